@@ -1,0 +1,82 @@
+"""Every error that a user can meet, each one line: what, where, what to do next.
+
+    HarnessError
+    ├── UsageError          exit 2   a command or a config that cannot be understood
+    │   └── ConfigError     exit 2   the same, with file and line
+    ├── EnvironmentFault    exit 3   the machine, the launcher, a missing package, no space
+    ├── ResumeRefused       exit 2   the folder holds another run
+    ├── VerificationFailed  exit 1   evidence that is present and wrong
+    ├── EvidenceIncomplete  exit 4   evidence that is not there: cannot tell
+    ├── TrainingFailed      exit 1   the run itself went wrong (non-finite loss, state not restorable)
+    └── Interrupted         exit 75  stopped by a signal, saved, to be requeued
+
+Example::
+
+    >>> str(HarnessError("no such file", where="run.yaml", remedy="check the path"))
+    'no such file: run.yaml; check the path'
+"""
+
+from __future__ import annotations
+
+
+class HarnessError(Exception):
+    """Root of the tree. ``what`` went wrong, ``where``, and the ``remedy``."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        text = self.what if self.where is None else f"{self.what}: {self.where}"
+        text = text if self.remedy is None else f"{text}; {self.remedy}"
+        return " ".join(text.split())
+
+
+class UsageError(HarnessError):
+    """The command cannot be understood."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """The config cannot be understood; ``where`` is ``file:line`` or the override."""
+
+
+class ResumeRefused(HarnessError):
+    """The run folder holds another run than the one that was asked for."""
+
+    exit_code = 2
+
+
+class EnvironmentFault(HarnessError):
+    """The machine or the installation does not allow it."""
+
+    exit_code = 3
+
+
+class VerificationFailed(HarnessError):
+    """Evidence is present and wrong."""
+
+    exit_code = 1
+
+
+class EvidenceIncomplete(HarnessError):
+    """Evidence is missing, so the question cannot be answered."""
+
+    exit_code = 4
+
+
+class TrainingFailed(HarnessError):
+    """The run went wrong: a non-finite loss, or a state that cannot be restored."""
+
+    exit_code = 1
+
+
+class Interrupted(HarnessError):
+    """Stopped by a signal after saving; restart with the same command."""
+
+    exit_code = 75

@@ -1,0 +1,272 @@
+"""The settings of a run: what may be written in a config file, with its meaning, unit and default.
+
+One frozen model a section; the docstring under each field is its documentation, from which
+``configs/README.md`` and ``harness config --schema`` are made. Reading files is `harness.config`'s work.
+
+Each field says what a change of it means for a run that is already on disk (DESIGN section 4):
+
+- ``another-run`` (the default): the numbers of the run would change; a resume is refused.
+- ``same-data``: the same samples in the same order, another reduction order.
+- ``operational``: where things go and what is recorded; no bit of the run depends on it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+
+Positive = Annotated[StrictInt, Field(gt=0)]
+Natural = Annotated[StrictInt, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+OPERATIONAL = {"resume": "operational"}
+SAME_DATA = {"resume": "same-data"}
+
+
+class Section(BaseModel):
+    """A frozen part of the config: unknown keys are errors, every field is documented."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Run(Section):
+    """Which run this is."""
+
+    dir: Path = Field(json_schema_extra=OPERATIONAL)
+    """Folder of the run. Started when it holds no checkpoint, continued when it does."""
+    name: StrictStr | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Name in statements, policies and trackers; the folder's name when absent."""
+    seed: Natural = 0
+    """Seed of everything random: initial weights, data order, dropout."""
+
+
+class Task(Section):
+    """What is learned. A task brings the model, the samples, the loss and the evaluation."""
+
+    kind: StrictStr = "language"
+    """`language`, `digits`, or the import path of a user's own task, `package.module:Class`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the task's class; `language` and `digits` list theirs in docs/tasks.md."""
+
+
+class Model(Section):
+    """The decoder of the language task (RoPE, RMSNorm, QK norm, SDPA)."""
+
+    layers: Positive = 6
+    """Number of blocks."""
+    width: Positive = 384
+    """Size of the residual stream; a multiple of twice the number of heads."""
+    heads: Positive = 6
+    """Query heads."""
+    kv_heads: Positive | None = None
+    """Key and value heads (grouped-query attention); as many as `heads` when absent."""
+    mlp: Literal["swiglu", "relu2"] = "swiglu"
+    """Feed-forward kind: SwiGLU (arXiv 2002.05202) or squared ReLU (arXiv 2109.08668)."""
+    dropout: Fraction = 0.0
+    """Dropout probability after attention and feed-forward."""
+    tie_embeddings: StrictBool = True
+    """Whether the output projection shares the token embedding's weight."""
+    rope_base: Annotated[float, Field(gt=0)] = 10_000.0
+    """Base of the rotary angles (arXiv 2104.09864)."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Model:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} is not a multiple of 2 x heads = {2 * self.heads}")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"kv_heads {self.kv_heads} does not divide heads {self.heads}")
+        return self
+
+
+class Data(Section):
+    """Where the documents come from."""
+
+    kind: StrictStr = "wheel"
+    """`wheel` (the .py files of installed packages, checked against the wheel's RECORD), `text`, `jsonl`,
+    `parquet`, `tokens` (token shards), or the import path of a user's own corpus."""
+    packages: list[StrictStr] = Field(default_factory=lambda: ["torch"])
+    """For `wheel`: names of the installed distributions."""
+    files: list[StrictStr] = Field(default_factory=list)
+    """For the file kinds: paths or glob patterns, relative to the config file; sorted, never empty."""
+    field: StrictStr = "text"
+    """For `jsonl` and `parquet`: the field that holds the document's text."""
+    sequence_length: Positive = 256
+    """Tokens of a sample."""
+    validation: Fraction = 0.05
+    """Share of the documents held out; a document is held out by the digest of its name and bytes."""
+    limit_bytes: Positive | None = None
+    """Use only this many bytes of documents, in order; all of them when absent."""
+    cache: Path | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Folder of token caches; `$XDG_CACHE_HOME/harness` or `~/.cache/harness` when absent."""
+
+
+class Tokenizer(Section):
+    """How text becomes tokens."""
+
+    kind: Literal["bytes", "bpe"] = "bytes"
+    """`bytes` (256 values and an end of document) or `bpe` (Hugging Face tokenizers)."""
+    file: Path | None = None
+    """For `bpe`: a tokenizer.json; when absent, one is trained on the training documents."""
+    vocabulary: Positive = 4096
+    """For a trained `bpe`: number of tokens."""
+
+
+class Optimizer(Section):
+    """Fused AdamW (arXiv 1711.05101)."""
+
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-4
+    """Peak learning rate."""
+    beta1: Fraction = 0.9
+    """Decay of the first moment."""
+    beta2: Fraction = 0.95
+    """Decay of the second moment."""
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    """Decoupled weight decay on tensors of two or more dimensions."""
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
+    """Largest global gradient norm; no clipping when null."""
+    ema: Fraction = 0.0
+    """Decay of an exponential moving average of the weights; 0 keeps none."""
+
+
+class Schedule(Section):
+    """The learning rate as a pure function of the step."""
+
+    kind: Literal["constant", "cosine", "wsd"] = "cosine"
+    """After the warm-up: constant, a half cosine, or stable then linear decay (WSD, arXiv 2404.06395)."""
+    warmup: Natural = 0
+    """Steps of linear warm-up."""
+    decay: Fraction = 0.2
+    """For `wsd`: share of the steps spent decaying."""
+    final: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Last learning rate as a share of `optimizer.lr`."""
+
+
+class Train(Section):
+    """How long, and in which pieces."""
+
+    steps: Positive
+    """Optimizer steps of the whole run."""
+    global_batch: Positive
+    """Samples of an optimizer step over all ranks."""
+    micro_batch: Positive = Field(json_schema_extra=SAME_DATA)
+    """Samples of one forward pass on one rank. Accumulation is derived: global / (micro x world size)."""
+    world_size: Positive | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Processes that must really run; a different number is an error. Not checked when null."""
+    activation_checkpointing: StrictBool = Field(default=False, json_schema_extra=SAME_DATA)
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    data_workers: Natural = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Loader processes of each rank; 0 loads in the training process."""
+    log_every: Positive = Field(default=10, json_schema_extra=OPERATIONAL)
+    """Steps between refreshes of what is shown; metrics.jsonl has every step regardless."""
+
+
+class Checkpoint(Section):
+    """When a checkpoint is written and which are kept."""
+
+    every: Positive = Field(default=100, json_schema_extra=OPERATIONAL)
+    """Steps between checkpoints; the last step and an interruption are always saved."""
+    keep: Literal["all"] | Positive = Field(default="all", json_schema_extra=OPERATIONAL)
+    """`all`, or the number of newest checkpoints whose tensors are kept."""
+
+
+class Evaluate(Section):
+    """Evaluation on the held-out split."""
+
+    every: Natural = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Steps between evaluations; 0 evaluates only at the end."""
+    batches: Positive = Field(default=8, json_schema_extra=OPERATIONAL)
+    """Micro-batches of an evaluation over all ranks, always the same ones."""
+
+
+class Determinism(Section):
+    """What is watched, and what is made deterministic."""
+
+    mode: Literal["off", "warn", "strict"] = Field(default="warn", json_schema_extra=SAME_DATA)
+    """`off` watches nothing; `warn` keeps the ledger and changes no bit; `strict` also asks torch for
+    deterministic algorithms and stops at an op that has none."""
+    census_every: Positive = Field(default=50, json_schema_extra=OPERATIONAL)
+    """Steps between operator censuses; the first step of a launch always takes one."""
+    step_digests: StrictBool = Field(default=True, json_schema_extra=OPERATIONAL)
+    """Digest each batch and the RNG state, and chain them with loss and gradient norm in metrics.jsonl."""
+
+
+class Signing(Section):
+    """Who signs."""
+
+    key: Path | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """The `NAME.key` file that `harness keys new` wrote; else $HARNESS_SIGNING_KEY, else the key of the
+    user's config folder, made at first use."""
+
+
+class Track(Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    wandb: Literal["off", "offline", "online"] = Field(default="off", json_schema_extra=OPERATIONAL)
+    """Weights & Biases; imported only when on, never a prompt."""
+    project: StrictStr = Field(default="harness", json_schema_extra=OPERATIONAL)
+    """Project name for wandb."""
+    trackers: list[StrictStr] = Field(default_factory=list, json_schema_extra=OPERATIONAL)
+    """Import paths of further trackers, `package.module:Class`."""
+
+
+class Settings(Section):
+    """A whole run."""
+
+    run: Run
+    task: Task = Task()
+    model: Model | None = None
+    """Only for tasks that build the decoder; the language task fills in the defaults."""
+    data: Data | None = None
+    """Only for tasks that read a corpus; the language task fills in the defaults."""
+    tokenizer: Tokenizer | None = None
+    """Only for tasks that read a corpus; the language task fills in the defaults."""
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    train: Train
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+    determinism: Determinism = Determinism()
+    signing: Signing = Signing()
+    track: Track = Track()
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
+    """Arithmetic of the forward and backward pass; weights and optimizer state stay fp32."""
+    parallel: Literal["ddp"] = Field(default="ddp", json_schema_extra=SAME_DATA)
+    """How ranks share the work."""
+    compile: StrictBool = Field(default=False, json_schema_extra=SAME_DATA)
+    """Whether the model goes through torch.compile."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_language(cls, values: Any) -> Any:
+        """The language task needs all three sections; absent ones take their defaults."""
+        if not isinstance(values, dict):
+            return values
+        task = values.get("task") or {}
+        kind = task.get("kind", "language") if isinstance(task, dict) else getattr(task, "kind", "language")
+        sections = ("model", "data", "tokenizer")
+        if kind == "language":
+            return {**values, **{name: values.get(name) or {} for name in sections}}
+        if kind == "digits" and any(values.get(name) is not None for name in sections):
+            given = ", ".join(name for name in sections if values.get(name) is not None)
+            raise ValueError(f"task.kind digits brings its own model and data; remove {given}")
+        return values
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Settings:
+        if self.train.global_batch % self.train.micro_batch:
+            raise ValueError(
+                f"train.global_batch {self.train.global_batch} is not a multiple of "
+                f"train.micro_batch {self.train.micro_batch}"
+            )
+        if self.schedule.warmup > self.train.steps:
+            raise ValueError(f"schedule.warmup {self.schedule.warmup} exceeds train.steps {self.train.steps}")
+        return self
+
+    @property
+    def run_name(self) -> str:
+        """The name of the run, or its folder's."""
+        return self.run.name or self.run.dir.name
