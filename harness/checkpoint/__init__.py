@@ -1,0 +1,1 @@
+"""Saving and restoring everything that a step depends on, without pickle. Needs no trainer."""

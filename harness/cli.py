@@ -1,0 +1,105 @@
+"""The command line: find the verb, parse, call, print.
+
+Every verb takes ``--json`` (one JSON object on stdout and nothing else) and ``--help`` with an example.
+An error is one line on stderr; its exit code says what kind it is (see `harness.errors`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from harness.commands import Outcome
+from harness.errors import HarnessError
+
+VERBS = {
+    "train": "start a run, or continue it when its folder holds a checkpoint",
+    "verify": "check a checkpoint or a run: signatures, files, digests, statements, lineage, log",
+    "show": "what made this checkpoint, in one screen",
+    "diff": "compare two checkpoints or two runs",
+    "lineage": "the graph of checkpoints, resumes and parents",
+    "kernels": "the ledger of nondeterministic kernels",
+    "report": "a report of one or more runs, with curves",
+    "watch": "a live view of a run from its files",
+    "keys": "make and show signing identities",
+    "config": "the resolved config and where each value came from",
+    "plan": "parameters, memory, tokens and checkpoint bytes of a run, before it starts",
+    "doctor": "what this machine can do, and what is wrong with it",
+}
+
+
+def _overview() -> argparse.ArgumentParser:
+    width = max(map(len, VERBS))
+    parser = argparse.ArgumentParser(
+        prog="harness",
+        description="Training whose checkpoints can prove where they came from.",
+        epilog="verbs:\n"
+        + "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
+        + "\n\n`harness VERB --help` shows the options and an example.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    parser.add_argument("verb", metavar="VERB", nargs="?", choices=list(VERBS))
+    return parser
+
+
+def _verb_parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"harness {verb}",
+        description=(module.__doc__ or VERBS[verb]).strip(),
+        epilog=f"example:\n  {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line ``arguments`` (``sys.argv[1:]`` by default) and return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] not in VERBS:
+        options = _overview().parse_args(words)
+        if options.version:
+            import harness
+
+            print(f"harness {harness.__version__}")
+        else:
+            _overview().print_help()
+        return 0
+    verb, rest = words[0], words[1:]
+    module = importlib.import_module(f"harness.commands.{verb}")
+    options = _verb_parser(verb, module).parse_args(rest)
+    return _call(module, options)
+
+
+def _call(module: ModuleType, options: argparse.Namespace) -> int:
+    try:
+        outcome: Outcome = module.run(options)
+    except HarnessError as error:
+        _print_error(error, options.json)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("harness: stopped by the keyboard", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has left; stdout must not be flushed into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if options.json:
+        print(json.dumps(outcome.document, ensure_ascii=False, allow_nan=False))
+    elif outcome.text:
+        print(outcome.text)
+    return outcome.exit_code
+
+
+def _print_error(error: HarnessError, as_json: bool) -> None:
+    if as_json:
+        fields = {"what": error.what, "where": error.where, "remedy": error.remedy}
+        print(json.dumps({"error": fields, "exit_code": error.exit_code}, ensure_ascii=False))
+    print(f"harness: {error}", file=sys.stderr)

@@ -1,0 +1,94 @@
+"""Colour and progress on a terminal, and neither where nobody looks.
+
+Colour obeys https://no-color.org and appears only on a terminal. Progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Literal
+
+Style = Literal["red", "green", "yellow", "bold", "dim"]
+
+_CODES: dict[Style, str] = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
+_REDRAW_SECONDS = 0.1
+_BAR_WIDTH = 24
+
+
+def coloured(stream: IO[str]) -> bool:
+    """Whether ``stream`` is a terminal that wants colour."""
+    return "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def style(text: str, name: Style, stream: IO[str] | None = None) -> str:
+    """``text`` in a colour when ``stream`` (stdout by default) shows colours, else unchanged."""
+    if not coloured(stream or sys.stdout):
+        return text
+    return f"\x1b[{_CODES[name]}m{text}\x1b[0m"
+
+
+def human_bytes(count: float) -> str:
+    """``count`` bytes with a binary unit: ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def human_seconds(seconds: float) -> str:
+    """``seconds`` as ``12 s``, ``3 min 05 s`` or ``2 h 10 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Progress:
+    """A bar on stderr that counts bytes or items; silent when ``visible`` is false."""
+
+    def __init__(self, total: int, unit: str, label: str, visible: bool) -> None:
+        self._total = max(total, 1)
+        self._unit = unit
+        self._label = label
+        self._visible = visible
+        self._done = 0
+        self._drawn = 0.0
+
+    def advance(self, count: int) -> None:
+        """``count`` more of the total are done."""
+        self._done += count
+        now = time.monotonic()
+        if self._visible and (now - self._drawn > _REDRAW_SECONDS or self._done >= self._total):
+            self._drawn = now
+            self._draw()
+
+    def _draw(self) -> None:
+        share = min(self._done / self._total, 1.0)
+        filled = round(share * _BAR_WIDTH)
+        amount = human_bytes(self._done) if self._unit == "B" else f"{self._done} {self._unit}"
+        bar = "█" * filled + "░" * (_BAR_WIDTH - filled)
+        sys.stderr.write(f"\r{self._label} {bar} {share:4.0%} {amount}\x1b[K")
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        """Remove the bar from the screen."""
+        if self._visible and self._drawn:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+@contextmanager
+def progress(total: int, unit: str, label: str, *, quiet: bool = False) -> Iterator[Progress]:
+    """A progress bar for ``total`` of ``unit`` (``"B"`` for bytes); shown on a terminal unless ``quiet``."""
+    bar = Progress(total, unit, label, visible=sys.stderr.isatty() and not quiet)
+    try:
+        yield bar
+    finally:
+        bar.clear()
