@@ -82,7 +82,8 @@ def _call(module: ModuleType, options: argparse.Namespace) -> int:
     try:
         outcome: Outcome = module.run(options)
     except HarnessError as error:
-        _print_error(error, options.json)
+        if not error.silent:
+            _print_error(error, options.json)
         return error.exit_code
     except KeyboardInterrupt:
         print("harness: stopped by the keyboard", file=sys.stderr)

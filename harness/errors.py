@@ -23,6 +23,8 @@ class HarnessError(Exception):
     """Root of the tree. ``what`` went wrong, ``where``, and the ``remedy``."""
 
     exit_code = 1
+    silent = False
+    """Whether somebody else prints it."""
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
         self.what = what

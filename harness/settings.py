@@ -13,16 +13,72 @@ Each field says what a change of it means for a run that is already on disk (DES
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+Effect = Literal["operational", "same-data", "another-run"]
+
+OPERATIONAL: dict[str, Any] = {"resume": "operational"}
+SAME_DATA: dict[str, Any] = {"resume": "same-data"}
+
+
+def _one_line(text: Any) -> Any:
+    """Text that can be printed on a line; names and paths go into statements, screens and error lines."""
+    if isinstance(text, str) and not text:
+        raise ValueError("must not be empty")
+    if isinstance(text, str) and not text.isprintable():
+        raise ValueError("must be one line of printable characters")
+    return text
+
+
+def _written_path(value: Any) -> Any:
+    """A path as written: nothing is expanded, so that run.yaml says what was used."""
+    if not isinstance(value, (str, Path)):
+        raise PydanticCustomError("path_type", "must be a path")
+    text = str(_one_line(value if isinstance(value, str) else str(value)))
+    if text.startswith("~") or "$" in text:
+        raise ValueError("~ and $ are not expanded; write the path itself")
+    return value
+
+
+def _keywords(options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    for name in options:
+        if not name.isidentifier():
+            raise ValueError(f"option {name!r} is no name of an argument")
+    return options
+
 
 Positive = Annotated[StrictInt, Field(gt=0)]
 Natural = Annotated[StrictInt, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Fraction = Annotated[Number, Field(ge=0, lt=1)]
+Word = Annotated[StrictStr, AfterValidator(_one_line)]
+WrittenPath = Annotated[Path, BeforeValidator(_written_path)]
+WrittenPattern = Annotated[StrictStr, BeforeValidator(_written_path)]
+Options = Annotated[dict[str, JsonValue], AfterValidator(_keywords)]
 
-OPERATIONAL = {"resume": "operational"}
-SAME_DATA = {"resume": "same-data"}
+
+LANGUAGE_SECTIONS = ("model", "data", "tokenizer")
+"""Sections that only the language task reads."""
+
+
+def _disagreement(key: str, text: str) -> PydanticCustomError:
+    """Values that do not fit together; the error points at ``key``."""
+    return PydanticCustomError("disagreement", "{text}", {"text": text, "key": key})
 
 
 class Section(BaseModel):
@@ -34,10 +90,11 @@ class Section(BaseModel):
 class Run(Section):
     """Which run this is."""
 
-    dir: Path = Field(json_schema_extra=OPERATIONAL)
-    """Folder of the run. Started when it holds no checkpoint, continued when it does."""
-    name: StrictStr | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """Name in statements, policies and trackers; the folder's name when absent."""
+    dir: WrittenPath = Field(json_schema_extra=OPERATIONAL)
+    """Folder of the run, relative to the working directory. Started when it holds no checkpoint,
+    continued when it does."""
+    name: Word | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Name in statements, policies and trackers; the folder's name when null."""
     seed: Natural = 0
     """Seed of everything random: initial weights, data order, dropout."""
 
@@ -45,9 +102,9 @@ class Run(Section):
 class Task(Section):
     """What is learned. A task brings the model, the samples, the loss and the evaluation."""
 
-    kind: StrictStr = "language"
+    kind: Word = "language"
     """`language`, `digits`, or the import path of a user's own task, `package.module:Class`."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     """Keyword arguments of the task's class; `language` and `digits` list theirs in docs/tasks.md."""
 
 
@@ -61,45 +118,49 @@ class Model(Section):
     heads: Positive = 6
     """Query heads."""
     kv_heads: Positive | None = None
-    """Key and value heads (grouped-query attention); as many as `heads` when absent."""
+    """Key and value heads (grouped-query attention); as many as `heads` when null."""
     mlp: Literal["swiglu", "relu2"] = "swiglu"
     """Feed-forward kind: SwiGLU (arXiv 2002.05202) or squared ReLU (arXiv 2109.08668)."""
     dropout: Fraction = 0.0
     """Dropout probability after attention and feed-forward."""
     tie_embeddings: StrictBool = True
     """Whether the output projection shares the token embedding's weight."""
-    rope_base: Annotated[float, Field(gt=0)] = 10_000.0
+    rope_base: Annotated[Number, Field(gt=0)] = 10_000.0
     """Base of the rotary angles (arXiv 2104.09864)."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Model:
         if self.width % (2 * self.heads):
-            raise ValueError(f"width {self.width} is not a multiple of 2 x heads = {2 * self.heads}")
+            raise _disagreement(
+                "model.width", f"model.width {self.width} is not a multiple of 2 x heads = {2 * self.heads}"
+            )
         if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"kv_heads {self.kv_heads} does not divide heads {self.heads}")
+            text = f"model.kv_heads {self.kv_heads} does not divide model.heads {self.heads}"
+            raise _disagreement("model.kv_heads", text)
         return self
 
 
 class Data(Section):
     """Where the documents come from."""
 
-    kind: StrictStr = "wheel"
+    kind: Word = "wheel"
     """`wheel` (the .py files of installed packages, checked against the wheel's RECORD), `text`, `jsonl`,
     `parquet`, `tokens` (token shards), or the import path of a user's own corpus."""
-    packages: list[StrictStr] = Field(default_factory=lambda: ["torch"])
+    packages: list[Word] = Field(default_factory=lambda: ["torch"])
     """For `wheel`: names of the installed distributions."""
-    files: list[StrictStr] = Field(default_factory=list)
+    files: list[WrittenPattern] = Field(default_factory=list)
     """For the file kinds: paths or glob patterns, relative to the config file; sorted, never empty."""
-    field: StrictStr = "text"
+    field: Word = "text"
     """For `jsonl` and `parquet`: the field that holds the document's text."""
     sequence_length: Positive = 256
     """Tokens of a sample."""
     validation: Fraction = 0.05
     """Share of the documents held out; a document is held out by the digest of its name and bytes."""
     limit_bytes: Positive | None = None
-    """Use only this many bytes of documents, in order; all of them when absent."""
-    cache: Path | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """Folder of token caches; `$XDG_CACHE_HOME/harness` or `~/.cache/harness` when absent."""
+    """Use only this many bytes of documents, in order; all of them when null."""
+    cache: WrittenPath | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Folder of token caches, relative to the config file; `$XDG_CACHE_HOME/harness` or `~/.cache/harness`
+    when null."""
 
 
 class Tokenizer(Section):
@@ -107,8 +168,9 @@ class Tokenizer(Section):
 
     kind: Literal["bytes", "bpe"] = "bytes"
     """`bytes` (256 values and an end of document) or `bpe` (Hugging Face tokenizers)."""
-    file: Path | None = None
-    """For `bpe`: a tokenizer.json; when absent, one is trained on the training documents."""
+    file: WrittenPath | None = None
+    """For `bpe`: a tokenizer.json, relative to the config file; when null, one is trained on the training
+    documents."""
     vocabulary: Positive = 4096
     """For a trained `bpe`: number of tokens."""
 
@@ -116,17 +178,17 @@ class Tokenizer(Section):
 class Optimizer(Section):
     """Fused AdamW (arXiv 1711.05101)."""
 
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3e-4
+    lr: Annotated[Number, Field(gt=0)] = 3e-4
     """Peak learning rate."""
     beta1: Fraction = 0.9
     """Decay of the first moment."""
     beta2: Fraction = 0.95
     """Decay of the second moment."""
-    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-8
+    eps: Annotated[Number, Field(gt=0)] = 1e-8
     """Added to the denominator."""
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.1
     """Decoupled weight decay on tensors of two or more dimensions."""
-    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = 1.0
+    clip: Annotated[Number, Field(gt=0)] | None = 1.0
     """Largest global gradient norm; no clipping when null."""
     ema: Fraction = 0.0
     """Decay of an exponential moving average of the weights; 0 keeps none."""
@@ -141,7 +203,7 @@ class Schedule(Section):
     """Steps of linear warm-up."""
     decay: Fraction = 0.2
     """For `wsd`: share of the steps spent decaying."""
-    final: Annotated[float, Field(ge=0, le=1)] = 0.1
+    final: Annotated[Number, Field(ge=0, le=1)] = 0.1
     """Last learning rate as a share of `optimizer.lr`."""
 
 
@@ -197,9 +259,9 @@ class Determinism(Section):
 class Signing(Section):
     """Who signs."""
 
-    key: Path | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """The `NAME.key` file that `harness keys new` wrote; else $HARNESS_SIGNING_KEY, else the key of the
-    user's config folder, made at first use."""
+    key: WrittenPath | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """The `NAME.key` file that `harness keys new` wrote, relative to the working directory; when null,
+    $HARNESS_SIGNING_KEY, else the key of the user's config folder, made at first use."""
 
 
 class Track(Section):
@@ -207,9 +269,9 @@ class Track(Section):
 
     wandb: Literal["off", "offline", "online"] = Field(default="off", json_schema_extra=OPERATIONAL)
     """Weights & Biases; imported only when on, never a prompt."""
-    project: StrictStr = Field(default="harness", json_schema_extra=OPERATIONAL)
+    project: Word = Field(default="harness", json_schema_extra=OPERATIONAL)
     """Project name for wandb."""
-    trackers: list[StrictStr] = Field(default_factory=list, json_schema_extra=OPERATIONAL)
+    trackers: list[Word] = Field(default_factory=list, json_schema_extra=OPERATIONAL)
     """Import paths of further trackers, `package.module:Class`."""
 
 
@@ -219,11 +281,11 @@ class Settings(Section):
     run: Run
     task: Task = Task()
     model: Model | None = None
-    """Only for tasks that build the decoder; the language task fills in the defaults."""
+    """The language task fills in the defaults; other tasks have none."""
     data: Data | None = None
-    """Only for tasks that read a corpus; the language task fills in the defaults."""
+    """The language task fills in the defaults; other tasks have none."""
     tokenizer: Tokenizer | None = None
-    """Only for tasks that read a corpus; the language task fills in the defaults."""
+    """The language task fills in the defaults; other tasks have none."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     train: Train
@@ -247,26 +309,51 @@ class Settings(Section):
             return values
         task = values.get("task") or {}
         kind = task.get("kind", "language") if isinstance(task, dict) else getattr(task, "kind", "language")
-        sections = ("model", "data", "tokenizer")
-        if kind == "language":
-            return {**values, **{name: values.get(name) or {} for name in sections}}
-        if kind == "digits" and any(values.get(name) is not None for name in sections):
-            given = ", ".join(name for name in sections if values.get(name) is not None)
-            raise ValueError(f"task.kind digits brings its own model and data; remove {given}")
-        return values
+        if kind != "language":
+            return values
+        absent: dict[str, Any] = {name: {} for name in LANGUAGE_SECTIONS if values.get(name) is None}
+        return {**values, **absent}
 
     @model_validator(mode="after")
     def _agrees(self) -> Settings:
-        if self.train.global_batch % self.train.micro_batch:
-            raise ValueError(
-                f"train.global_batch {self.train.global_batch} is not a multiple of "
-                f"train.micro_batch {self.train.micro_batch}"
-            )
-        if self.schedule.warmup > self.train.steps:
-            raise ValueError(f"schedule.warmup {self.schedule.warmup} exceeds train.steps {self.train.steps}")
+        train, schedule = self.train, self.schedule
+        for name in LANGUAGE_SECTIONS if self.task.kind != "language" else ():
+            if getattr(self, name) is not None:
+                text = f"task.kind {self.task.kind} takes no section {name}; it has task.options"
+                raise _disagreement(name, text)
+        if train.global_batch % train.micro_batch:
+            text = f"{train.global_batch} is not a multiple of train.micro_batch {train.micro_batch}"
+            raise _disagreement("train.global_batch", f"train.global_batch {text}")
+        if schedule.warmup > train.steps:
+            text = f"schedule.warmup {schedule.warmup} exceeds train.steps {train.steps}"
+            raise _disagreement("schedule.warmup", text)
         return self
 
     @property
     def run_name(self) -> str:
         """The name of the run, or its folder's."""
         return self.run.name or self.run.dir.name
+
+
+def section_of(name: str) -> type[Section] | None:
+    """The model of the section ``name``; None for a key that is no section."""
+    field = Settings.model_fields.get(name)
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+
+
+def field_of(key: str) -> FieldInfo:
+    """The field that ``key`` belongs to: ``train.steps``, ``task.options.width``. Raises `KeyError`."""
+    name, *rest = key.split(".")
+    section = section_of(name)
+    if section is None or not rest:
+        return Settings.model_fields[name]
+    return section.model_fields[rest[0]]
+
+
+def effect_of(key: str) -> Effect:
+    """What a change of ``key`` means for a run that is already on disk. Raises `KeyError`."""
+    extra = field_of(key).json_schema_extra
+    named = extra.get("resume") if isinstance(extra, dict) else None
+    effects: dict[Any, Effect] = {"operational": "operational", "same-data": "same-data"}
+    return effects.get(named, "another-run")

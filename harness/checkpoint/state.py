@@ -3,7 +3,7 @@
 The model goes to ``model.safetensors`` under its public names, a shared weight once. Everything else that a
 step reads goes to ``optimizer-00001-of-00001.safetensors``:
 
-- ``optimizer.PARAMETER.SLOT`` for every tensor of the optimizer's state (``exp_avg``, ``exp_avg_sq``, ``step``)
+- ``optimizer.PARAMETER.SLOT`` for every tensor of the optimizer's state (``exp_avg``, ``step``…)
 - ``ema.PARAMETER`` for an exponential moving average of the weights
 - ``scaler.NAME`` for the loss scaler of fp16
 - ``buffer.NAME`` for buffers that the model does not put in its state dict
@@ -132,7 +132,10 @@ def _load_slots(
 
 
 def _scaler_tensors(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
-    return {f"scaler.{key}": torch.tensor([value], dtype=torch.float64) for key, value in scaler.state_dict().items()}
+    return {
+        f"scaler.{key}": torch.tensor([value], dtype=torch.float64)
+        for key, value in scaler.state_dict().items()
+    }
 
 
 def _load_scaler(scaler: torch.amp.GradScaler, tensors: Mapping[str, Tensor]) -> None:

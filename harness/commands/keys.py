@@ -41,7 +41,7 @@ def _new(out: Path) -> Outcome:
         "key_ids": [key.key_id for key in map(keys.load_public, files.public)],
     }
     lines = [
-        f"private  {files.private}  (mode 0600; sign with signing.key={files.private}; keep it off shared disks)",
+        f"private  {files.private}  (mode 0600; config: signing.key; keep it off shared disks)",
         *(f"public   {path}  (give to auditors: verify --key {path})" for path in files.public),
     ]
     return Outcome(document, "\n".join(lines))
@@ -49,8 +49,10 @@ def _new(out: Path) -> Outcome:
 
 def _show(file: Path) -> Outcome:
     shown = keys.describe(file)
-    document = {"file": str(file), "private": shown.private, "keys": [
-        {"algorithm": key.algorithm, "key_id": key.key_id} for key in shown.keys
-    ]}
+    document = {
+        "file": str(file),
+        "private": shown.private,
+        "keys": [{"algorithm": key.algorithm, "key_id": key.key_id} for key in shown.keys],
+    }
     kind = "private" if shown.private else "public"
     return Outcome(document, "\n".join(f"{kind} {key.algorithm} {key.key_id}" for key in shown.keys))

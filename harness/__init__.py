@@ -1,0 +1,3 @@
+"""Distributed training whose checkpoints can prove where they came from."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,148 @@
+"""The nondeterminism ledger for a reader: rows to act on, and what nobody looked at.
+
+Pure: a parsed ledger in, text or plain JSON values out.
+
+- A ledger that no observer filled reads "not observed", never "deterministic".
+- What was not looked at is said in every case: steps, ranks, compiled regions, double execution.
+
+Example::
+
+    >>> from harness.format.ledger import Ledger
+    >>> not_looked_at(Ledger(mode="off"))[0]
+    'not observed: no observer looked at any step (determinism.mode off)'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from harness.format.ledger import EVIDENCE, Coverage, Ledger, Row
+
+_SHOWN_NAMES = 8
+_MEANING = {
+    "documented": "on the framework's list of nondeterministic operations, and ran",
+    "observed": "known to add in no fixed order, and seen by sampling",
+    "measured": "executed twice from the same state with different bits",
+}
+
+
+def document(ledger: Ledger) -> dict[str, Any]:
+    """The ledger as plain JSON values, with what was not looked at."""
+    return {
+        **dataclasses.asdict(ledger),
+        "observed_anything": ledger.observed_anything,
+        "not_looked_at": not_looked_at(ledger),
+    }
+
+
+def render(ledger: Ledger) -> str:
+    """The ledger as text for a terminal."""
+    return "\n".join(_lines(ledger))
+
+
+def not_looked_at(ledger: Ledger) -> list[str]:
+    """Every gap of the coverage, one line each."""
+    return list(_gaps(ledger, {entry.observer: entry for entry in ledger.coverage}))
+
+
+def _gaps(ledger: Ledger, coverage: dict[str, Coverage]) -> Iterator[str]:
+    if not ledger.observed_anything:
+        yield f"not observed: no observer looked at any step (determinism.mode {ledger.mode})"
+        return
+    census = coverage.get("census")
+    if census is None:
+        yield "operators: no census was taken"
+    else:
+        yield (
+            f"operators: the census took {_count(census.steps, 'step')} between {census.first_step} and "
+            f"{census.last_step} on {_ranks(census)}; other steps and ranks were not looked at"
+        )
+    if ledger.compiled_regions:
+        yield _compiled_gap(ledger, coverage.get("codegen"))
+    if ledger.unreadable:
+        yield f"generated code: {_count(ledger.unreadable, 'file')} could not be read"
+    if ledger.unclassified:
+        yield f"no list says anything about {_names(ledger.unclassified)}"
+    if any(row.device not in ("cpu", "meta") for row in ledger.rows) and "profiler" not in coverage:
+        yield "kernel names: the profiler did not run"
+    if not any(row.evidence == "measured" for row in ledger.rows):
+        yield "double execution: no row is measured, so no difference of bits has been looked for or found"
+
+
+def _compiled_gap(ledger: Ledger, codegen: Coverage | None) -> str:
+    regions = _count(ledger.compiled_regions, "compiled region")
+    if codegen is None or not codegen.items:
+        return f"{regions}: their generated code was not read"
+    return f"{regions}: seen through library calls and {_count(codegen.items, 'file')} of generated code only"
+
+
+def _lines(ledger: Ledger) -> Iterator[str]:
+    yield _headline(ledger)
+    for kind in EVIDENCE:
+        rows = [row for row in ledger.rows if row.evidence == kind]
+        if rows:
+            yield ""
+            yield f"{kind}: {_MEANING[kind]}"
+            for row in rows:
+                yield from _row(row)
+    if ledger.mitigated:
+        yield ""
+        yield "made deterministic by a setting"
+        for entry in ledger.mitigated:
+            yield f"  {entry.op}  {entry.device}  {entry.by}  seen {_count(entry.count, 'time')}"
+    yield ""
+    yield "looked at"
+    yield from (_coverage(entry) for entry in ledger.coverage)
+    if not ledger.coverage:
+        yield "  nothing"
+    yield "not looked at"
+    yield from (f"  {gap}" for gap in not_looked_at(ledger))
+
+
+def _headline(ledger: Ledger) -> str:
+    if not ledger.observed_anything:
+        return "not observed"
+    if not ledger.rows:
+        return "no order-dependent operator or kernel was seen, as far as the coverage below reaches"
+    counts = ", ".join(
+        f"{sum(row.evidence == kind for row in ledger.rows)} {kind}"
+        for kind in EVIDENCE
+        if _has(ledger, kind)
+    )
+    return f"{_count(len(ledger.rows), 'order-dependent operator')}: {counts}"
+
+
+def _has(ledger: Ledger, kind: str) -> bool:
+    return any(row.evidence == kind for row in ledger.rows)
+
+
+def _row(row: Row) -> Iterator[str]:
+    place = f"  {row.call_site}" if row.call_site else ""
+    yield f"  {row.op}  {row.backend} {row.device} {row.dtype}{place}"
+    if row.kernel:
+        yield f"      kernel   {row.kernel}"
+    yield f"      seen     {_count(row.count, 'time')}, steps {row.first_step} to {row.last_step}"
+    yield f"      source   {row.source}"
+    yield f"      instead  {row.alternative or 'nothing known'}"
+
+
+def _coverage(entry: Coverage) -> str:
+    return (
+        f"  {entry.observer}: {_count(entry.steps, 'time')}, steps {entry.first_step} to {entry.last_step}, "
+        f"{_ranks(entry)}, {entry.microseconds} µs of its own"
+    )
+
+
+def _ranks(entry: Coverage) -> str:
+    return f"rank{'s' * (len(entry.ranks) != 1)} {', '.join(str(rank) for rank in entry.ranks)}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
+def _names(names: tuple[str, ...]) -> str:
+    more = len(names) - _SHOWN_NAMES
+    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,1 @@
+"""Documents, tokens and the order of samples. Only the loader needs torch."""

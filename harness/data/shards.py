@@ -1,0 +1,122 @@
+"""Token shards that the user made: ``data.kind: tokens``.
+
+A shard is a safetensors file with the 1-D tensor ``tokens`` (U16 or U32) and, where known, ``bytes`` (U8, U16
+or U32, as long): how many bytes of text each token stands for. Its metadata:
+
+- ``vocabulary``: number of tokens, the same in all shards
+- ``split``: ``train`` or ``held-out``; ``data.validation`` is not used
+- ``tokenizer`` (optional): hex sha256 of the tokenizer.json. It must be the configured one's.
+
+A shard is mapped, never read whole into memory, after it was digested.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.data.corpus import files_digest, matching_files
+from harness.data.tokenizer import Encoder
+from harness.data.tokens import Array, TokenData, map_array
+from harness.errors import ConfigError
+from harness.format import safetensors_header
+from harness.settings import Data
+
+_DTYPES = {"U8": "<u1", "U16": "<u2", "U32": "<u4"}
+_TOKEN_DTYPES = ("U16", "U32")
+
+
+@dataclass(frozen=True)
+class _Shard:
+    tokens: Array
+    bytes: Array | None
+    vocabulary: int
+    split: str
+    tokenizer: str | None
+
+
+def open_shards(data: Data, tokenizer: Encoder | None, base: Path) -> TokenData:
+    """The tokens of the shards ``data.files``, relative to ``base``.
+
+    Raises `ConfigError` when a shard is not one, shards disagree, a token is outside the vocabulary, or
+    their tokenizer is not ``tokenizer``.
+    """
+    if data.limit_bytes is not None:
+        raise ConfigError("data.limit_bytes does not apply to token shards", remedy="list fewer shards")
+    paths = matching_files(data.files, base)
+    files = {name: _digest(path) for name, path in paths.items()}
+    shards = {name: _open_shard(path, name) for name, path in paths.items()}
+    vocabulary, digest = _agreed(shards)
+    train = tuple(shard.tokens for shard in shards.values() if shard.split == "train")
+    held_out = [shard for shard in shards.values() if shard.split == "held-out"]
+    sizes = tuple(shard.bytes for shard in held_out if shard.bytes is not None)
+    if digest is not None and (tokenizer is None or tokenizer.digest != digest):
+        raise ConfigError(
+            f"the shards were made with the tokenizer {digest[:12]}…",
+            remedy="name it in tokenizer.kind and tokenizer.file",
+        )
+    return TokenData(
+        train=train,
+        held_out=tuple(shard.tokens for shard in held_out),
+        held_out_bytes=sizes if len(sizes) == len(held_out) else None,
+        vocabulary=vocabulary,
+        corpus=files_digest(files),
+        tokenizer=digest,
+        tokenizer_file=tokenizer.file if tokenizer is not None and digest is not None else None,
+        counts={
+            "files": len(files),
+            "tokens": sum(map(len, train)),
+            "held_out_tokens": sum(len(shard.tokens) for shard in held_out),
+        },
+        files=files,
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_shard(path: Path, name: str) -> _Shard:
+    header = safetensors_header.read_header(path)
+    spans = {span.name: span for span in header.tensors}
+    if "tokens" not in spans or set(spans) - {"tokens", "bytes"}:
+        raise ConfigError(f"a shard holds `tokens` and perhaps `bytes`, not {sorted(spans)}", where=name)
+    arrays = {}
+    for key, span in spans.items():
+        allowed = _TOKEN_DTYPES if key == "tokens" else tuple(_DTYPES)
+        if len(span.shape) != 1 or span.dtype not in allowed or not span.shape[0]:
+            raise ConfigError(
+                f"`{key}` is {span.dtype} {list(span.shape)}, not 1-D {'/'.join(allowed)}", where=name
+            )
+        arrays[key] = map_array(path, _DTYPES[span.dtype], span.start, span.shape[0])
+    if "bytes" in arrays and len(arrays["bytes"]) != len(arrays["tokens"]):
+        raise ConfigError("`bytes` and `tokens` differ in length", where=name)
+    vocabulary = _vocabulary(header.metadata, name)
+    if int(arrays["tokens"].max()) >= vocabulary:
+        raise ConfigError(
+            f"token {int(arrays['tokens'].max())} is outside the vocabulary {vocabulary}", where=name
+        )
+    split = header.metadata.get("split")
+    if split not in ("train", "held-out"):
+        raise ConfigError(f"metadata `split` is {split!r}, not train or held-out", where=name)
+    return _Shard(arrays["tokens"], arrays.get("bytes"), vocabulary, split, header.metadata.get("tokenizer"))
+
+
+def _vocabulary(metadata: Mapping[str, str], name: str) -> int:
+    text = metadata.get("vocabulary", "")
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ConfigError(f"metadata `vocabulary` is {text!r}, not a number", where=name)
+    return int(text)
+
+
+def _agreed(shards: Mapping[str, _Shard]) -> tuple[int, str | None]:
+    """The vocabulary and tokenizer of all shards."""
+    seen = {(shard.vocabulary, shard.tokenizer) for shard in shards.values()}
+    if len(seen) != 1:
+        raise ConfigError(f"shards differ in vocabulary or tokenizer: {sorted(map(str, seen))}")
+    if not any(shard.split == "train" for shard in shards.values()):
+        raise ConfigError("no shard has the split train", remedy="set `split` in the shards' metadata")
+    return seen.pop()

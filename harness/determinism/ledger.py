@@ -1,0 +1,304 @@
+"""The nondeterminism ledger of a training process: what ran, how it was seen, and what was not looked at.
+
+    ledger = Ledger(mode="warn", census_every=50, rank=0, device=torch.device("cpu"))
+    with ledger.observe(step):          # forward, backward and optimizer of an update
+        loss = ...
+        ledger.walk(loss)               # before backward; does nothing on a step that is not due
+        loss.backward()
+    ledger.scan(step)                   # after the first step and at each save
+    payload = ledger.to_bytes()         # ledger.json of a checkpoint
+
+- Nothing that the ledger does changes a bit of the run: no `warn_only`, no operator executed twice, compiled
+  regions stay compiled (`harness.determinism.census`).
+- A step is due when it is the first of a launch, and when its number is a multiple of ``census_every``: the
+  same steps whether or not the run was interrupted.
+- ``strict`` makes operators of the list deterministic; those are counted as mitigated and are no rows.
+- Mode ``off`` looks at nothing, and the document says so: it has no coverage.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from time import perf_counter_ns
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.determinism import census, codegen, graph, kernels
+from harness.determinism.catalogue import STRICT, Entry, catalogue
+from harness.determinism.settings import Mode
+from harness.format import ledger as document
+from harness.format.ledger import Catalogue, Coverage, Mitigated, Row, Source
+
+_NEVER = sys.maxsize
+_IDLE: AbstractContextManager[None] = nullcontext()
+_STRICT_SETTING = "determinism.mode=strict"
+_ATOMICS = "atomic additions in code that inductor generated"
+_TUNING = "inductor chooses the launch of this reduction by timing it, which may end otherwise each time"
+
+
+class Ledger:
+    """Collects findings over the steps of one launch, on top of those of the launches before it.
+
+    ``census_every`` counts optimizer steps; ``device`` is the one that the model trains on. `load` before the
+    first step continues the counts of a checkpoint; only one rank of a run should, or its past counts twice.
+    """
+
+    def __init__(self, mode: Mode, census_every: int, rank: int, device: torch.device) -> None:
+        self._mode: Mode = mode
+        self._every = census_every
+        self._rank = rank
+        self._device = device
+        self._next_step = _NEVER if mode == "off" else -1
+        self._profiled = False
+        self._sample: _Sample | None = None
+        self._scanned: dict[str, codegen.Scanned | None] = {}
+        self._findings = document.Ledger(mode=mode)
+
+    def observe(self, step: int) -> AbstractContextManager[None]:
+        """A context around the forward, backward and optimizer work of update ``step``.
+
+        On a step that is not due it costs one comparison.
+        """
+        if step < self._next_step:
+            return _IDLE
+        return self._observe(step)
+
+    def _observe(self, step: int) -> AbstractContextManager[None]:
+        if not census.NEUTRAL:
+            return _IDLE
+        self._next_step = step + self._every - step % self._every
+        catalogue()  # made outside of the step that is timed
+        return _Sample(self, step, self._recorder())
+
+    def _recorder(self) -> kernels.KernelRecorder | None:
+        """The profiler for the first due step of a launch on CUDA: it costs a third of a second."""
+        if self._profiled or self._device.type != "cuda" or not kernels.available():
+            return None
+        self._profiled = True
+        return kernels.KernelRecorder()
+
+    def walk(self, loss: Tensor) -> None:
+        """Look at the autograd graph of ``loss`` when the step is due; call it before the backward pass.
+
+        Only the first loss of a step is walked: the others have the same graph.
+        """
+        if self._sample is not None:
+            self._sample.walk(loss)
+
+    def scan(self, step: int) -> None:
+        """Read the code that inductor has generated so far; new files only."""
+        if self._mode == "off":
+            return
+        started = perf_counter_ns()
+        modules = codegen.loaded_modules()
+        rows: list[Row] = []
+        for module in modules:
+            name = module.__file__ or module.__name__
+            new = name not in self._scanned
+            scanned = self._scanned.setdefault(name, codegen.scan_module(module) if new else None)
+            if scanned is not None:
+                rows += [_code_row(finding, step, counted=new) for finding in scanned.findings]
+        files = [scanned for scanned in self._scanned.values() if scanned is not None]
+        self._add(
+            rows=rows,
+            sources=tuple(Source(scanned.sha256, scanned.atomics) for scanned in files),
+            unreadable=len(self._scanned) - len(files),
+            coverage=(self._covered("codegen", step, len(modules), perf_counter_ns() - started),),
+        )
+
+    def rows(self) -> tuple[Row, ...]:
+        """Every finding so far, sorted."""
+        return self._findings.rows
+
+    def coverage(self) -> dict[str, str | int | bool]:
+        """What was looked at so far, as a statement says it; ``observed`` is False when nothing was."""
+        return document.flat_coverage(self._findings)
+
+    def to_bytes(self) -> bytes:
+        """The `ledger.json` of a checkpoint."""
+        return self._findings.to_bytes()
+
+    def load(self, data: bytes) -> None:
+        """Continue an earlier launch's counts; raises `VerificationFailed` when ``data`` is no ledger."""
+        earlier = document.Ledger.parse(data, "ledger.json")
+        self._findings = document.merge([earlier, self._findings])
+
+    def _keep(self, sample: _Sample) -> None:
+        """Add what a sampled step showed."""
+        step, taken, walked = sample.step, sample.census, sample.walked
+        found = [*taken.findings.items(), *_unseen_gradients(walked, taken)]
+        mitigated = [
+            finding for finding, _ in found if self._mode == "strict" and _made_deterministic(finding)
+        ]
+        self._add(
+            rows=[
+                *(_census_row(finding, count, step) for finding, count in found if finding not in mitigated),
+                *_kernel_rows(sample.kernels, self._device, step),
+            ],
+            mitigated=tuple(
+                Mitigated(finding.op, finding.device, _STRICT_SETTING, count)
+                for finding, count in found
+                if finding in mitigated
+            ),
+            unclassified=(*taken.unclassified, *walked.custom_functions),
+            compiled_regions=walked.compiled_regions,
+            coverage=self._sample_coverage(sample),
+        )
+
+    def _sample_coverage(self, sample: _Sample) -> tuple[Coverage, ...]:
+        step, taken = sample.step, sample.census
+        looked = [self._covered("census", step, taken.operators, taken.nanoseconds)]
+        if sample.walked.nodes:
+            looked.append(self._covered("graph", step, sample.walked.nodes, sample.walk_ns))
+        if sample.recorder is not None:
+            looked.append(self._covered("profiler", step, sum(sample.kernels.values()), sample.profiler_ns))
+        return tuple(looked)
+
+    def _covered(self, observer: str, step: int, items: int, nanoseconds: int) -> Coverage:
+        return Coverage(observer, 1, step, step, (self._rank,), items, nanoseconds // 1000)
+
+    def _add(self, *, rows: Iterable[Row], **found: Any) -> None:
+        """Merge findings into those so far; ``found`` are further fields of the document."""
+        known = catalogue()
+        news = document.Ledger(
+            mode=self._mode,
+            rows=document.merge_rows(rows),
+            catalogue=Catalogue(
+                known.sha256, known.torch, known.count("documented"), known.count("observed")
+            ),
+            **found,
+        )
+        self._findings = document.merge([self._findings, news])
+
+
+class _Sample(AbstractContextManager[None]):
+    """A step that is looked at."""
+
+    def __init__(self, ledger: Ledger, step: int, recorder: kernels.KernelRecorder | None) -> None:
+        self.step = step
+        self.census = census.take_census()
+        self.walked = graph.Walked()
+        self.walk_ns = 0
+        self.kernels: dict[str, int] = {}
+        self.recorder = recorder
+        self.profiler_ns = 0
+        self._ledger = ledger
+
+    def walk(self, loss: Tensor) -> None:
+        """Walk the graph of the first loss."""
+        if not self.walked.nodes:
+            started = perf_counter_ns()
+            self.walked = graph.walk(loss)
+            self.walk_ns = perf_counter_ns() - started
+
+    def __enter__(self) -> None:
+        self._ledger._sample = self
+        if self.recorder is not None:
+            started = perf_counter_ns()
+            self.recorder.start()
+            self.profiler_ns = perf_counter_ns() - started
+        self.census.__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        self.census.__exit__(*error)  # type: ignore[no-untyped-call]
+        self._ledger._sample = None
+        if self.recorder is not None:
+            started = perf_counter_ns()
+            self.kernels = self.recorder.stop()
+            self.profiler_ns += perf_counter_ns() - started
+        self._ledger._keep(self)
+
+
+def _made_deterministic(finding: census.Finding) -> bool:
+    return finding.entry.strict == "deterministic"
+
+
+def _unseen_gradients(walked: graph.Walked, taken: census.Census) -> list[tuple[census.Finding, int]]:
+    """Gradients of the graph that the census did not see run: a backward pass outside of the context."""
+    seen = {finding.op for finding in taken.findings}
+    unseen = []
+    for (operator, device, dtype), count in walked.gradients.items():
+        entry = _gradient_entry(operator, device)
+        if entry is not None and census.spelled(operator) not in seen:
+            unseen.append((census.Finding(census.spelled(operator), device, dtype, None, entry), count))
+    return unseen
+
+
+def _gradient_entry(operator: str, device: str) -> Entry | None:
+    """The entry of an operator in the backward pass on a device, if it needs no look at the arguments."""
+    wanted = {"any", "cpu" if device == "cpu" else "cuda"}
+    entries = catalogue().find(operator)
+    return next((entry for entry in entries if entry.device in wanted and entry.condition is None), None)
+
+
+def _census_row(finding: census.Finding, count: int, step: int) -> Row:
+    entry = finding.entry
+    return Row(
+        op=finding.op,
+        kernel=None,
+        backend="eager",
+        device=finding.device,
+        dtype=finding.dtype,
+        call_site=finding.call_site,
+        evidence=entry.evidence,
+        count=count,
+        first_step=step,
+        last_step=step,
+        alternative=entry.alternative,
+        source=f"{entry.source}: {entry.name}",
+    )
+
+
+def _code_row(finding: codegen.Finding, step: int, *, counted: bool) -> Row:
+    """A row of generated code; a file that was counted before only moves the row's last step."""
+    return Row(
+        op=finding.op,
+        kernel=finding.kernel,
+        backend="inductor",
+        device=finding.device,
+        dtype=finding.dtype,
+        call_site=None,
+        evidence="observed",
+        count=finding.places if counted else 0,
+        first_step=step,
+        last_step=step,
+        alternative=STRICT if finding.tuned or finding.op.startswith("aten.") else None,
+        source=_TUNING if finding.tuned else _ATOMICS,
+    )
+
+
+def _kernel_rows(counts: dict[str, int], device: torch.device, step: int) -> list[Row]:
+    known = [(name, count, kernels.known_kernel(name)) for name, count in counts.items()]
+    return [
+        Row(
+            op=family.op,
+            kernel=name,
+            backend=device.type,
+            device=device.type,
+            dtype="unknown",
+            call_site=None,
+            evidence="observed",
+            count=count,
+            first_step=step,
+            last_step=step,
+            alternative=family.alternative,
+            source=kernels.PROFILER,
+        )
+        for name, count, family in known
+        if family is not None
+    ]
+
+
+def summary(data: bytes) -> dict[str, Any]:
+    """What a statement says of a `ledger.json`: sha256, rows of each kind, coverage."""
+    return document.summary(data)
+
+
+def merge(ranks: Iterable[bytes]) -> bytes:
+    """One `ledger.json` of those of several ranks: counts added up, ranks and rows united."""
+    parsed = [document.Ledger.parse(data, f"ledger of rank {rank}") for rank, data in enumerate(ranks)]
+    return document.merge(parsed).to_bytes()

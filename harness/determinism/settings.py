@@ -1,0 +1,252 @@
+"""Making a run deterministic as far as torch can, saying what was changed, and reading back what holds.
+
+- `off` and `warn` change nothing: no flag, no environment variable.
+- `strict` must be applied before CUDA, NCCL and the model exist, because cuBLAS, NCCL and some layers read
+  their settings once. Applied too late, it refuses instead of half working.
+- `strict` raises at an operator that has no deterministic form; it never uses `warn_only`, which swaps
+  kernels silently and is itself a change of the run.
+- What holds is read back from torch, not remembered.
+
+Example::
+
+    >>> apply("warn")
+    []
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from harness.errors import EnvironmentFault, TrainingFailed
+
+Mode = Literal["off", "warn", "strict"]
+Value = str | int | bool | None
+
+# https://docs.nvidia.com/cuda/cublas/#results-reproducibility names these two.
+_CUBLAS_WORKSPACES = (":4096:8", ":16:8")
+
+# Read once, at NCCL's or Transformer Engine's start; a value that the user chose is kept and read back.
+_STRICT_ENVIRONMENT = {
+    "NCCL_ALGO": "Ring",
+    "NCCL_PROTO": "Simple",
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
+}
+
+# Variables that choose kernels or the order of additions. Thread counts are read back from torch instead.
+_READ_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "NCCL_ALGO",
+    "NCCL_NVLS_ENABLE",
+    "NCCL_PROTO",
+    "NVIDIA_TF32_OVERRIDE",
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO",
+    "ONEDNN_MAX_CPU_ISA",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+
+_ALERT = re.compile(r"(?P<op>\S.*?) does not have a deterministic implementation")
+_CUBLAS_ALERT = "not deterministic because it uses CuBLAS"
+
+
+def apply(mode: Mode) -> list[str]:
+    """Bring ``mode`` about; returns what was changed, one line each. Call it before anything touches CUDA.
+
+    Raises `EnvironmentFault` when it is too late, or when CUBLAS_WORKSPACE_CONFIG forbids it.
+    """
+    if mode != "strict":
+        return []
+    before = read_back()
+    if torch.backends.cuda.is_built():
+        _strict_cuda()
+    torch.use_deterministic_algorithms(True)
+    torch._C._set_deterministic_fill_uninitialized_memory(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    after = read_back()
+    return [f"{name} = {after[name]} (was {before[name]})" for name in after if after[name] != before[name]]
+
+
+def _strict_cuda() -> None:
+    """Environment variables for cuBLAS and NCCL, which read them once."""
+    if os.environ.get("CUBLAS_WORKSPACE_CONFIG", _CUBLAS_WORKSPACES[0]) not in _CUBLAS_WORKSPACES:
+        raise EnvironmentFault(
+            f"CUBLAS_WORKSPACE_CONFIG={os.environ['CUBLAS_WORKSPACE_CONFIG']} is not deterministic",
+            where="determinism.mode strict",
+            remedy=f"unset it, or set {' or '.join(_CUBLAS_WORKSPACES)}",
+        )
+    wanted = {"CUBLAS_WORKSPACE_CONFIG": _CUBLAS_WORKSPACES[0], **_STRICT_ENVIRONMENT}
+    missing = {name: value for name, value in wanted.items() if name not in os.environ}
+    if missing and (torch.cuda.is_initialized() or torch.distributed.is_initialized()):
+        raise EnvironmentFault(
+            "CUDA or the process group was started before the deterministic settings",
+            where="determinism.mode strict",
+            remedy=f"export {' '.join(f'{name}={value}' for name, value in missing.items())} and start again",
+        )
+    os.environ.update(missing)
+
+
+def read_back() -> dict[str, Value]:
+    """Every setting that decides about bits, as it holds now. Nothing is initialised by asking."""
+    return {
+        **_flags(),
+        **_cuda_flags(),
+        **_processor_settings(),
+        **{name: os.environ.get(name) for name in _READ_VARIABLES},
+    }
+
+
+def stack() -> dict[str, Value]:
+    """The fingerprint of the stack: versions, devices and `read_back`. Equal stacks add in the same order."""
+    import numpy
+
+    return {
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "torch": torch.__version__,
+        "torch_commit": torch.version.git_version,
+        "machine": platform.machine(),
+        "libc": " ".join(platform.libc_ver()),
+        **_processor(),
+        **_devices(),
+        **read_back(),
+    }
+
+
+def explain(error: RuntimeError) -> TrainingFailed | None:
+    """Torch's refusal of a nondeterministic operator as an error that names the operator and the remedy.
+
+    None for every other error.
+    """
+    text = str(error)
+    if _CUBLAS_ALERT in text:
+        return TrainingFailed(
+            "cuBLAS is not deterministic without a fixed workspace",
+            where="determinism.mode strict",
+            remedy=f"export CUBLAS_WORKSPACE_CONFIG={_CUBLAS_WORKSPACES[0]}",
+        )
+    found = _ALERT.search(text)
+    if found is None:
+        return None
+    from harness.determinism.catalogue import alternative_for_alert
+
+    op = found["op"]
+    instead = alternative_for_alert(op)
+    return TrainingFailed(
+        f"`{op}` does not have a deterministic implementation",
+        where="determinism.mode strict",
+        remedy=f"{f'use {instead}' if instead else 'replace it'}, or train with determinism.mode=warn",
+    )
+
+
+def _flags() -> dict[str, Value]:
+    return {
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "deterministic_warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "fill_uninitialized_memory": torch._C._get_deterministic_fill_uninitialized_memory(),
+        "inductor_deterministic": _inductor("deterministic"),
+        "inductor_batch_invariant": _inductor("batch_invariant"),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "sdp_flash": torch.backends.cuda.flash_sdp_enabled(),
+        "sdp_memory_efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
+        "sdp_math": torch.backends.cuda.math_sdp_enabled(),
+        "sdp_cudnn": torch.backends.cuda.cudnn_sdp_enabled(),
+    }
+
+
+def _inductor(name: str) -> bool:
+    """A flag of inductor. It is not imported for this, which takes seconds: unloaded, it has its default."""
+    config = sys.modules.get("torch._inductor.config")
+    if config is None:
+        return os.environ.get(f"TORCHINDUCTOR_{name.upper()}") == "1"
+    return bool(getattr(config, name, False))
+
+
+def _cuda_flags() -> dict[str, Value]:
+    if not torch.backends.cuda.is_built():
+        return {}
+    matmul = torch.backends.cuda.matmul
+    return {
+        "cudnn_enabled": torch.backends.cudnn.enabled,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+        "matmul_allow_tf32": matmul.allow_tf32,
+        "matmul_bf16_reduced_precision": bool(matmul.allow_bf16_reduced_precision_reduction),
+        "matmul_fp16_reduced_precision": bool(matmul.allow_fp16_reduced_precision_reduction),
+    }
+
+
+def _processor_settings() -> dict[str, Value]:
+    threads = re.search(r"mkl_get_max_threads\(\)\s*:\s*(\d+)", torch.__config__.parallel_info())
+    return {
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "mkl_threads": int(threads[1]) if threads else None,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "mkldnn": bool(torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()),
+    }
+
+
+_ISA = re.compile(r"^(sse|ssse|avx|amx|fma|f16c|bmi|asimd|sve|sme|bf16|i8mm)")
+
+
+def _processor() -> dict[str, Value]:
+    """Model and vector instructions of the processor: oneDNN and MKL choose their kernels by them."""
+    file = Path("/proc/cpuinfo")
+    if not file.exists():
+        return {"cpu": platform.processor() or None, "cpu_instructions": None}
+    fields = dict(re.findall(r"^([^\t:]+)\s*:\s*(.*)$", file.read_text(errors="replace"), re.MULTILINE))
+    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    return {
+        "cpu": fields.get("model name"),
+        "cpu_instructions": " ".join(sorted(flag for flag in flags if _ISA.match(flag))) or None,
+    }
+
+
+def _devices() -> dict[str, Value]:
+    """Versions of the CUDA libraries and the names of the visible devices; nothing without a CUDA build."""
+    if not torch.backends.cuda.is_built():
+        return {}
+    asked: Mapping[str, Callable[[], Value]] = {
+        "cuda": lambda: torch.version.cuda,
+        "hip": lambda: torch.version.hip,
+        "cudnn": lambda: torch.backends.cudnn.version(),
+        "nccl": _nccl_version,
+        "driver": _driver,
+        "devices": _device_names,
+    }
+    return {name: ask() for name, ask in asked.items()}
+
+
+def _nccl_version() -> str | None:
+    if not torch.distributed.is_nccl_available():
+        return None
+    return ".".join(str(part) for part in torch.cuda.nccl.version())
+
+
+def _driver() -> str | None:
+    file = Path("/proc/driver/nvidia/version")
+    found = re.search(r"Module\s+(?:for \S+\s+)?(\d[\d.]+)", file.read_text()) if file.exists() else None
+    return found[1] if found else None
+
+
+def _device_names() -> str | None:
+    if not torch.cuda.is_available():
+        return None
+    kinds = {
+        f"{torch.cuda.get_device_name(index)} sm_{''.join(map(str, torch.cuda.get_device_capability(index)))}"
+        for index in range(torch.cuda.device_count())
+    }
+    return ", ".join(sorted(kinds))

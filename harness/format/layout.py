@@ -1,0 +1,127 @@
+"""Names in a run folder (DESIGN section 3)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness.errors import UsageError
+
+RUN_CONFIG = "run.yaml"
+METRICS = "metrics.jsonl"
+EVENTS = "events"
+CHECKPOINTS = "checkpoints"
+LOG = "log"
+CORPUS = "corpus.json"
+"""The files of the corpus and their digests, to name what changed."""
+
+MANIFEST = "MANIFEST.json"
+MODEL_SIGNATURE = "model.sig"
+PROVENANCE = "provenance"
+CHECKPOINT_BUNDLE = "provenance/checkpoint.sigstore.json"
+SLSA_BUNDLE = "provenance/slsa.sigstore.json"
+TRAINER = "trainer.json"
+LEDGER = "ledger.json"
+
+PRUNED = "pruned-"
+"""Prefix of a checkpoint whose payload was removed by checkpoint.keep; manifest and signatures stay."""
+DAMAGED = "damaged-"
+"""Prefix of a checkpoint that a resume has set aside because it did not verify."""
+NONFINITE = "nonfinite-"
+"""Prefix of the signed last state of a run whose loss or gradients became NaN or infinite; never a parent."""
+TEMPORARY = ".tmp-"
+"""Prefix of a save that was cut off: readers ignore it, the next writer removes it."""
+
+_CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
+
+
+def checkpoint_name(step: int) -> str:
+    """``step-00000500`` for 500."""
+    return f"step-{step:08d}"
+
+
+def parse_checkpoint_name(name: str) -> int | None:
+    """The step of a name that `checkpoint_name` gives; None for any other name."""
+    match = _CHECKPOINT_NAME.fullmatch(name)
+    if match is None:
+        return None
+    step = int(match[1])
+    return step if checkpoint_name(step) == name else None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the parts of one run lie."""
+
+    root: Path
+
+    @property
+    def run_config(self) -> Path:
+        """The resolved config."""
+        return self.root / RUN_CONFIG
+
+    @property
+    def metrics(self) -> Path:
+        """One line a step."""
+        return self.root / METRICS
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.root / CHECKPOINTS
+
+    @property
+    def log(self) -> Path:
+        """The folder of the transparency log."""
+        return self.root / LOG
+
+    def events(self, rank: int) -> Path:
+        """The events file of ``rank``."""
+        return self.root / EVENTS / f"rank-{rank:05d}.jsonl"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint folder of ``step``."""
+        return self.checkpoints / checkpoint_name(step)
+
+    def complete(self) -> list[Path]:
+        """Checkpoint folders under their own name, by step."""
+        return self._named("")
+
+    def pruned(self) -> list[Path]:
+        """Checkpoints without payload, by step."""
+        return self._named(PRUNED)
+
+    def aside(self) -> list[Path]:
+        """Everything else under checkpoints/: damaged, non-finite and cut-off ones, by name."""
+        known = {*self.complete(), *self.pruned()}
+        entries = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        return sorted(entry for entry in entries if entry not in known)
+
+    def _named(self, prefix: str) -> list[Path]:
+        found = []
+        for entry in self.checkpoints.iterdir() if self.checkpoints.is_dir() else ():
+            step = parse_checkpoint_name(entry.name.removeprefix(prefix))
+            if step is not None and entry.name.startswith(prefix):
+                found.append((step, entry))
+        return [entry for _, entry in sorted(found)]
+
+
+def kind_of(path: Path) -> Literal["run", "checkpoint"]:
+    """Whether ``path`` is a run folder or a checkpoint folder. Raises `UsageError` when it is neither."""
+    if (path / MANIFEST).is_file() or (path / PROVENANCE).is_dir() or _looks_like_checkpoint(path):
+        return "checkpoint"
+    if (path / CHECKPOINTS).is_dir():
+        return "run"
+    what = "is neither a run folder nor a checkpoint folder" if path.exists() else "no such folder"
+    raise UsageError(
+        what, where=str(path), remedy=f"a run folder has {CHECKPOINTS}/, a checkpoint {MANIFEST}"
+    )
+
+
+def _looks_like_checkpoint(path: Path) -> bool:
+    name = path.name
+    for prefix in (PRUNED, NONFINITE):
+        name = name.removeprefix(prefix)
+    return path.is_dir() and parse_checkpoint_name(name) is not None

@@ -1,0 +1,294 @@
+"""The document `ledger.json`: which order-dependent kernels a run was seen to use, and what was looked at.
+
+Strict JSON without floats. Evidence kinds are kept apart:
+
+- ``documented``: an operator of the framework's own list of nondeterministic operations ran.
+- ``observed``: a kernel or backend known to be order-dependent ran, seen by sampling.
+- ``measured``: the same step was executed twice from the same state and bits differed.
+
+A document without rows says "deterministic" only as far as its ``coverage`` reaches; without coverage it
+says nothing. Counts are what the observers saw, not what the run executed: a census looks at one step in
+many, a scan of generated code counts places in the code.
+
+Example::
+
+    >>> Ledger(mode="warn").observed_anything
+    False
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from harness.errors import VerificationFailed
+from harness.format import strict_json
+
+FORMAT = "harness-ledger/1"
+EVIDENCE = ("documented", "observed", "measured")
+MODES = ("off", "warn", "strict")
+MAX_ROWS = 100_000
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finding. Steps are optimizer steps; ``count`` is the number of sightings."""
+
+    op: str
+    """Operator (`aten.index_put`), collective (`c10d.allreduce_`) or autograd node."""
+    kernel: str | None
+    """Name of the kernel, where an observer sees kernels."""
+    backend: str
+    """`eager`, `inductor`, `autograd`, `cuda` (the profiler) …"""
+    device: str
+    dtype: str
+    call_site: str | None
+    """`module:line function`, with `(backward)` when the gradient of that call is meant."""
+    evidence: str
+    count: int
+    first_step: int
+    last_step: int
+    alternative: str | None
+    """What to use instead."""
+    source: str
+    """Who says that it is nondeterministic."""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes two rows the same finding: everything but count and steps."""
+        shown = dataclasses.replace(self, count=0, first_step=0, last_step=0)
+        return tuple(str(value) for value in dataclasses.astuple(shown))
+
+
+@dataclass(frozen=True)
+class Mitigated:
+    """An operator of the list that a setting made deterministic, so that it is no row."""
+
+    op: str
+    device: str
+    by: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of generated code: sha256 of its text, and how many atomic additions it holds."""
+
+    sha256: str
+    atomics: int
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What one observer looked at: ``steps`` times, between two steps, on which ranks, at what own cost."""
+
+    observer: str
+    steps: int
+    first_step: int
+    last_step: int
+    ranks: tuple[int, ...]
+    items: int
+    """Operators, graph nodes, generated files or kernels seen."""
+    microseconds: int
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Which list of nondeterministic operators was used: its digest and its sizes."""
+
+    sha256: str
+    torch: str
+    documented: int
+    curated: int
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The whole document."""
+
+    mode: str
+    rows: tuple[Row, ...] = ()
+    mitigated: tuple[Mitigated, ...] = ()
+    unclassified: tuple[str, ...] = ()
+    """Operators that no list says anything about: custom operators, custom autograd functions."""
+    compiled_regions: int = 0
+    """Most compiled graphs seen in one step; a census sees only the library calls inside them."""
+    unreadable: int = 0
+    """Generated sources that were loaded and could not be read."""
+    sources: tuple[Source, ...] = ()
+    catalogue: Catalogue | None = None
+    coverage: tuple[Coverage, ...] = field(default=())
+
+    @property
+    def observed_anything(self) -> bool:
+        """Whether any observer looked at anything; a scan that found no generated code did not."""
+        return any(entry.steps and entry.items for entry in self.coverage)
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes: strict JSON, the same for the same findings."""
+        return strict_json.dumps({"format": FORMAT, **dataclasses.asdict(self)})
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> Ledger:
+        """Read ``data``; raises `VerificationFailed` naming ``where`` when it is not such a document."""
+        value = strict_json.loads(data, where=where)
+        if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
+            raise VerificationFailed(f"not a `{FORMAT}` document", where=where)
+        ledger = _record(cls, value, where)
+        _check(ledger, where)
+        return ledger
+
+
+def summary(data: bytes, where: str = "ledger.json") -> dict[str, Any]:
+    """What a checkpoint statement says of a ledger: digest, number of rows of each kind, flat coverage."""
+    ledger = Ledger.parse(data, where)
+    kinds = {kind: sum(row.evidence == kind for row in ledger.rows) for kind in EVIDENCE}
+    return {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "rows": len(ledger.rows),
+        **kinds,
+        "coverage": flat_coverage(ledger),
+    }
+
+
+def flat_coverage(ledger: Ledger) -> dict[str, str | int | bool]:
+    """Coverage in one level: ``census_steps``, ``census_microseconds`` …; ``observed`` says whether any."""
+    flat: dict[str, str | int | bool] = {
+        "observed": ledger.observed_anything,
+        "compiled_regions": ledger.compiled_regions,
+        "unclassified_operators": len(ledger.unclassified),
+        "unreadable_sources": ledger.unreadable,
+    }
+    if ledger.catalogue is not None:
+        flat["catalogue_sha256"] = ledger.catalogue.sha256
+    for entry in ledger.coverage:
+        flat[f"{entry.observer}_steps"] = entry.steps
+        flat[f"{entry.observer}_first_step"] = entry.first_step
+        flat[f"{entry.observer}_last_step"] = entry.last_step
+        flat[f"{entry.observer}_items"] = entry.items
+        flat[f"{entry.observer}_microseconds"] = entry.microseconds
+        flat[f"{entry.observer}_ranks"] = ",".join(str(rank) for rank in entry.ranks)
+    return flat
+
+
+def merge(ledgers: Sequence[Ledger]) -> Ledger:
+    """One ledger of several ranks or launches: counts add up, step ranges and sets unite.
+
+    Modes and catalogues are those of the last ledger, which is the newest launch.
+    """
+    return Ledger(
+        mode=ledgers[-1].mode,
+        rows=merge_rows(row for ledger in ledgers for row in ledger.rows),
+        mitigated=_merge_mitigated(entry for ledger in ledgers for entry in ledger.mitigated),
+        unclassified=tuple(sorted({name for ledger in ledgers for name in ledger.unclassified})),
+        compiled_regions=max(ledger.compiled_regions for ledger in ledgers),
+        unreadable=max(ledger.unreadable for ledger in ledgers),
+        sources=_merge_sources(source for ledger in ledgers for source in ledger.sources),
+        catalogue=next((entry.catalogue for entry in reversed(ledgers) if entry.catalogue), None),
+        coverage=merge_coverage(entry for ledger in ledgers for entry in ledger.coverage),
+    )
+
+
+def merge_rows(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Rows of the same finding added up, sorted."""
+    merged: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        known = merged.get(row.key)
+        merged[row.key] = row if known is None else _add(known, row)
+    return tuple(merged[key] for key in sorted(merged))
+
+
+def merge_coverage(entries: Iterable[Coverage]) -> tuple[Coverage, ...]:
+    """Coverage of the same observer added up, sorted by observer."""
+    merged: dict[str, Coverage] = {}
+    for entry in entries:
+        known = merged.get(entry.observer)
+        merged[entry.observer] = entry if known is None else _widen(known, entry)
+    return tuple(merged[name] for name in sorted(merged))
+
+
+def _add(one: Row, other: Row) -> Row:
+    return dataclasses.replace(
+        one,
+        count=one.count + other.count,
+        first_step=min(one.first_step, other.first_step),
+        last_step=max(one.last_step, other.last_step),
+    )
+
+
+def _widen(one: Coverage, other: Coverage) -> Coverage:
+    return Coverage(
+        observer=one.observer,
+        steps=one.steps + other.steps,
+        first_step=min(one.first_step, other.first_step),
+        last_step=max(one.last_step, other.last_step),
+        ranks=tuple(sorted({*one.ranks, *other.ranks})),
+        items=max(one.items, other.items),
+        microseconds=one.microseconds + other.microseconds,
+    )
+
+
+def _merge_mitigated(entries: Iterable[Mitigated]) -> tuple[Mitigated, ...]:
+    counts: dict[tuple[str, str, str], int] = {}
+    for entry in entries:
+        key = (entry.op, entry.device, entry.by)
+        counts[key] = counts.get(key, 0) + entry.count
+    return tuple(Mitigated(*key, counts[key]) for key in sorted(counts))
+
+
+def _merge_sources(sources: Iterable[Source]) -> tuple[Source, ...]:
+    return tuple(sorted(set(sources), key=lambda source: (source.sha256, source.atomics)))
+
+
+def _check(ledger: Ledger, where: str) -> None:
+    if ledger.mode not in MODES:
+        raise VerificationFailed(f"unknown determinism mode `{ledger.mode}`", where=where)
+    if len(ledger.rows) > MAX_ROWS:
+        raise VerificationFailed(f"more than {MAX_ROWS} rows", where=where)
+    for row in ledger.rows:
+        if row.evidence not in EVIDENCE:
+            raise VerificationFailed(f"unknown evidence `{row.evidence}`", where=where)
+    for name in [source.sha256 for source in ledger.sources]:
+        if len(name) != 64 or set(name) - set("0123456789abcdef"):
+            raise VerificationFailed(f"`{name[:80]}` is not a sha256", where=where)
+
+
+def _record(kind: type[Record], value: Any, where: str) -> Record:
+    """A ``kind`` from a JSON object that has exactly its fields, each of its type."""
+    if not isinstance(value, Mapping):
+        raise VerificationFailed(f"`{kind.__name__.lower()}` is not an object", where=where)
+    hints = get_type_hints(kind)
+    if set(value) != set(hints):
+        odd = ", ".join(sorted(set(value) ^ set(hints)))[:200]
+        raise VerificationFailed(
+            f"missing or unknown fields in `{kind.__name__.lower()}`: {odd}", where=where
+        )
+    return kind(**{name: _value(hint, value[name], f"{where} {name}") for name, hint in hints.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        inner = next(argument for argument in get_args(hint) if argument is not type(None))
+        return None if value is None else _value(inner, value, where)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise VerificationFailed("not a list", where=where)
+        return tuple(_value(get_args(hint)[0], item, where) for item in value)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return _record(hint, value, where)
+    check = _CHECKS[hint]
+    if not check(value):
+        raise VerificationFailed(f"not a {'count' if hint is int else 'text'}", where=where)
+    return value
+
+
+_CHECKS: Mapping[type, Callable[[Any], bool]] = {
+    str: lambda value: isinstance(value, str),
+    int: lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+}

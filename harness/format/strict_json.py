@@ -1,0 +1,135 @@
+"""JSON with one meaning: what is ambiguous is refused.
+
+- no duplicate key (other parsers keep the last one, silently), no NaN or Infinity, no integer beyond 2**53
+- UTF-8 without a byte order mark and without lone surrogates; a size and a depth limit before parsing
+
+`dumps` writes sorted keys without spaces and a final newline, so equal values have equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from harness.errors import VerificationFailed
+
+LIMIT = 64 << 20
+"""Bytes of a document."""
+DEPTH = 64
+"""Nested arrays and objects."""
+LARGEST = 2**53
+
+
+def loads(data: bytes, *, where: str, limit: int = LIMIT, depth: int = DEPTH) -> Any:
+    """The value of ``data``. Raises `VerificationFailed` at ``where`` for anything with more than one reading."""
+    if len(data) > limit:
+        raise VerificationFailed(f"has {len(data)} bytes, more than {limit}", where=where)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise VerificationFailed(f"is not UTF-8 at byte {error.start}", where=where) from error
+    if text.startswith("\ufeff"):
+        raise VerificationFailed("begins with a byte order mark", where=where)
+    if _nesting(text, depth) > depth:
+        raise VerificationFailed(f"is nested deeper than {depth}", where=where)
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_int=_small_integer,
+            parse_float=_finite,
+        )
+    except json.JSONDecodeError as error:
+        raise VerificationFailed(f"is not JSON at byte {error.pos}: {error.msg}", where=where) from error
+    except (ValueError, RecursionError) as error:
+        raise VerificationFailed(str(error), where=where) from error
+    if "\\u" in text:
+        _refuse_surrogates(value, where)
+    return value
+
+
+def dumps(value: Any) -> bytes:
+    """The canonical bytes of ``value``. Raises ValueError for what `loads` would refuse."""
+    _check(value)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    return (text + "\n").encode("utf-8")
+
+
+def _nesting(text: str, enough: int) -> int:
+    """The deepest nesting of brackets outside strings; 0 when there are not ``enough`` of them to matter."""
+    if text.count("[") + text.count("{") <= enough:
+        return 0
+    deepest = level = 0
+    quoted = escaped = False
+    for character in text:
+        if escaped:
+            escaped = False
+        elif quoted:
+            escaped = character == "\\"
+            quoted = character != '"'
+        elif character == '"':
+            quoted = True
+        elif character in "[{":
+            level += 1
+            deepest = max(deepest, level)
+        elif character in "]}":
+            level -= 1
+    return deepest
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"has the key `{key}` twice")
+            seen.add(key)
+    return result
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"holds {text}, which is not JSON")
+
+
+def _small_integer(text: str) -> int:
+    if len(text) > 17 or abs(int(text)) > LARGEST:
+        raise ValueError(f"holds the integer {text[:20]}, beyond 2**53")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"holds the number {text[:20]}, beyond a double")
+    return value
+
+
+def _refuse_surrogates(value: Any, where: str) -> None:
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise VerificationFailed("holds a lone surrogate", where=where) from error
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_surrogates(item, where)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_surrogates(key, where)
+            _refuse_surrogates(item, where)
+
+
+def _check(value: Any) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"key {key!r} is not a string")
+            _check(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check(item)
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"integer {value} is beyond 2**53")

@@ -1,0 +1,258 @@
+"""Signing identities: an Ed25519 key for statements and the log, a P-256 key for model.sig.
+
+OpenSSF Model Signing knows no Ed25519, so an identity is a pair. ``NAME.key`` holds both private keys (PKCS #8
+PEM, mode 0600), ``NAME.ed25519.pub`` and ``NAME.p256.pub`` the public ones (SPKI PEM). An OpenSSH Ed25519 key
+signs statements too; it makes no model.sig.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from harness.errors import EnvironmentFault, UsageError
+
+ENVIRONMENT = "HARNESS_SIGNING_KEY"
+
+_PEM_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\r?\n.*?-----END \1-----\r?\n?", re.DOTALL)
+_FILE_LIMIT = 64 << 10
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """A key that may have signed something; where it comes from decides what it is worth."""
+
+    algorithm: Literal["ed25519", "p256"]
+    key: Ed25519PublicKey | ec.EllipticCurvePublicKey
+    pem: bytes
+    """SPKI PEM."""
+    key_id: str
+    """Hex sha256 of the SPKI DER."""
+
+    @property
+    def hint(self) -> str:
+        """Hex sha256 of the PEM text: the key hint in sigstore bundles as model_signing writes it."""
+        return hashlib.sha256(self.pem).hexdigest()
+
+    @property
+    def raw(self) -> bytes:
+        """The 32 bytes of an Ed25519 key."""
+        if not isinstance(self.key, Ed25519PublicKey):
+            raise UsageError("only an Ed25519 key has raw bytes")
+        return self.key.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
+
+    def verifies(self, signature: bytes, message: bytes) -> bool:
+        """Whether ``signature`` is this key's over ``message``; the algorithm is the key's own."""
+        try:
+            if isinstance(self.key, Ed25519PublicKey):
+                self.key.verify(signature, message)
+            else:
+                self.key.verify(signature, message, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A private identity."""
+
+    ed25519: Ed25519PrivateKey
+    p256: ec.EllipticCurvePrivateKey | None
+    """None for an OpenSSH key: no model.sig is made."""
+
+    @property
+    def ed25519_id(self) -> str:
+        """Key id of the Ed25519 half."""
+        return public_keys(self)[0].key_id
+
+
+@dataclass(frozen=True)
+class KeyFiles:
+    """What `create` wrote."""
+
+    private: Path
+    public: tuple[Path, Path]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a key file holds."""
+
+    private: bool
+    keys: tuple[PublicKey, ...]
+
+
+def create(out: Path) -> KeyFiles:
+    """Make an identity at ``out`` + .key, .ed25519.pub, .p256.pub. Raises `UsageError` if one exists."""
+    private = out.with_name(f"{out.name}.key")
+    public = (out.with_name(f"{out.name}.ed25519.pub"), out.with_name(f"{out.name}.p256.pub"))
+    for path in (private, *public):
+        if os.path.lexists(path):
+            raise UsageError("exists already", where=str(path), remedy="choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    signer = Signer(Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1()))
+    keys = [key for key in (signer.ed25519, signer.p256) if key is not None]
+    _write_new(private, b"".join(map(_private_pem, keys)), 0o600)
+    for path, key in zip(public, public_keys(signer), strict=True):
+        _write_new(path, key.pem, 0o644)
+    return KeyFiles(private, public)
+
+
+def load_signer(path: Path) -> Signer:
+    """The identity in ``path``: a file of `create`, or an OpenSSH Ed25519 private key without passphrase.
+
+    Raises `EnvironmentFault` when it is not there or others may read it, `UsageError` for other contents.
+    """
+    data = _read(path)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise EnvironmentFault(
+            f"the private key has mode {mode:04o}: others may read it",
+            where=str(path),
+            remedy=f"chmod 600 {path}",
+        )
+    private = _private_keys(data, path)
+    ed25519 = [key for key in private if isinstance(key, Ed25519PrivateKey)]
+    p256 = [key for key in private if isinstance(key, ec.EllipticCurvePrivateKey)]
+    if len(ed25519) != 1 or len(p256) > 1:
+        raise UsageError(
+            "holds no single Ed25519 private key",
+            where=str(path),
+            remedy="make one: harness keys new --out NAME",
+        )
+    return Signer(ed25519[0], p256[0] if p256 else None)
+
+
+def load_public(path: Path) -> PublicKey:
+    """The public key in ``path``: SPKI PEM or an OpenSSH line. Raises `UsageError` for other contents."""
+    return parse_public(_read(path), where=str(path))
+
+
+def parse_public(data: bytes, *, where: str) -> PublicKey:
+    """The public key in ``data``; `load_public` without the file."""
+    try:
+        if data.lstrip().startswith(b"ssh-"):
+            key = serialization.load_ssh_public_key(data)
+        elif b"PRIVATE KEY" in data:
+            raise UsageError("is a private key", where=where, remedy="give auditors the .pub files")
+        else:
+            key = serialization.load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise UsageError("is not a public key", where=where, remedy="expected SPKI PEM or OpenSSH") from error
+    return _public(key, where)
+
+
+def public_keys(signer: Signer) -> list[PublicKey]:
+    """The public halves of ``signer``, Ed25519 first."""
+    halves = [signer.ed25519.public_key(), *([signer.p256.public_key()] if signer.p256 else [])]
+    return [_public(half, "signer") for half in halves]
+
+
+def describe(file: Path) -> Described:
+    """What ``file`` holds, private or public."""
+    data = _read(file)
+    if b"PRIVATE KEY" not in data:
+        return Described(False, (parse_public(data, where=str(file)),))
+    keys = tuple(_public(key.public_key(), str(file)) for key in _private_keys(data, file))
+    return Described(True, keys)
+
+
+def user_key_path() -> Path:
+    """``harness/default.key`` in the user's config folder."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(base) if base else Path.home() / ".config") / "harness" / "default.key"
+
+
+def signing_key_path(configured: Path | None, run_dir: Path | None) -> tuple[Path, str]:
+    """The private key to sign with, and why it is that one: config, environment, or the user's own.
+
+    The user's own is made when it does not exist. Raises `UsageError` for a path inside ``run_dir``: what is
+    signed must not carry the key.
+    """
+    if configured is not None:
+        path, reason = configured.expanduser(), "signing.key"
+    elif os.environ.get(ENVIRONMENT):
+        path, reason = Path(os.environ[ENVIRONMENT]).expanduser(), f"${ENVIRONMENT}"
+    else:
+        path, reason = user_key_path(), "your default key"
+        if not path.exists():
+            create(path.with_suffix(""))
+            reason = f"made just now, since you had no key: {path}; its .pub files are for auditors"
+    if run_dir is not None and path.resolve().is_relative_to(run_dir.resolve()):
+        raise UsageError(
+            "the signing key lies in the run folder", where=str(path), remedy="keep it elsewhere"
+        )
+    return path, reason
+
+
+def _private_keys(data: bytes, path: Path) -> list[Ed25519PrivateKey | ec.EllipticCurvePrivateKey]:
+    keys: list[Ed25519PrivateKey | ec.EllipticCurvePrivateKey] = []
+    for match in _PEM_BLOCK.finditer(data):
+        block = match[0] if match[0].endswith(b"\n") else match[0] + b"\n"
+        try:
+            if match[1] == b"OPENSSH PRIVATE KEY":
+                key = serialization.load_ssh_private_key(block, password=None)
+            else:
+                key = serialization.load_pem_private_key(block, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            remedy = "an encrypted key cannot sign unattended; make one: harness keys new"
+            raise UsageError("cannot be read as a private key", where=str(path), remedy=remedy) from error
+        if isinstance(key, Ed25519PrivateKey):
+            keys.append(key)
+        elif isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
+            keys.append(key)
+        else:
+            raise UsageError("holds a key other than Ed25519 or P-256", where=str(path))
+    if not keys:
+        raise UsageError("holds no private key", where=str(path), remedy="make one: harness keys new")
+    return keys
+
+
+def _public(key: object, where: str) -> PublicKey:
+    algorithm: Literal["ed25519", "p256"]
+    if isinstance(key, Ed25519PublicKey):
+        algorithm = "ed25519"
+    elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+        algorithm = "p256"
+    else:
+        raise UsageError("is neither an Ed25519 nor a P-256 key", where=where)
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    der = key.public_bytes(serialization.Encoding.DER, spki)
+    return PublicKey(
+        algorithm, key, key.public_bytes(serialization.Encoding.PEM, spki), hashlib.sha256(der).hexdigest()
+    )
+
+
+def _private_pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(data)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(_FILE_LIMIT)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"the key file cannot be read: {error.strerror}",
+            where=str(path),
+            remedy="check the path, or make a key: harness keys new --out NAME",
+        ) from error

@@ -1,0 +1,47 @@
+"""Sealing a checkpoint folder before it is published: manifest, model.sig and both statements."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.format import layout
+from harness.format.manifest import Manifest, checkpoint_id, dir_hash
+from harness.provenance import envelope, model_signature, statements
+from harness.provenance.keys import Signer, public_keys
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """What identifies the sealed checkpoint."""
+
+    checkpoint_id: str
+    bundle_sha256: str
+    """Hex sha256 of provenance/checkpoint.sigstore.json, as the log records it."""
+
+
+def seal(folder: Path, manifest: Manifest, name: str, predicate: Mapping[str, Any], signer: Signer) -> Sealed:
+    """Write MANIFEST.json, model.sig (if ``signer`` has a P-256 key) and the signed statements into ``folder``.
+
+    ``name`` is the checkpoint's folder name once published. Nothing is synced: `harness.format.files.publish`
+    does. Raises `VerificationFailed` when ``predicate`` departs from its schema.
+    """
+    data = manifest.to_bytes()
+    identity = checkpoint_id(data)
+    covered = [(entry.path, entry.sha256) for entry in manifest.files] + [(layout.MANIFEST, identity)]
+    directory = dir_hash(covered)
+    facts = {"checkpoint_id": identity, "dir_hash": directory, "name": name, "predicate": predicate}
+    ed25519, *p256 = public_keys(signer)
+    bundle = envelope.sign(statements.checkpoint_statement(**facts), signer.ed25519, ed25519)
+    slsa = envelope.sign(statements.slsa_statement(**facts), signer.ed25519, ed25519)
+    (folder / layout.PROVENANCE).mkdir()
+    (folder / layout.MANIFEST).write_bytes(data)
+    (folder / layout.CHECKPOINT_BUNDLE).write_bytes(bundle)
+    (folder / layout.SLSA_BUNDLE).write_bytes(slsa)
+    if signer.p256 is not None:
+        signature = model_signature.sign(covered, signer.p256, p256[0], name)
+        (folder / layout.MODEL_SIGNATURE).write_bytes(signature)
+    return Sealed(identity, hashlib.sha256(bundle).hexdigest())

@@ -1,0 +1,5 @@
+"""Research reports of runs, made from the run folders alone; no torch.
+
+`runs` reads a folder, `claims` says what may and may not be concluded from it, `figure` draws curves as SVG,
+`document` holds the report's blocks, `markdown` and `html` print them, `report` puts them together.
+"""

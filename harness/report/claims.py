@@ -1,0 +1,227 @@
+"""What may be said about a run, and what may not: how it ended, how it was resumed, what could still vary.
+
+Pure functions of a `harness.report.runs.Run`. A number that was not measured is never replaced by another.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from harness.errors import ConfigError, HarnessError, VerificationFailed
+from harness.format import layout
+from harness.format.files import read_limited
+from harness.format.layout import RunFolder
+from harness.format.ledger import Ledger
+from harness.report.runs import Run
+from harness.strict_yaml import read as read_yaml
+
+_LEDGER_LIMIT = 64 << 20
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run stands."""
+
+    kind: Literal["good", "bad", "open"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One launch, from the statements of the checkpoints it wrote."""
+
+    number: int
+    kind: str
+    """``genesis``, ``exact``, ``same-data`` or ``accepted``."""
+    resumed_from: int | None
+    """Step of the checkpoint that it continued."""
+    first: int
+    last: int
+    """Steps of its first and last checkpoint."""
+    launch: Mapping[str, Any]
+    differences: tuple[str, ...]
+    skipped: tuple[str, ...]
+    accepted: tuple[str, ...]
+
+
+def planned_steps(run: Run) -> int | None:
+    """``train.steps`` of the run's config; None when run.yaml is missing or cannot be read."""
+    steps = settings(run).get("train.steps")
+    return steps if isinstance(steps, int) else None
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """run.yaml as ``{"train.steps": 120, …}``; empty when there is none or it cannot be read."""
+    try:
+        return dict(_flat(read_yaml(run.config_text, str(run.root / layout.RUN_CONFIG)).value))
+    except ConfigError:
+        return {}
+
+
+def ending(run: Run) -> Ending:
+    """Finished, stopped, failed or gone non-finite; what is on disk decides."""
+    planned, last = planned_steps(run), run.last_step
+    broken = next((one for one in run.checkpoints if one.kind == "nonfinite"), None)
+    reach = f"step {last:,}" if planned is None else f"step {last:,} of {planned:,}"
+    if broken is not None and last <= broken.step:
+        return Ending(
+            "bad", f"loss or gradients were not finite after {reach}; the state before is in `{broken.name}`"
+        )
+    if planned is not None and last >= planned:
+        return Ending("good", f"finished: {last:,} of {planned:,} steps")
+    errors = [one for one in run.incidents if one.event == "failure"]
+    if errors and run.lines and errors[-1].time >= float(run.lines[-1].get("time", 0)):
+        return Ending("bad", f"failed after {reach}: {errors[-1].text}")
+    return Ending("open", f"not finished: {reach}; still running, interrupted or killed")
+
+
+def segments(run: Run) -> list[Segment]:
+    """The launches of ``run`` that left a checkpoint, in order."""
+    found: dict[int, Segment] = {}
+    for checkpoint in run.checkpoints:
+        if checkpoint.facts is None or checkpoint.kind == "damaged":
+            continue
+        told = checkpoint.facts["segment"]
+        number = int(told["number"])
+        before = found.get(number)
+        source = told.get("resumed_from")
+        found[number] = Segment(
+            number=number,
+            kind=str(told["class"]),
+            resumed_from=None if source is None else int(source["step"]),
+            first=checkpoint.step if before is None else before.first,
+            last=checkpoint.step,
+            launch=checkpoint.facts["launch"],
+            differences=tuple(f"{d['what']}: {d['before']} → {d['after']}" for d in told["differences"]),
+            skipped=tuple(f"{s['name']}: {s['reason']}" for s in told["skipped"]),
+            accepted=tuple(told["accepted"]),
+        )
+    return [found[number] for number in sorted(found)]
+
+
+def missing_steps(run: Run) -> list[str]:
+    """Ranges of steps that have no line in metrics.jsonl, and steps that have several."""
+    gaps = []
+    before = 0
+    for line in run.lines:
+        step = int(line["step"])
+        if step <= before:
+            gaps.append(f"step {step} appears again after step {before}")
+        elif step > before + 1:
+            gaps.append(f"steps {before + 1} to {step - 1} have no line")
+        before = step
+    return gaps
+
+
+def newest_ledger(run: Run) -> Ledger | None:
+    """The ledger of the newest complete checkpoint; None when there is none. Raises `VerificationFailed`."""
+    for folder in reversed(RunFolder(run.root).complete()):
+        path = folder / layout.LEDGER
+        if path.exists():
+            return Ledger.parse(read_limited(path, _LEDGER_LIMIT), str(path))
+    return None
+
+
+def could_vary(run: Run) -> list[str]:
+    """What another execution of this run could do differently, as far as the statements tell."""
+    facts = run.newest
+    if facts is None:
+        return ["no checkpoint statement can be read: nothing is known about how this run was made"]
+    told = [
+        f"segment {one.number} continued in class {one.kind}: the same samples, but not the bits of an "
+        "uninterrupted run"
+        for one in segments(run)
+        if one.kind in ("same-data", "accepted")
+    ]
+    code = facts["code"]
+    if code.get("git_commit") is None:
+        told.append("the code's git commit is not known")
+    elif code.get("dirty"):
+        told.append(
+            "the code had changes that were not committed; their digest is in the statement, not their text"
+        )
+    if facts["determinism"]["mode"] != "strict":
+        told.append(
+            f"determinism.mode is {facts['determinism']['mode']}: kernels without a fixed order were allowed, and "
+            "watched only by sampling"
+        )
+    told += _ledger_gaps(run)
+    told.append(
+        "another torch build, CPU, GPU or world size may round differently; the run was not repeated on one"
+    )
+    return told
+
+
+def _ledger_gaps(run: Run) -> list[str]:
+    try:
+        ledger = newest_ledger(run)
+    except VerificationFailed as error:
+        return [f"the ledger cannot be read: {error}"]
+    if ledger is None or not ledger.observed_anything:
+        return ["no observer looked for order-dependent kernels"]
+    if not ledger.rows:
+        return ["no order-dependent kernel was seen, in the steps that were looked at"]
+    names = ", ".join(sorted({f"`{row.op}` ({row.evidence})" for row in ledger.rows}))
+    return [f"order-dependent kernels ran: {names}"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A figure over several runs."""
+
+    name: str
+    values: tuple[float, ...]
+
+    @property
+    def text(self) -> str:
+        """Mean ± sample standard deviation, or the single value."""
+        finite = [value for value in self.values if math.isfinite(value)]
+        if len(finite) < len(self.values):
+            return f"{len(self.values) - len(finite)} of {len(self.values)} not finite"
+        if len(finite) < 2:
+            return f"{finite[0]:.4f}" if finite else "—"
+        return f"{statistics.mean(finite):.4f} ± {statistics.stdev(finite):.4f}"
+
+
+def final(run: Run, name: str) -> float | None:
+    """The last evaluation figure ``name``, or the last training ``loss`` for the name ``loss (train)``."""
+    points = run.curve("loss") if name == "loss (train)" else run.evaluation(name)
+    return points[-1][1] if points else None
+
+
+def rate(run: Run) -> float | None:
+    """Median throughput in units a second; None without metrics."""
+    values = [value for _, value in run.curve(f"{run.unit}s_per_s") if math.isfinite(value)]
+    return statistics.median(values) if values else None
+
+
+def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Config keys whose values differ among ``runs``, with each run's value; folders and names left out."""
+    tables = [settings(run) for run in runs]
+    keys = sorted({key for table in tables for key in table} - {"run.dir", "run.name"})
+    rows = [(key, [str(table.get(key, "—")) for table in tables]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def seeds_only(runs: Sequence[Run]) -> bool:
+    """Whether the runs are repetitions: the same config but for the seed."""
+    return len(runs) > 1 and {key for key, _ in differing_settings(runs)} <= {"run.seed"}
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(prefix, value)]
+    return [
+        item
+        for key, inner in value.items()
+        for item in _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    ]
+
+
+def problem(error: HarnessError) -> str:
+    """An error as a line of the report."""
+    return f"{type(error).__name__}: {error}"

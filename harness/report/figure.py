@@ -1,0 +1,271 @@
+"""Line charts as SVG, one self-contained element each, for a page, a README or a mail.
+
+Colours follow the reader's light or dark scheme by CSS; nothing is loaded from outside. Example::
+
+    >>> curve = Series("run a", ((1, 4.0), (2, 3.5), (3, 3.2)))
+    >>> draw(Figure("loss", "step", "nats", (curve,))).startswith("<svg")
+    True
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+Point = tuple[float, float]
+
+WIDTH, HEIGHT = 760, 340
+LEFT, RIGHT, TOP, BOTTOM = 64, 20, 62, 46
+BINS = 360
+"""A curve of more points than twice this is drawn by the lowest and highest value of each bin."""
+
+# Okabe and Ito's palette, distinguishable for colour-blind readers; the second value is for dark pages.
+_COLOURS = (
+    ("#0072b2", "#56b4e9"),
+    ("#d55e00", "#f0883e"),
+    ("#009e73", "#3fc79a"),
+    ("#aa4499", "#d689c6"),
+    ("#8a6d00", "#e6c34a"),
+    ("#555555", "#b0b0b0"),
+)
+
+_RULES = """
+.hf text{font:12px system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif;fill:#57606a}
+.hf .title{font-size:15px;font-weight:600;fill:#1f2328}
+.hf .grid{stroke:#d0d7de;stroke-width:1}
+.hf .axis{stroke:#8c959f;stroke-width:1}
+.hf .mark{stroke:#8c959f;stroke-width:1;stroke-dasharray:4 4}
+.hf .curve{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
+.hf .faint{stroke-width:1;opacity:.35}
+"""
+_DARK_RULES = """
+.hf text{fill:#9da7b1}
+.hf .title{fill:#e6edf3}
+.hf .grid{stroke:#30363d}
+.hf .axis,.hf .mark{stroke:#6e7681}
+"""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve: points sorted by x. A point whose y is not finite breaks the line and is marked."""
+
+    name: str
+    points: tuple[Point, ...]
+    colour: int = 0
+    """Index into the palette, so that curves of one run share a colour."""
+    dots: bool = False
+    """Whether each point is marked: for sparse values such as evaluations."""
+    faint: bool = False
+    """Drawn thin, behind, and without a legend entry of its own when the name is empty."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line, such as a resume."""
+
+    x: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a chart shows."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    marks: tuple[Mark, ...] = ()
+    from_zero: bool = False
+    """Whether the y axis starts at zero, for quantities whose ratio matters."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to pixels along one axis."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
+    """About ``wanted`` round values (1, 2 or 5 times a power of ten) inside ``low`` to ``high``."""
+    rough = (high - low) / max(wanted - 1, 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def number(value: float) -> str:
+    """A short label: ``1.2M``, ``350k``, ``0.25``."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):.6g}{letter}"
+    return "0" if abs(value) < 1e-12 else f"{value:.6g}"
+
+
+def thin(points: Sequence[Point], bins: int = BINS) -> list[Point]:
+    """``points`` as they look at ``bins`` columns: the lowest and highest of each, in order; gaps are kept."""
+    if len(points) <= 2 * bins:
+        return list(points)
+    size = len(points) / bins
+    kept: list[Point] = []
+    for column in range(bins):
+        members = points[round(column * size) : round((column + 1) * size)]
+        broken = [point for point in members if not math.isfinite(point[1])]
+        finite = [point for point in members if math.isfinite(point[1])]
+        extremes = {min(finite, key=_height), max(finite, key=_height)} if finite else set()
+        kept += sorted({*extremes, *broken[:1]})
+    return kept
+
+
+def trailing_mean(points: Sequence[Point], window: int) -> tuple[Point, ...]:
+    """Each point with the mean of the last ``window`` finite values, itself included; others stay as they are."""
+    smooth: list[Point] = []
+    recent: list[float] = []
+    for x, y in points:
+        if not math.isfinite(y):
+            smooth.append((x, y))
+            continue
+        recent = [*recent[-window + 1 :], y] if window > 1 else [y]
+        smooth.append((x, math.fsum(recent) / len(recent)))
+    return tuple(smooth)
+
+
+def draw(figure: Figure) -> str:
+    """The chart as one ``<svg>`` element."""
+    across, up = _scales(figure)
+    body = [
+        *_frame(figure, across, up),
+        *_marks(figure.marks, across),
+        *(
+            text
+            for series in sorted(figure.series, key=lambda s: not s.faint)
+            for text in _curve(series, across, up)
+        ),
+        *_legend(figure.series),
+    ]
+    dark = "".join(f".hf .c{index}{{stroke:{pair[1]};fill:{pair[1]}}}" for index, pair in enumerate(_COLOURS))
+    light = "".join(
+        f".hf .c{index}{{stroke:{pair[0]};fill:{pair[0]}}}" for index, pair in enumerate(_COLOURS)
+    )
+    style = f"{light}{_RULES}@media(prefers-color-scheme:dark){{{dark}{_DARK_RULES}.hf .curve{{fill:none}}}}"
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="hf" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        f'width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{escape(figure.title)}">'
+        f"<style>{style}</style>{''.join(body)}</svg>"
+    )
+
+
+def _height(point: Point) -> float:
+    return point[1]
+
+
+def _finite(series: Sequence[Series]) -> list[Point]:
+    return [point for one in series for point in one.points if math.isfinite(point[1])]
+
+
+def _scales(figure: Figure) -> tuple[Scale, Scale]:
+    every = [point for one in figure.series for point in one.points]
+    finite = _finite(figure.series)
+    x_low, x_high = _span([x for x, _ in every] + [mark.x for mark in figure.marks])
+    y_low, y_high = _span([y for _, y in finite] + ([0.0] if figure.from_zero else []))
+    room = (y_high - y_low) * 0.05
+    bottom = y_low if figure.from_zero else y_low - room
+    across = Scale(x_low, x_high, LEFT, WIDTH - RIGHT)
+    return across, Scale(bottom, y_high + room, HEIGHT - BOTTOM, TOP)
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest, made to differ."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    if low == high:
+        pad = abs(low) * 0.1 or 1.0
+        return low - pad, high + pad
+    return low, high
+
+
+def _frame(figure: Figure, across: Scale, up: Scale) -> Iterator[str]:
+    """Title, grid, axes and their labels."""
+    yield f'<text class="title" x="{LEFT}" y="24">{escape(figure.title)}</text>'
+    for value in ticks(up.low, up.high):
+        y = up(value)
+        yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>'
+    base = HEIGHT - BOTTOM
+    yield f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>'
+    for value in ticks(across.low, across.high, 8):
+        x = across(value)
+        yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 5}"/>'
+        yield f'<text x="{x:.1f}" y="{base + 19}" text-anchor="middle">{number(value)}</text>'
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    yield f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(figure.x_label)}</text>'
+    height = (TOP + base) / 2
+    yield (
+        f'<text x="16" y="{height}" text-anchor="middle" transform="rotate(-90 16 {height})">'
+        f"{escape(figure.y_label)}</text>"
+    )
+
+
+def _marks(marks: Sequence[Mark], across: Scale) -> Iterator[str]:
+    last = -math.inf
+    for mark in sorted(marks, key=lambda one: one.x):
+        x = across(mark.x)
+        yield f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        # Labels that would overlap are left out; the lines stay.
+        if x - last > 8 * len(mark.label):
+            anchor = "end" if x > WIDTH - RIGHT - 8 * len(mark.label) else "start"
+            shift = -5 if anchor == "end" else 5
+            yield f'<text x="{x + shift:.1f}" y="{TOP + 12}" text-anchor="{anchor}">{escape(mark.label)}</text>'
+            last = x
+
+
+def _curve(series: Series, across: Scale, up: Scale) -> Iterator[str]:
+    points = thin(series.points)
+    kind = f"curve c{series.colour % len(_COLOURS)}{' faint' if series.faint else ''}"
+    for part in _unbroken(points):
+        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in part)
+        yield f'<polyline class="{kind}" style="fill:none" points="{path}"/>'
+    if series.dots:
+        for x, y in points:
+            if math.isfinite(y):
+                yield f'<circle class="c{series.colour % len(_COLOURS)}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>'
+    for x, y in points:
+        if not math.isfinite(y):
+            yield f'<text x="{across(x):.1f}" y="{HEIGHT - BOTTOM - 6}" text-anchor="middle">✕ not finite</text>'
+
+
+def _unbroken(points: Sequence[Point]) -> Iterator[list[Point]]:
+    """Stretches between the points that are not finite."""
+    part: list[Point] = []
+    for point in points:
+        if math.isfinite(point[1]):
+            part.append(point)
+        elif part:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _legend(series: Sequence[Series]) -> Iterator[str]:
+    x = float(LEFT)
+    for one in (one for one in series if one.name):
+        kind = f"c{one.colour % len(_COLOURS)}"
+        yield (
+            f'<line class="curve {kind}{" faint" if one.faint else ""}" x1="{x}" x2="{x + 20}" y1="44" y2="44"/>'
+        )
+        if one.dots:
+            yield f'<circle class="{kind}" cx="{x + 10}" cy="44" r="3"/>'
+        yield f'<text x="{x + 26}" y="48">{escape(one.name)}</text>'
+        x += 46 + 6.6 * len(one.name)

@@ -1,0 +1,92 @@
+"""A report as one HTML page that holds everything it shows: no script, nothing loaded from outside."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from harness.report.document import (
+    Block,
+    Bullets,
+    Heading,
+    Paragraph,
+    Picture,
+    Source,
+    Status,
+    Table,
+    right_aligned,
+)
+
+_STYLE = """
+:root{color-scheme:light dark;--text:#1f2328;--soft:#57606a;--line:#d0d7de;--back:#fff;--panel:#f6f8fa;
+--good:#1a7f37;--bad:#cf222e;--open:#9a6700}
+@media(prefers-color-scheme:dark){:root{--text:#e6edf3;--soft:#9da7b1;--line:#30363d;--back:#0d1117;
+--panel:#161b22;--good:#3fb950;--bad:#f85149;--open:#d29922}}
+body{margin:0;background:var(--back);color:var(--text);
+font:15px/1.55 system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
+main{max-width:860px;margin:0 auto;padding:32px 24px 64px}
+h1{font-size:26px;margin:0 0 12px}
+h2{font-size:19px;margin:36px 0 12px;padding-bottom:6px;border-bottom:1px solid var(--line)}
+h3{font-size:16px;margin:24px 0 8px}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:13.5px;min-width:50%}
+th,td{padding:5px 14px 5px 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+th{color:var(--soft);font-weight:600}
+.number{text-align:right;font-variant-numeric:tabular-nums}
+code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.9em}
+code{background:var(--panel);padding:1px 4px;border-radius:4px;overflow-wrap:anywhere}
+pre{background:var(--panel);padding:12px 16px;border-radius:6px;overflow-x:auto}
+.status{border-left:4px solid;background:var(--panel);padding:8px 14px;margin:8px 0;border-radius:0 6px 6px 0}
+.good{border-color:var(--good)}.bad{border-color:var(--bad)}.open{border-color:var(--open)}
+figure{margin:16px 0}svg{max-width:100%;height:auto}
+summary{cursor:pointer;color:var(--soft)}
+"""
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def text(value: str) -> str:
+    """``value`` as HTML, with code spans."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(value))
+
+
+def render(blocks: Sequence[Block], title: str) -> str:
+    """The whole page."""
+    body = "\n".join(_block(block) for block in blocks)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<body><main>\n{body}\n</main></body></html>\n"
+    )
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Heading(level, words):
+            return f"<h{level}>{text(words)}</h{level}>"
+        case Paragraph(words):
+            return f"<p>{text(words)}</p>"
+        case Bullets(items):
+            return "<ul>" + "".join(f"<li>{text(item)}</li>" for item in items) + "</ul>"
+        case Status(kind, words):
+            return f'<p class="status {kind}">{text(words)}</p>'
+        case Picture(svg, _, _):
+            return f"<figure>{svg}</figure>"
+        case Source(title, body):
+            return f"<details><summary>{text(title)}</summary><pre>{escape(body)}</pre></details>"
+        case Table():
+            return _table(block)
+
+
+def _table(table: Table) -> str:
+    classes = [' class="number"' if right else "" for right in right_aligned(table)]
+    head = "".join(f"<th{kind}>{text(cell)}</th>" for kind, cell in zip(classes, table.head, strict=True))
+    rows = "".join(
+        "<tr>"
+        + "".join(f"<td{kind}>{text(cell)}</td>" for kind, cell in zip(classes, row, strict=True))
+        + "</tr>"
+        for row in table.rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'

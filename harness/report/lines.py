@@ -1,0 +1,92 @@
+"""JSON lines that somebody else may still be writing: whole lines are read, a partial last one waits.
+
+Example::
+
+    tail = Tail(run / "metrics.jsonl")
+    tail.read().lines      # everything so far
+    tail.read().lines      # what was added since
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one look at a file gave."""
+
+    lines: tuple[Line, ...] = ()
+    """Whole lines that hold a JSON object, in order."""
+    unreadable: int = 0
+    """Whole lines that do not."""
+    partial: bool = False
+    """Whether the file ends inside a line: it is being written, or its writer was cut off."""
+    restarted: bool = False
+    """Whether the file was cut or replaced since the last look; ``lines`` then starts from its beginning."""
+
+
+class Tail:
+    """Follows one file of JSON lines. A file that is not there yet reads as empty."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        # The last whole line that was read: a resume cuts the file and writes other lines over the same place.
+        self._last = b""
+
+    def read(self) -> Chunk:
+        """The lines since the last look. Raises OSError when the file is there and cannot be read."""
+        try:
+            stream = open(self._path, "rb")  # noqa: SIM115
+        except FileNotFoundError:
+            return self._reset()
+        with stream:
+            restarted = self._changed(stream)
+            if restarted:
+                self._reset()
+            stream.seek(self._offset)
+            data = stream.read()
+        return self._parse(data, restarted)
+
+    def _changed(self, stream: Any) -> bool:
+        """Whether what was read before is no longer what the file holds there."""
+        if self._offset == 0:
+            return False
+        stream.seek(self._offset - len(self._last))
+        return bool(stream.read(len(self._last)) != self._last)
+
+    def _reset(self) -> Chunk:
+        restarted = self._offset > 0
+        self._offset, self._last = 0, b""
+        return Chunk(restarted=restarted)
+
+    def _parse(self, data: bytes, restarted: bool) -> Chunk:
+        end = data.rfind(b"\n") + 1
+        raw = data[:end].splitlines(keepends=True)
+        values = [_object(line) for line in raw]
+        if raw:
+            self._offset += end
+            self._last = raw[-1]
+        lines = tuple(value for value in values if value is not None)
+        return Chunk(lines, len(values) - len(lines), end < len(data), restarted)
+
+
+def read_all(path: Path) -> Chunk:
+    """The whole file as it is now."""
+    return Tail(path).read()
+
+
+def _object(line: bytes) -> Line | None:
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,67 @@
+"""A report as Markdown, with pictures beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from harness.report.document import (
+    Block,
+    Bullets,
+    Heading,
+    Paragraph,
+    Picture,
+    Source,
+    Status,
+    Table,
+    right_aligned,
+)
+
+_SIGNS = {"good": "✔", "bad": "✘", "open": "?"}
+_SPECIAL = re.compile(r"([\\*_\[\]<>#|~])")
+
+
+def text(value: str) -> str:
+    """``value`` with everything that Markdown would read as markup escaped; code spans stay."""
+    parts = re.split(r"(`[^`]*`)", " ".join(value.split()))
+    return "".join(
+        part.replace("|", r"\|") if part.startswith("`") and len(part) > 1 else _SPECIAL.sub(r"\\\1", part)
+        for part in parts
+    )
+
+
+def render(blocks: Sequence[Block]) -> str:
+    """The whole document, ending in one newline."""
+    return "\n\n".join(_block(block) for block in blocks) + "\n"
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Heading(level, title):
+            return f"{'#' * level} {text(title)}"
+        case Paragraph(words):
+            return text(words)
+        case Bullets(items):
+            return "\n".join(f"- {text(item)}" for item in items)
+        case Status(kind, words):
+            return f"> {_SIGNS[kind]} **{text(words)}**"
+        case Picture(_, file, alternative):
+            return f"![{text(alternative)}]({file})"
+        case Source(title, body):
+            return f"<details><summary>{text(title)}</summary>\n\n{_fenced(body)}\n\n</details>"
+        case Table():
+            return _table(block)
+
+
+def _fenced(body: str) -> str:
+    """``body`` as code, behind a fence longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall("`+", body)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{body.rstrip()}\n{fence}"
+
+
+def _table(table: Table) -> str:
+    rule = ["---:" if right else "---" for right in right_aligned(table)]
+    rows = [[text(cell) for cell in row] for row in (table.head, *table.rows)]
+    lines = [rows[0], rule, *rows[1:]]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

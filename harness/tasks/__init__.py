@@ -1,0 +1,1 @@
+"""What is learned: the task seam, and the two built-in tasks."""

@@ -1,0 +1,147 @@
+"""Trackers: where metrics go besides metrics.jsonl, which stays the truth.
+
+A tracker is given the lines of metrics.jsonl once a committed checkpoint covers them, never earlier. A step
+that a crash undoes has therefore never been sent, so a resumed run continues the same curve without a step
+twice or missing. ``tracking.json`` in the run folder remembers the last step that was handed over.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.errors import ConfigError, EnvironmentFault
+from harness.settings import Settings, Track
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+class Tracker(Protocol):
+    """What a user's own tracker has; named in ``track.trackers`` by its import path."""
+
+    def start(self, run_id: str, name: str, folder: Path, config: Mapping[str, Any]) -> None:
+        """The run begins or continues; the same ``run_id`` each time."""
+
+    def log(self, lines: Lines) -> None:
+        """Lines of metrics.jsonl, in order of step."""
+
+    def finish(self) -> None:
+        """The launch ends."""
+
+
+class Wandb:
+    """Weights & Biases, offline or online; imported only here."""
+
+    def __init__(self, mode: str, project: str) -> None:
+        self._mode = mode
+        self._project = project
+        self._run: Any = None
+
+    def start(self, run_id: str, name: str, folder: Path, config: Mapping[str, Any]) -> None:
+        """Open the wandb run ``run_id``, or continue it. Never prompts.
+
+        Raises `EnvironmentFault` when wandb is absent, or online without a key.
+        """
+        try:
+            import wandb
+        except ImportError as error:
+            raise EnvironmentFault(
+                f"track.wandb={self._mode} needs wandb", remedy="pip install wandb, or track.wandb=off"
+            ) from error
+        if self._mode == "online" and not wandb.api.api_key:
+            raise EnvironmentFault(
+                "track.wandb=online finds no API key",
+                where="WANDB_API_KEY",
+                remedy="set it, run `wandb login`, or use track.wandb=offline",
+            )
+        self._run = wandb.init(
+            project=self._project,
+            id=run_id,
+            name=name,
+            dir=str(folder),
+            config=dict(config),
+            mode="offline" if self._mode == "offline" else "online",
+            resume="allow" if self._mode == "online" else None,
+            settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
+        )
+
+    def log(self, lines: Lines) -> None:
+        """One wandb step a line; digests and times stay in metrics.jsonl."""
+        for line in lines:
+            numbers = {key: value for key, value in line.items() if isinstance(value, int | float)}
+            evaluation = {f"evaluation/{key}": value for key, value in (line.get("evaluation") or {}).items()}
+            self._run.log({**numbers, **evaluation}, step=line["step"])
+
+    def finish(self) -> None:
+        """Close the wandb run."""
+        self._run.finish(quiet=True)
+
+
+class Tracking:
+    """All trackers of a run, fed from metrics.jsonl up to the last committed step."""
+
+    def __init__(self, trackers: Sequence[Tracker], folder: Path, read: Callable[[int, int], Lines]) -> None:
+        """``read(after, through)`` gives the lines of metrics.jsonl of those steps."""
+        self._trackers = trackers
+        self._state = folder / "tracking.json"
+        self._read = read
+        self._through = self._remembered()
+
+    def advance(self, step: int) -> None:
+        """Everything up to ``step`` is committed: hand over what is new."""
+        if not self._trackers or step <= self._through:
+            return
+        lines = self._read(self._through, step)
+        for tracker in self._trackers:
+            tracker.log(lines)
+        self._through = step
+        temporary = self._state.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"through": step}) + "\n")
+        os.replace(temporary, self._state)
+
+    def finish(self) -> None:
+        """Close every tracker."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+    def _remembered(self) -> int:
+        try:
+            return int(json.loads(self._state.read_text())["through"])
+        except FileNotFoundError:
+            return 0
+
+
+def start(
+    settings: Settings,
+    run_id: str,
+    folder: Path,
+    config: Mapping[str, Any],
+    read: Callable[[int, int], Lines],
+) -> Tracking:
+    """Build and start the trackers that ``settings.track`` names."""
+    trackers = build(settings.track)
+    for tracker in trackers:
+        tracker.start(run_id, settings.run_name, folder, config)
+    return Tracking(trackers, folder, read)
+
+
+def build(track: Track) -> list[Tracker]:
+    """wandb when on, then the user's own. Raises `ConfigError` for a tracker that cannot be imported."""
+    trackers: list[Tracker] = [] if track.wandb == "off" else [Wandb(track.wandb, track.project)]
+    return trackers + [_imported(path) for path in track.trackers]
+
+
+def _imported(path: str) -> Tracker:
+    module, _, name = path.partition(":")
+    try:
+        tracker: Tracker = getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError, ValueError) as error:
+        remedy = "write package.module:Class, importable from here"
+        raise ConfigError(
+            f"no such tracker `{path}` ({error})", where="track.trackers", remedy=remedy
+        ) from error
+    return tracker

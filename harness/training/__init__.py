@@ -1,0 +1,1 @@
+"""The training half: launch, loop, resume. Needs torch."""

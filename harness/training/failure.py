@@ -1,0 +1,70 @@
+"""The root cause of a failure, where people and torchrun look for it.
+
+Each rank writes its traceback to events/, and the one line to the file that torchrun names in
+TORCHELASTIC_ERROR_FILE, from which torchrun prints the first failure last on the screen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from pathlib import Path
+
+from harness.format.layout import RunFolder
+
+from harness.errors import EnvironmentFault, HarnessError, Interrupted, TrainingFailed
+from harness.training.metrics import Events
+
+_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "NCCL",
+    "Socket Timeout",
+)
+
+
+def explain(error: Exception) -> HarnessError:
+    """An unexpected ``error`` as one line; its cause keeps the traceback."""
+    rank = int(os.environ.get("RANK", "0"))
+    text = " ".join(str(error).split())
+    explained: HarnessError
+    if type(error).__name__ == "OutOfMemoryError":
+        remedy = "lower train.micro_batch (the global batch stays), or train.activation_checkpointing=true"
+        explained = EnvironmentFault(f"out of GPU memory: {text[:200]}", where=f"rank {rank}", remedy=remedy)
+    elif any(sign in text for sign in _LOST_PEER):
+        explained = EnvironmentFault(
+            f"rank {rank} lost its peers",
+            where=text[:120],
+            remedy="another rank failed or was killed first: its line is above, its traceback in events/",
+        )
+    else:
+        remedy = "the traceback is in the run folder's events/; resume with the same command once fixed"
+        explained = TrainingFailed(f"{type(error).__name__}: {text}", where=f"rank {rank}", remedy=remedy)
+    explained.__cause__ = error
+    return explained
+
+
+def report(error: HarnessError, run_dir: Path) -> None:
+    """Write ``error`` to this rank's events and, under torchrun, to its error file."""
+    rank = int(os.environ.get("RANK", "0"))
+    if run_dir.is_dir():
+        events = Events(RunFolder(run_dir).events(rank))
+        events.failure(error)
+        events.close()
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path and not isinstance(error, Interrupted):
+        _write_error_file(Path(path), error)
+
+
+def _write_error_file(path: Path, error: HarnessError) -> None:
+    """The shape that torch.distributed.elastic.multiprocessing.errors reads, as its ErrorHandler writes."""
+    extra = {
+        "py_callstack": "".join(traceback.format_exception(error)),
+        "timestamp": str(int(time.time())),
+    }
+    message = {"message": {"message": str(error), "extraInfo": extra}, "errorCode": error.exit_code}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(message))

@@ -1,0 +1,174 @@
+"""One run from start or resume to its last step: set-up, loop, finish, read from top to bottom.
+
+Accelerate places the model and wraps it in DDP; everything else that decides a bit of the run is in the
+modules that this file names. `harness.training.session` holds what a step needs, `harness.training.resume`
+says what it continues from, `harness.training.recorder` writes down what happened.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from harness.determinism.ledger import Ledger
+
+from harness import config
+from harness.determinism import settings as determinism
+from harness.errors import Interrupted
+from harness.format import chain, layout
+from harness.training import distributed, launch, session, signals, startup
+from harness.training.evaluate import evaluate
+from harness.training.exchange import FAILED, Exchange, scalar_mean
+from harness.training.metrics import Events
+from harness.training.readback import NonFinite, Readback
+from harness.training.recorder import Recorder
+from harness.training.screen import Screen
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a launch came to."""
+
+    run: str
+    """Folder of the run."""
+    kind: str
+    """Class of the launch: genesis, exact, same-data or accepted."""
+    first_step: int
+    last_step: int
+    checkpoint: str | None
+    """Id of the newest checkpoint; on rank 0."""
+    loss: float | None
+    """Of the last step; on rank 0, None when no step was left to run."""
+    evaluation: Mapping[str, float]
+
+
+def train(
+    loaded: config.Loaded, *, accept: Sequence[str] = (), reason: str | None = None, quiet: bool = False
+) -> Result:
+    """Start the run of ``loaded``, or continue it, up to its last step.
+
+    ``accept`` and ``reason`` answer a refused resume; ``quiet`` prints nothing. Raises `Interrupted` after a
+    stop signal (saved), `TrainingFailed` for a non-finite loss (saved aside), and the other errors of
+    `harness.errors`, with the same exit code on every rank.
+    """
+    settings = loaded.settings
+    with ExitStack() as stack:
+        # Who takes part, and what this launch continues from.
+        stop = stack.enter_context(signals.listening())
+        started = launch.detect(settings.train.world_size)
+        changes = determinism.apply(settings.determinism.mode)
+        prepare = session.accelerator(settings)
+        workers = distributed.join(started, prepare)
+        stack.callback(distributed.leave)
+        screen = Screen(visible=workers.first and not quiet)
+        opened = workers.first_only(lambda: startup.open_run(loaded, accept))
+        found = startup.load(workers, opened)
+        task = startup.build_task(workers, settings, loaded.path.parent)
+        launched = workers.first_only(
+            lambda: startup.classify(opened, loaded, started, workers, task, accept, reason)
+        )
+        kind = workers.broadcast_bytes(launched.segment.kind.encode() if launched else b"").decode()
+        events = Events(startup.events_path(settings, workers.rank))
+        stack.callback(events.close)
+        if opened is not None and launched is not None:
+            screen.table(startup.first_screen(loaded, started, workers, task, opened, launched, changes))
+
+        # The state of the run: build, warm up, then tensors, data cursor and generators of the checkpoint.
+        current = session.build(settings, task, workers, prepare)
+        stack.callback(current.batches.close)
+        ledger = Ledger(
+            settings.determinism.mode, settings.determinism.census_every, workers.rank, workers.device
+        )
+        start, head = 0, chain.GENESIS
+        if found is None:
+            stream = current.batches.iterate(0)
+        else:
+            start, head = found.trainer["step"], bytes.fromhex(found.trainer["chain"])
+            stream = workers.together(lambda: session.restore(current, found))
+            ledger.load(found.files[layout.LEDGER])
+        desk = workers.first_only(
+            lambda: startup.open_desk(opened, launched, loaded, task, workers, events, screen, start, accept)
+        )
+        recorder = Recorder(
+            current, ledger, events, screen, desk,
+            global_batch=settings.train.global_batch, start=start, head=head,
+        )  # fmt: skip
+        stack.callback(recorder.close)
+        evaluation = startup.evaluation_batches(task, settings)
+        readback = Readback(workers.device, current.state.optimizer, scaled=current.state.scaler is not None)
+        exchange = Exchange(workers, current.accumulation, digests=current.digests)
+        last = settings.train.steps
+        screen.begin(start, last, task.unit)
+        began = time.monotonic()
+
+        for step in range(start + 1, last + 1):
+            digests: list[bytes] = []
+            rate = current.schedule(step)
+            try:
+                with ledger.observe(step):
+                    loss = scalar_mean(current.forward_backward(stream, ledger, digests), workers)
+                    norm = current.gradient_norm()
+                    exchange.begin(recorder.flag(stop.signal), digests, current.rng_digest())
+                    readback.push(step, loss, norm)
+                    current.update(rate)
+                told = exchange.end()
+                recorder.note(step, rate, told)
+                due = told.flag != 0 or step == last or step % settings.checkpoint.every == 0
+                evaluating = bool(evaluation) and (step == last or _is_due(step, settings.evaluate.every))
+                values = readback.drain() if due or evaluating else readback.collect()
+            except NonFinite as broken:
+                raise recorder.nonfinite(broken) from broken
+            except RuntimeError as error:
+                unavailable = determinism.explain(error)
+                if unavailable is None:
+                    raise
+                raise unavailable from error
+            if told.flag == FAILED:
+                recorder.raise_failure()
+            scores = None
+            if evaluating and not told.flag:
+                scores = evaluate(task, current.model, evaluation, workers, current.autocast())
+            recorder.record(values, scores)
+            if due:
+                recorder.save(step)
+                gc.collect()
+            if step == start + 1:
+                ledger.scan(step)
+                _quiet_collector(stack)
+            if told.flag:
+                break
+
+        recorder.finish()
+        if recorder.last_step < last:
+            raise Interrupted(
+                f"{signals.name_of(told.flag)} on rank {told.rank}: "
+                f"stopped after step {recorder.last_step} of {last}, saved",
+                where=str(settings.run.dir),
+                remedy="restart with the same command",
+            )
+        screen.say(startup.closing(settings, recorder, desk, start, time.monotonic() - began))
+        return Result(
+            run=str(settings.run.dir),
+            kind=kind,
+            first_step=start,
+            last_step=recorder.last_step,
+            checkpoint=startup.newest_id(desk),
+            loss=recorder.loss,
+            evaluation=dict(recorder.evaluation),
+        )
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _quiet_collector(stack: ExitStack) -> None:
+    """Python's cycle collector must not walk a model's objects in the middle of a step; saves call it."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    stack.callback(gc.unfreeze)
+    stack.callback(gc.enable)

@@ -1,0 +1,118 @@
+"""Fused AdamW, clipping, the fp16 loss scaler and averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import EnvironmentFault, TrainingFailed
+from harness.settings import Optimizer as OptimizerSettings
+
+
+def adamw(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """Fused AdamW (arXiv 1711.05101); weight decay on parameters of two or more dimensions only.
+
+    One kernel launch per group on CPU and CUDA. Raises `TrainingFailed` when nothing is trainable.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise TrainingFailed("the model has no trainable parameters", remedy="check the task's build_model")
+    decayed = [parameter for parameter in trainable if parameter.ndim >= 2]
+    others = [parameter for parameter in trainable if parameter.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        fused=True,
+    )
+
+
+class Average:
+    """An exponential moving average of the weights, on their device."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """``decay`` in [0, 1): the share of the average that each update keeps."""
+        self._weights: list[Tensor] = [weight for weight in model.parameters() if weight.requires_grad]
+        self._decay = decay
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.tensors: Mapping[str, Tensor] = {
+            name: weight.detach().clone() for name, weight in zip(names, self._weights, strict=True)
+        }
+        self._averages = list(self.tensors.values())
+
+    def update(self) -> None:
+        """Move the average towards the weights."""
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averages, self._weights, 1.0 - self._decay)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What the forward and backward pass compute in, and why."""
+
+    name: str
+    autocast: torch.dtype | None
+    scaled: bool
+    reason: str
+
+
+def precision(name: str, device: torch.device) -> Precision:
+    """What ``precision`` of the config means on ``device``.
+
+    Raises `EnvironmentFault` where the hardware or the installation does not have it.
+    """
+    if name == "fp32":
+        return Precision(name, None, False, "weights and arithmetic in float32")
+    if name == "bf16":
+        if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise _unavailable("bf16", torch.cuda.get_device_name(device))
+        return Precision(name, torch.bfloat16, False, "autocast to bfloat16, weights float32")
+    if name == "fp16":
+        reason = "autocast to float16 with a dynamic loss scale, weights float32"
+        return Precision(name, torch.float16, True, reason)
+    if device.type != "cuda":
+        raise _unavailable("fp8", "a CPU")
+    if torch.cuda.get_device_capability(device) < (8, 9):
+        raise _unavailable("fp8", torch.cuda.get_device_name(device))
+    return Precision(name, torch.bfloat16, False, "linear layers in float8 (torchao), the rest in bfloat16")
+
+
+def convert_fp8(model: nn.Module) -> None:
+    """Replace the linear layers by torchao's float8 training layers, in place.
+
+    Raises `EnvironmentFault` without torchao.
+    """
+    try:
+        from torchao.float8 import convert_to_float8_training
+    except ImportError as error:
+        raise EnvironmentFault(
+            "precision fp8 needs torchao, which is not installed",
+            remedy="pip install torchao, or precision=bf16",
+        ) from error
+    convert_to_float8_training(model, module_filter_fn=_fits_float8)
+
+
+def _fits_float8(module: nn.Module, name: str) -> bool:
+    # Float8 matrix products want both sides to be multiples of 16 (torchao README, float8 training).
+    return isinstance(module, nn.Linear) and module.in_features % 16 == 0 and module.out_features % 16 == 0
+
+
+def loss_scaler(device: torch.device) -> torch.amp.GradScaler:
+    """The dynamic loss scale of fp16 (arXiv 1710.03740), with torch's defaults."""
+    return torch.amp.GradScaler(device.type)
+
+
+def _unavailable(name: str, hardware: str) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"precision {name} is not available on {hardware}",
+        where="precision",
+        remedy="use precision=bf16 or precision=fp32" if name == "fp8" else "use precision=fp16 or fp32",
+    )

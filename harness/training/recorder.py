@@ -1,0 +1,274 @@
+"""Everything a run leaves behind: metrics lines, checkpoints, the last state of a run that went wrong.
+
+Every rank has a `Recorder` and calls it at the same steps, since a checkpoint gathers each rank's generators;
+only rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from harness.determinism.ledger import Ledger
+from harness.format.layout import RunFolder
+
+from harness.checkpoint import state
+from harness.checkpoint.snapshot import Arena, image_of
+from harness.checkpoint.writer import CheckpointWriter, Commit, Save
+from harness.determinism import ledger as ledgers
+from harness.errors import TrainingFailed
+from harness.format import chain, layout, strict_json
+from harness.tracking import Tracking
+from harness.training import record
+from harness.training.exchange import FAILED, Told
+from harness.training.metrics import Events, MetricsLog
+from harness.training.readback import NonFinite, Values
+from harness.training.record import RunFacts, StepFacts
+from harness.training.screen import Screen
+from harness.training.session import Session, captured_rng
+
+
+@dataclass
+class Desk:
+    """What only rank 0 has: the open files of the run."""
+
+    folder: RunFolder
+    facts: RunFacts
+    writer: CheckpointWriter
+    metrics: MetricsLog
+    tracking: Tracking
+    peak_flops: float | None
+    """Of all GPUs of the run together; None when unknown."""
+
+
+@dataclass(frozen=True)
+class _Noted:
+    step: int
+    rate: float
+    batch: bytes
+    rng: bytes
+    at: float
+
+
+class Recorder:
+    """Writes down what happens at each step of one launch."""
+
+    def __init__(
+        self,
+        session: Session,
+        ledger: Ledger,
+        events: Events,
+        screen: Screen,
+        desk: Desk | None,
+        *,
+        global_batch: int,
+        start: int,
+        head: bytes,
+    ) -> None:
+        """``start`` and ``head``: the step and the chain head that this launch continues from."""
+        self._session = session
+        self._workers = session.workers
+        self._ledger = ledger
+        self._events = events
+        self._screen = screen
+        self._desk = desk
+        self._global_batch = global_batch
+        self._head = head
+        self._arena = Arena()
+        self._noted: deque[_Noted] = deque()
+        self._latest: Values | None = None
+        self._clock = time.perf_counter()
+        self.last_step = start
+        self.evaluation: Mapping[str, float] = {}
+        """The newest evaluation of this launch."""
+
+    @property
+    def loss(self) -> float | None:
+        """The newest loss, on rank 0."""
+        return None if self._latest is None else self._latest.loss
+
+    def flag(self, signal: int) -> int:
+        """What to tell the other ranks: a failed save in the background, else a stop signal, else 0."""
+        failed = self._desk is not None and self._desk.writer.failed
+        return FAILED if failed else signal
+
+    def note(self, step: int, rate: float, told: Told) -> None:
+        """Step ``step`` was taken; its numbers may come later."""
+        self.last_step = step
+        if self._desk is not None:
+            self._noted.append(_Noted(step, rate, told.batch, told.rng, time.perf_counter()))
+
+    def record(self, values: Sequence[Values], scores: Mapping[str, float] | None) -> None:
+        """Write the lines of ``values``, the last with the evaluation's ``scores`` when there are any."""
+        if scores is not None:
+            self.evaluation = scores
+        if self._desk is None:
+            return
+        for number, value in enumerate(values, start=1):
+            self._write_line(self._desk, value, scores if number == len(values) else None)
+        if scores is not None:
+            self._clock = time.perf_counter()
+
+    def save(self, step: int) -> None:
+        """Checkpoint the state after ``step``; the write goes on in the background."""
+        started = time.perf_counter()
+        self._ledger.scan(step)
+        self._wait()
+        waited = time.perf_counter() - started
+        generators = self._workers.gather_bytes(captured_rng(self._session))
+        if self._desk is not None:
+            self._desk.writer.save(self._snapshot(self._desk, step, generators, "ok"))
+            blocked = time.perf_counter() - started
+            self._events.write("save", step=step, waited_s=waited, blocked_s=blocked)
+            if waited > 1.0:
+                self._screen.say(f"step {step}: waited {waited:.1f} s for the save before to finish")
+            if self._desk.writer.parent is not None:
+                self._desk.tracking.advance(self._desk.writer.parent.step)
+        self._clock = time.perf_counter()
+
+    def nonfinite(self, broken: NonFinite) -> TrainingFailed:
+        """Save the state before ``broken.step`` aside, signed, and return the error to raise."""
+        step = broken.step - 1
+        self._wait()
+        generators = self._workers.gather_bytes(captured_rng(self._session))
+        if self._desk is not None:
+            save = self._snapshot(self._desk, step, generators, "nonfinite")
+            self._desk.writer.save(save)
+        self._wait()
+        self._events.write("nonfinite", "error", step=broken.step, reason=str(broken))
+        return TrainingFailed(
+            str(broken),
+            where=f"{layout.CHECKPOINTS}/nonfinite-{layout.checkpoint_name(step)} holds the state before it",
+            remedy="look there; lower optimizer.lr or change the data, in a new run.dir",
+        )
+
+    def raise_failure(self) -> None:
+        """Raise rank 0's background failure on every rank."""
+        self._wait()
+
+    def finish(self) -> None:
+        """Wait for the last save, and close what is open."""
+        self._wait()
+        if self._desk is not None and self._desk.writer.parent is not None:
+            self._desk.tracking.advance(self._desk.writer.parent.step)
+        self._screen.close()
+
+    def close(self) -> None:
+        """Close the files; also after an error."""
+        if self._desk is not None:
+            self._screen.close()
+            self._desk.metrics.close()
+            self._desk.tracking.finish()
+
+    def _wait(self) -> None:
+        """Until rank 0 has nothing in flight; its failure is raised on every rank."""
+
+        def waited() -> bytes:
+            if self._desk is not None:
+                self._desk.writer.wait()
+            return b""
+
+        self._workers.agree(waited)
+
+    def _write_line(self, desk: Desk, value: Values, scores: Mapping[str, float] | None) -> None:
+        noted = self._noted.popleft()
+        seconds, self._clock = noted.at - self._clock, noted.at
+        task = self._session.task
+        samples = noted.step * self._global_batch
+        rate = self._global_batch * task.units_per_sample / max(seconds, 1e-9)
+        line: dict[str, Any] = {
+            "step": noted.step,
+            "loss": value.loss,
+            "lr": noted.rate,
+            "grad_norm": value.norm,
+            "samples": samples,
+            f"{task.unit}s": samples * task.units_per_sample,
+            f"{task.unit}s_per_s": rate,
+            "time": time.time(),
+        }
+        if desk.peak_flops is not None:
+            line["mfu"] = (task.flops_per_sample() or 0) * self._global_batch / seconds / desk.peak_flops
+        if self._session.digests:
+            self._head = chain.advance(
+                self._head,
+                step=noted.step,
+                batch=noted.batch,
+                rng=noted.rng,
+                loss=value.loss,
+                grad_norm=value.norm or 0.0,
+            )
+            line |= {"batch": noted.batch.hex(), "rng": noted.rng.hex(), "chain": self._head.hex()}
+        if scores is not None:
+            line["evaluation"] = dict(scores)
+        desk.metrics.write(line)
+        self._latest = value
+        self._screen.step(noted.step, value.loss, rate, line.get("mfu"), scores)
+
+    def _snapshot(self, desk: Desk, step: int, generators: Sequence[bytes], outcome: str) -> Save:
+        """Copy the state into the arena; the rest of the facts are frozen here as well."""
+        desk.metrics.flush()
+        training = self._session.state
+        model, aliases = state.model_tensors(training.model)
+        files = {state.MODEL_FILE: model, state.OPTIMIZER_FILE: state.optimizer_tensors(training)}
+        images = self._arena.fill(files)
+        ranks = [image_of(state.rng_file(rank), data) for rank, data in enumerate(generators)]
+        ledger = self._ledger.to_bytes()
+        facts = StepFacts(
+            step=step,
+            cursor=self._cursor(step),
+            ledger=ledgers.summary(ledger),
+            chain=self._head.hex() if self._session.digests else None,
+            loss=self.loss,
+            grad_norm=None if self._latest is None else self._latest.norm,
+            evaluation=dict(self.evaluation),
+            outcome=outcome,
+        )
+        trainer = {
+            "format": "harness-trainer/1",
+            "step": step,
+            "world_size": self._workers.world_size,
+            "cursor": dict(facts.cursor),
+            "chain": self._head.hex(),
+            "aliases": aliases,
+            "groups": state.group_names(training),
+            "segment": desk.facts.segment.number,
+        }
+        return Save(
+            step=step,
+            images=[*images, *ranks],
+            files={
+                **self._session.task.files(),
+                layout.TRAINER: strict_json.dumps(trainer),
+                layout.LEDGER: ledger,
+            },
+            predicate=partial(record.predicate, desk.facts, facts),
+            before=desk.metrics.sync,
+            nonfinite=outcome != "ok",
+        )
+
+    def _cursor(self, step: int) -> dict[str, int]:
+        task = self._session.task
+        samples = step * self._global_batch
+        return {
+            "step": step,
+            "samples": samples,
+            "tokens": samples * task.units_per_sample,
+            "epoch": samples // task.samples,
+            "position": samples % task.samples,
+        }
+
+
+def announce(events: Events, screen: Screen, commit: Commit) -> None:
+    """Say that a checkpoint is on disk; called in the writer's thread."""
+    events.write(
+        "checkpoint",
+        step=commit.step,
+        checkpoint=commit.checkpoint,
+        seconds=commit.seconds,
+        bytes=commit.size,
+    )
+    screen.saved(commit)

@@ -1,0 +1,249 @@
+"""What a launch continues from, and under which name: exact, same-data, accepted, or refused.
+
+Rank 0 opens the run folder, finds the newest checkpoint that verifies and compares the facts that its signed
+statement holds with the facts of this launch. What differs decides the class (DESIGN section 4):
+
+- nothing: ``exact``, every later checkpoint has the bits of the uninterrupted run
+- stack, world size, or a setting that only changes the order of additions: ``same-data``
+- config, corpus, tokenizer, code: refused, unless ``--accept`` names it; then ``accepted``, and signed
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.format.layout import RunFolder
+from harness.provenance.keys import Signer
+
+from harness import config
+from harness.checkpoint import restore, writer
+from harness.checkpoint.restore import Found, Skipped
+from harness.checkpoint.writer import Commit
+from harness.errors import EnvironmentFault, ResumeRefused
+from harness.format import files as durable
+from harness.format import layout, strict_json
+from harness.provenance import keys, log, policy
+from harness.settings import Settings
+from harness.training.record import Difference, RunFacts, Segment
+
+ACCEPTABLE = ("config", "data", "tokenizer", "code", "metrics", "checkpoints")
+"""What ``--accept`` can name."""
+
+_BUNDLE_LIMIT = 16 << 20
+_SHOWN = 8
+"""Differences that a refusal lists before it counts the rest."""
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run folder that this job holds, opened by rank 0."""
+
+    folder: RunFolder
+    lock: int
+    """Descriptor whose lock says that this job trains here; held until the process ends."""
+    signer: Signer
+    signer_reason: str
+    found: Found
+    head: log.Head | None
+    logged_run: str | None
+    """The run id in the log, when there is a log."""
+    set_aside: Mapping[str, Path]
+
+    @property
+    def parent(self) -> Commit | None:
+        """The commit that the next checkpoint follows."""
+        loaded, statement = self.found.loaded, self.found.statement
+        if loaded is None or statement is None:
+            return None
+        return Commit(loaded.folder.name, statement.step_to, statement.sequence, loaded.checkpoint)
+
+
+def open_run(settings: Settings, wanted: Callable[[str], bool], accept: Sequence[str]) -> OpenRun:
+    """Lock the run folder, clear what a cut-off save has left, and find what to continue from.
+
+    Raises `EnvironmentFault` when another job trains in the folder or it cannot be written, `ResumeRefused`
+    when it holds checkpoints and none verifies, unless ``accept`` names ``checkpoints``.
+    """
+    folder = RunFolder(settings.run.dir)
+    lock = _lock(folder)
+    path, reason = keys.signing_key_path(settings.signing.key, folder.root)
+    signer = keys.load_signer(path)
+    writer.clear_unfinished(folder)
+    publics = keys.public_keys(signer)
+    found = restore.newest(folder, policy.from_keys(publics), wanted)
+    if found.loaded is None and found.skipped and "checkpoints" not in accept:
+        first = found.skipped[0]
+        raise ResumeRefused(
+            f"none of the {len(found.skipped)} checkpoints verifies; {first.name}: {first.reason}",
+            where=str(folder.checkpoints),
+            remedy=f"signed with another key than {path}? Start again from step 0 with --accept checkpoints",
+        )
+    aside = _set_aside(folder, found.skipped)
+    entries = log.read(folder.log, publics) if folder.log.exists() else None
+    records = (
+        [strict_json.loads(record, where=str(folder.log)) for record in entries.records] if entries else []
+    )
+    run_id = str(records[0]["run"]) if records else None
+    if found.loaded is not None and found.loaded.checkpoint not in {each["checkpoint"] for each in records}:
+        head = _log_tip(folder, found, signer)
+        return OpenRun(folder, lock, signer, reason, found, head, run_id, aside)
+    found = Found(found.loaded, found.statement, (*found.skipped, *_lost(found, records)))
+    return OpenRun(folder, lock, signer, reason, found, entries.head if entries else None, run_id, aside)
+
+
+def classify(
+    before: Mapping[str, Any], facts: RunFacts, accept: Sequence[str]
+) -> tuple[str, list[Difference]]:
+    """The class of a resume and what differs, from the predicate ``before`` and the ``facts`` of this launch.
+
+    Raises `ResumeRefused` with the differences that ``accept`` does not cover.
+    """
+    changes = list(_changes(before, facts))
+    refused = [difference for kind, difference in changes if kind in ACCEPTABLE and kind not in accept]
+    if refused:
+        kinds = sorted({kind for kind, _ in changes if kind in ACCEPTABLE and kind not in accept})
+        listed = "; ".join(f"{item.what}: {item.before} → {item.after}" for item in refused[:_SHOWN])
+        more = f"; and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+        raise ResumeRefused(
+            f"the folder holds another run: {listed}{more}",
+            where=str(facts.run["name"]),
+            remedy=f"use another run.dir, or continue and sign why: --accept {','.join(kinds)} --reason TEXT",
+        )
+    differences = [difference for _, difference in changes]
+    if any(kind in ACCEPTABLE for kind, _ in changes):
+        return "accepted", differences
+    return ("same-data" if differences else "exact"), differences
+
+
+def segment(
+    run: OpenRun, facts: Callable[[Segment], RunFacts], accept: Sequence[str], reason: str | None
+) -> tuple[Segment, RunFacts]:
+    """This launch's segment and its facts. Raises `ResumeRefused` as `classify` does."""
+    statement, loaded = run.found.statement, run.found.loaded
+    accepted = tuple(f"{kind}: {reason or 'no reason given'}" for kind in accept)
+    if statement is None or loaded is None:
+        first = Segment(0, "genesis", accepted=accepted, skipped=run.found.skipped)
+        return first, facts(first)
+    number = int(statement.predicate["segment"]["number"]) + 1
+    kind, differences = classify(statement.predicate, facts(Segment(number, "exact")), accept)
+    this = Segment(
+        number,
+        kind,
+        tuple(differences),
+        accepted,
+        run.found.skipped,
+        (loaded.checkpoint, statement.step_to),
+    )
+    return this, facts(this)
+
+
+def changed_files(path: Path, now: Mapping[str, str]) -> list[Difference]:
+    """Which files of the corpus differ from those that corpus.json names."""
+    try:
+        before = strict_json.loads(path.read_bytes(), where=str(path))["files"]
+    except (FileNotFoundError, KeyError):
+        return []
+    names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    return [
+        Difference(f"file {name}", _short(before.get(name, "absent")), _short(now.get(name, "absent")))
+        for name in names
+    ]
+
+
+def _changes(before: Mapping[str, Any], facts: RunFacts) -> Iterator[tuple[str, Difference]]:
+    """Every difference with its kind: one of `ACCEPTABLE`, or ``same-data``."""
+    old = config.parse(before["config"]["text"], "the checkpoint's config")
+    new = config.parse(str(facts.config["text"]), "this launch's config")
+    for item in config.compare(old, new):
+        if item.effect != "operational":
+            kind = "config" if item.effect == "another-run" else item.effect
+            yield kind, Difference(item.key, str(item.before), str(item.after))
+    for name, kind in (("kind", "data"), ("corpus_sha256", "data"), ("tokenizer_sha256", "tokenizer")):
+        yield from _compared(kind, f"data.{name}", before["data"].get(name), facts.data.get(name))
+    for name in sorted({*before["code"], *facts.code}):
+        yield from _compared("code", f"code.{name}", before["code"].get(name), facts.code.get(name))
+    for name in ("world_size", "backend"):
+        yield from _compared(
+            "same-data", f"launch.{name}", before["launch"].get(name), facts.launch.get(name)
+        )
+    stack, stack_now = before["environment"].get("stack", {}), facts.environment.get("stack", {})
+    for name in sorted({*stack, *stack_now}):
+        yield from _compared("same-data", f"stack.{name}", stack.get(name), stack_now.get(name))
+
+
+def _compared(kind: str, what: str, before: Any, after: Any) -> Iterator[tuple[str, Difference]]:
+    if before != after:
+        yield kind, Difference(what, _short(before), _short(after))
+
+
+def _short(value: Any) -> str:
+    """A digest by its first digits, anything else as it is."""
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text
+
+
+def _lock(folder: RunFolder) -> int:
+    """Take the run folder for this job; the lock goes with the process, also at kill -9."""
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        probe = folder.root / ".tmp-writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise EnvironmentFault(
+            f"the run folder cannot be used: {error.strerror}",
+            where=str(folder.root),
+            remedy="change run.dir",
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise EnvironmentFault(
+            "another job is training in this folder",
+            where=str(folder.root),
+            remedy="wait for it or stop it; a requeued job must start after the old one ended",
+        ) from error
+    return descriptor
+
+
+def _log_tip(folder: RunFolder, found: Found, signer: Signer) -> log.Head:
+    """Enter the newest checkpoint into the log: a crash came between its rename and its entry."""
+    loaded, statement = found.loaded, found.statement
+    if loaded is None or statement is None:
+        raise ResumeRefused("there is no checkpoint to enter into the log", where=str(folder.log))
+    bundle = durable.read_limited(loaded.folder / layout.CHECKPOINT_BUNDLE, _BUNDLE_LIMIT)
+    digest = hashlib.sha256(bundle).hexdigest()
+    record = writer.record_of(
+        statement.run_id, statement.sequence, statement.step_to, loaded.checkpoint, digest
+    )
+    return log.append(folder.log, record, signer, writer.origin_of(statement.run_id))
+
+
+def _lost(found: Found, records: Sequence[Mapping[str, Any]]) -> list[Skipped]:
+    """What the log names after the checkpoint that was found, and the folder does not have."""
+    ids = [record["checkpoint"] for record in records]
+    after = ids.index(found.loaded.checkpoint) + 1 if found.loaded is not None else 0
+    known = {item.name for item in found.skipped}
+    return [
+        Skipped(name, "is in the log, not in the folder", record["checkpoint"])
+        for record in records[after:]
+        if (name := layout.checkpoint_name(record["step"])) not in known
+    ]
+
+
+def _set_aside(folder: RunFolder, skipped: Sequence[Skipped]) -> dict[str, Path]:
+    """Where each skipped folder goes when a checkpoint of its name is written again."""
+    targets = {}
+    for item in skipped:
+        number = 1
+        while (target := folder.checkpoints / f"damaged-{item.name}-{number}").exists():
+            number += 1
+        targets[item.name] = target
+    return targets

@@ -1,0 +1,315 @@
+"""Everything that a step needs, built the same way on every rank, saved and restored as one.
+
+The order is the whole secret of exact resume (facts in docs/architecture.md): build → warm-up passes →
+tensors → data cursor → generators last. DDP lays its gradient buckets out anew after its first pass, so a
+resumed process would add gradients in another order than the uninterrupted one; the warm-up makes both start
+alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from harness.determinism.ledger import Ledger
+from torch import Tensor, nn
+
+from harness.checkpoint import rng, state
+from harness.checkpoint.restore import Loaded
+from harness.checkpoint.snapshot import serialize
+from harness.checkpoint.state import TrainingState
+from harness.data.loader import MicroBatches
+from harness.data.order import Order
+from harness.determinism.digest import batch_digest, rng_digest
+from harness.errors import ConfigError, EnvironmentFault, TrainingFailed
+from harness.settings import Settings
+from harness.tasks.task import Batch, Task
+from harness.training import optimizer
+from harness.training.distributed import Workers
+from harness.training.optimizer import Average, Precision
+from harness.training.schedule import LearningRate
+
+_WARM_UP_PASSES = 2
+"""DDP lays out its buckets again at the start of its second pass."""
+
+
+def accelerator(settings: Settings) -> Accelerator:
+    """Accelerate's device placement and DDP, and nothing else of it.
+
+    Raises `ConfigError` when `accelerate launch` or its config file asks for what the harness config decides.
+    """
+    _refuse_conflicts(os.environ, settings)
+    return Accelerator(mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs()])
+
+
+def _refuse_conflicts(environ: Mapping[str, str], settings: Settings) -> None:
+    asked = environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked not in ("no", settings.precision):
+        raise ConfigError(
+            f"accelerate is configured for mixed precision {asked}, the config says {settings.precision}",
+            where="ACCELERATE_MIXED_PRECISION",
+            remedy=f"set precision={asked}, or accelerate launch --mixed_precision no",
+        )
+    for name, harmless in (
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1", "auto")),
+        ("ACCELERATE_DYNAMO_BACKEND", ("no", "")),
+        ("ACCELERATE_USE_FSDP", ("false",)),
+        ("ACCELERATE_USE_DEEPSPEED", ("false",)),
+        ("ACCELERATE_USE_MEGATRON_LM", ("false",)),
+    ):
+        value = environ.get(name)
+        if value is not None and value.lower() not in harmless:
+            raise ConfigError(
+                f"accelerate is configured with {name}={value}, which the harness config decides",
+                where=name,
+                remedy="remove it from accelerate's config file",
+            )
+
+
+@dataclass
+class Session:
+    """One rank's model, optimizer and data, ready to step."""
+
+    task: Task
+    workers: Workers
+    model: nn.Module
+    """The model itself; its names are the public names."""
+    wrapped: nn.Module
+    """What is called in training: the model, or DDP around it; compiled when asked for."""
+    state: TrainingState
+    average: Average | None
+    precision: Precision
+    schedule: LearningRate
+    batches: MicroBatches
+    clip: float | None
+    wants_norm: bool
+    digests: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._optimizer = self.state.optimizer
+        self._scaler = self.state.scaler
+        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._move = self.workers.device.type != "cpu"
+        self._distributed = self.workers.world_size > 1
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of this rank in one update."""
+        return self.batches.accumulation
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The arithmetic of forward passes."""
+        if self.precision.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.workers.device.type, dtype=self.precision.autocast)
+
+    def rng_digest(self) -> bytes:
+        """Digest of torch's CPU generator, 16 bytes; empty when digests are off."""
+        return bytes.fromhex(rng_digest()) if self.digests else b""
+
+    def forward_backward(self, stream: Iterator[Batch], ledger: Ledger, digests: list[bytes]) -> Tensor:
+        """Gradients of one update from the next ``accumulation`` micro-batches.
+
+        Returns this rank's mean loss, a detached scalar; appends each micro-batch's digest to ``digests``.
+        """
+        count = self.batches.accumulation
+        total: Tensor | None = None
+        for number in range(count):
+            batch = next(stream)
+            if self.digests:
+                digests.append(bytes.fromhex(batch_digest(batch)))
+            if self._move:
+                batch = tuple(tensor.to(self.workers.device, non_blocking=True) for tensor in batch)
+            if self._distributed and number < count - 1:
+                with self.wrapped.no_sync():  # type: ignore[operator]
+                    loss = self._backward(batch, count, ledger)
+            else:
+                loss = self._backward(batch, count, ledger)
+            total = loss if total is None else total + loss
+        if total is None:
+            raise TrainingFailed("an update has no micro-batch")
+        return total if count == 1 else total / count
+
+    def _backward(self, batch: Batch, count: int, ledger: Ledger) -> Tensor:
+        if self.precision.autocast is None:
+            loss = self.task.loss(self.wrapped, batch)
+        else:
+            with self.autocast():
+                loss = self.task.loss(self.wrapped, batch)
+        share = loss if count == 1 else loss / count
+        (share if self._scaler is None else self._scaler.scale(share)).backward()
+        return loss.detach()
+
+    def gradient_norm(self) -> Tensor | None:
+        """The global 2-norm of the unscaled gradients, a scalar; clips when the config says so."""
+        if self._scaler is not None and self.wants_norm:
+            self._scaler.unscale_(self._optimizer)
+        if self.clip is not None:
+            return nn.utils.clip_grad_norm_(self._parameters, self.clip)
+        if self.wants_norm:
+            return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        return None
+
+    def update(self, rate: float) -> None:
+        """One optimizer step at learning rate ``rate``."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        if self._scaler is None:
+            self._optimizer.step()
+        else:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update()
+
+
+def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator) -> Session:
+    """Model, optimizer and data of this rank, seeded by (run.seed, rank) and warmed up.
+
+    Raises `ConfigError` or `EnvironmentFault` for what the task, the device or the world size cannot do.
+    """
+    precision = optimizer.precision(settings.precision, workers.device)
+    batches = MicroBatches(
+        task,
+        Order(task.samples, settings.run.seed),
+        global_batch=settings.train.global_batch,
+        micro_batch=settings.train.micro_batch,
+        rank=workers.rank,
+        world_size=workers.world_size,
+        workers=settings.train.data_workers,
+    )
+    torch.manual_seed(settings.run.seed)
+    model = task.build_model().to(workers.device)
+    if settings.train.activation_checkpointing:
+        _checkpoint_activations(model)
+    if precision.name == "fp8":
+        optimizer.convert_fp8(model)
+    clip, wants_norm = settings.optimizer.clip, settings.determinism.step_digests
+    scaler = optimizer.loss_scaler(workers.device) if precision.scaled else None
+    average = Average(model, settings.optimizer.ema) if settings.optimizer.ema else None
+    adamw = optimizer.adamw(model, settings.optimizer)
+    session = Session(
+        task=task,
+        workers=workers,
+        model=model,
+        wrapped=_wrapped(model, settings, workers, prepare),
+        state=TrainingState(model, adamw, scaler, average.tensors if average else {}),
+        average=average,
+        precision=precision,
+        schedule=_schedule(settings),
+        batches=batches,
+        clip=clip,
+        wants_norm=wants_norm or clip is not None,
+        digests=settings.determinism.step_digests,
+        seed=settings.run.seed,
+    )
+    seed_rank(settings.run.seed, workers.rank)
+    if workers.world_size > 1 or settings.compile:
+        _warm_up(session, settings.train.micro_batch)
+    return session
+
+
+def seed_rank(seed: int, rank: int, step: int = 0) -> None:
+    """Seed python, numpy and torch of this process from (seed, rank, step)."""
+    digest = hashlib.sha256(f"{seed}/{rank}/{step}".encode()).digest()
+    random.seed(digest)
+    np.random.seed(int.from_bytes(digest[:4], "little"))
+    torch.manual_seed(int.from_bytes(digest[4:12], "little") >> 1)
+
+
+def captured_rng(session: Session) -> bytes:
+    """This rank's generators as the bytes of a safetensors file."""
+    name = state.rng_file(session.workers.rank)
+    return serialize(name, rng.capture(session.task.generators()))
+
+
+def wanted_files(rank: int, path: str) -> bool:
+    """Whether rank ``rank`` needs the payload file ``path`` to resume."""
+    return not path.startswith("rng-") or path == state.rng_file(rank)
+
+
+def restore(session: Session, loaded: Loaded) -> Iterator[Batch]:
+    """Put the checkpoint's tensors, cursor and generators in place; returns the micro-batches that follow.
+
+    A checkpoint of another world size has no generators for these ranks: they are seeded anew from (seed,
+    rank, step), which the class ``same-data`` says. Raises `TrainingFailed` for anything that does not fit.
+    """
+    trainer = loaded.trainer
+    exact_ranks = trainer["world_size"] == session.workers.world_size
+    if trainer["groups"] != state.group_names(session.state):
+        raise TrainingFailed("the optimizer's parameter groups are not those of the checkpoint")
+    state.load_model(session.model, loaded.tensors[state.MODEL_FILE], trainer["aliases"])
+    state.load_optimizer(session.state, loaded.tensors[state.OPTIMIZER_FILE])
+    stream = session.batches.iterate(trainer["step"])
+    own = loaded.tensors.get(state.rng_file(session.workers.rank))
+    if exact_ranks and own is None:
+        raise TrainingFailed(f"the checkpoint has no generators for rank {session.workers.rank}")
+    if exact_ranks and own is not None:
+        rng.restore(own, session.task.generators())
+    else:
+        seed_rank(session.seed, session.workers.rank, trainer["step"])
+    return stream
+
+
+def _wrapped(model: nn.Module, settings: Settings, workers: Workers, prepare: Accelerator) -> nn.Module:
+    if workers.world_size > 1 and prepare.ddp_handler is not None:
+        # Rank 0 saves its buffers for all, so persistent ones must be rank 0's everywhere.
+        prepare.ddp_handler.broadcast_buffers = bool(
+            set(model.state_dict()) - set(dict(model.named_parameters()))
+        )
+        prepare.ddp_handler.gradient_as_bucket_view = True
+    wrapped: nn.Module = prepare.prepare_model(model)
+    if settings.compile:
+        wrapped.compile()
+    return wrapped
+
+
+def _warm_up(session: Session, size: int) -> None:
+    """Forward and backward passes that leave nothing behind but DDP's final bucket layout."""
+    kept = {name: buffer.clone() for name, buffer in session.model.named_buffers()}
+    generators = rng.capture(session.task.generators())
+    indices = np.arange(size, dtype=np.int64) % session.task.samples
+    batch = session.task.batch(indices, np.zeros(size, dtype=np.int64))
+    batch = tuple(tensor.to(session.workers.device) for tensor in batch)
+    for _ in range(_WARM_UP_PASSES):
+        with session.autocast():
+            loss = session.task.loss(session.wrapped, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        session.state.optimizer.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in session.model.named_buffers():
+            buffer.copy_(kept[name])
+    rng.restore(generators, session.task.generators())
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    switch = getattr(model, "set_activation_checkpointing", None)
+    if switch is None:
+        raise EnvironmentFault(
+            f"{type(model).__name__} has no set_activation_checkpointing",
+            where="train.activation_checkpointing",
+            remedy="give the model that method, or set it to false",
+        )
+    switch(True)
+
+
+def _schedule(settings: Settings) -> LearningRate:
+    chosen = settings.schedule
+    return LearningRate(
+        kind=chosen.kind,
+        peak=settings.optimizer.lr,
+        steps=settings.train.steps,
+        warmup=chosen.warmup,
+        decay=chosen.decay,
+        final=chosen.final,
+    )

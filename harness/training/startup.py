@@ -1,0 +1,317 @@
+"""What happens once, before the first step: folder, task, facts, first screen, open files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from harness.format.layout import RunFolder
+
+from harness import config, environment, tracking
+from harness.checkpoint import restore
+from harness.checkpoint.restore import Loaded
+from harness.checkpoint.writer import CheckpointWriter
+from harness.determinism import settings as determinism
+from harness.errors import ResumeRefused, TrainingFailed
+from harness.format import files as durable
+from harness.format import layout, strict_json
+from harness.settings import Settings
+from harness.tasks import build as tasks
+from harness.tasks.task import Batch, Task
+from harness.terminal import human_seconds
+from harness.training import resume
+from harness.training.distributed import Workers
+from harness.training.launch import Launch
+from harness.training.metrics import Events, MetricsLog, read_steps, rewind
+from harness.training.record import RunFacts, Segment, plain
+from harness.training.recorder import Desk, Recorder, announce
+from harness.training.resume import OpenRun
+from harness.training.screen import Screen
+from harness.training.session import wanted_files
+from harness.training.throughput import peak_flops
+
+CORPUS = "corpus.json"
+"""Run folder: the files of the corpus and their digests, to name what changed."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """How this launch continues the run, on rank 0."""
+
+    segment: Segment
+    facts: RunFacts
+
+
+def events_path(settings: Settings, rank: int) -> Path:
+    """The events file of ``rank``."""
+    return RunFolder(settings.run.dir).events(rank)
+
+
+def load(workers: Workers, opened: OpenRun | None) -> Loaded | None:
+    """The checkpoint that rank 0 has found, with this rank's generators."""
+    found = None if opened is None else opened.found.loaded
+    named = {} if found is None else {"folder": str(found.folder.resolve()), "checkpoint": found.checkpoint}
+    agreed = json.loads(workers.broadcast_bytes(json.dumps(named).encode()))
+    if not agreed or found is not None:
+        return found
+    wanted = partial(wanted_files, workers.rank)
+    return restore.load_agreed(Path(agreed["folder"]), agreed["checkpoint"], wanted)
+
+
+def build_task(workers: Workers, settings: Settings, base: Path) -> Task:
+    """The task on every rank; rank 0 first, since it may fill a cache that the others then read.
+
+    Raises `TrainingFailed` when two ranks find different samples.
+    """
+    task = workers.first_only(lambda: tasks.build(settings, base))
+    task = workers.together(lambda: task or tasks.build(settings, base))
+    digest = strict_json.dumps({**task.identity().digests, "samples": task.samples})
+    for rank, other in enumerate(workers.gather_bytes(digest)):
+        if other != digest:
+            raise TrainingFailed(
+                f"rank {rank} finds other samples than rank {workers.rank}",
+                where="data",
+                remedy="give every host the same files and package versions",
+            )
+    return task
+
+
+def classify(
+    opened: OpenRun | None,
+    loaded: config.Loaded,
+    started: Launch,
+    workers: Workers,
+    task: Task,
+    accept: Sequence[str],
+    reason: str | None,
+) -> Launched:
+    """The class of this launch and its facts. Raises `ResumeRefused`; a changed corpus is named file by
+    file.
+    """
+    if opened is None:
+        raise TrainingFailed("only rank 0 classifies a launch")
+    facts = partial(_facts, loaded, started, workers, task, _run_id(opened))
+    try:
+        return Launched(*resume.segment(opened, facts, accept, reason))
+    except ResumeRefused as error:
+        changed = resume.changed_files(opened.folder.root / CORPUS, task.identity().files)
+        if not changed:
+            raise
+        named = "; ".join(f"{item.what}: {item.before} → {item.after}" for item in changed[:5])
+        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise ResumeRefused(f"{error.what}; {named}{more}", where=error.where, remedy=error.remedy) from error
+
+
+def _run_id(opened: OpenRun) -> str:
+    import secrets
+
+    statement = opened.found.statement
+    return statement.run_id if statement is not None else opened.logged_run or secrets.token_hex(16)
+
+
+def _facts(
+    loaded: config.Loaded, started: Launch, workers: Workers, task: Task, run_id: str, segment: Segment
+) -> RunFacts:
+    settings = loaded.settings
+    text = config.resolved_text(settings)
+    identity = task.identity()
+    source = tasks.source(settings, loaded.path.parent)
+    return RunFacts(
+        run={"id": run_id, "name": settings.run_name, "seed": settings.run.seed},
+        segment=segment,
+        launch={
+            "command": list(started.command),
+            "launcher": started.launcher,
+            "world_size": started.world_size,
+            "nodes": started.nodes,
+            "mesh": {"data_parallel": started.world_size},
+            "precision": settings.precision,
+            "compile": settings.compile,
+            "parallel": settings.parallel,
+            "backend": workers.backend,
+        },
+        config={"sha256": config.digest(text), "text": text},
+        code={
+            **environment.code(),
+            "task": None if source is None else {"import_path": source[0], "sha256": source[1]},
+        },
+        data={
+            "kind": identity.kind,
+            "corpus_sha256": identity.digests["corpus"],
+            "tokenizer_sha256": identity.digests.get("tokenizer"),
+            "counts": dict(identity.counts),
+        },
+        environment=plain({**environment.facts(), "stack": determinism.stack()}),
+        determinism_mode=settings.determinism.mode,
+        determinism_settings=plain(determinism.read_back()),
+    )
+
+
+def open_desk(
+    opened: OpenRun | None,
+    launched: Launched | None,
+    loaded: config.Loaded,
+    task: Task,
+    workers: Workers,
+    events: Events,
+    screen: Screen,
+    start: int,
+    accept: Sequence[str],
+) -> Desk:
+    """The run's files, opened by rank 0 at step ``start``."""
+    if opened is None or launched is None:
+        raise TrainingFailed("only rank 0 writes")
+    folder, facts = opened.folder, launched.facts
+    moved = rewind(folder.root / layout.METRICS, start, events, accept_gap="metrics" in accept)
+    if moved:
+        screen.say(f"metrics.jsonl: {moved} lines after step {start} moved to {events.path.name}")
+    for item in launched.segment.skipped:
+        events.write("skipped checkpoint", "warning", name=item.name, reason=item.reason)
+    corpus = {"format": "harness-corpus/1", "files": dict(task.identity().files)}
+    durable.write_durable(folder.root / CORPUS, strict_json.dumps(corpus))
+    _write_config(opened, facts)
+    checkpoints = CheckpointWriter(
+        folder,
+        str(facts.run["id"]),
+        opened.signer,
+        parent=opened.parent,
+        head=opened.head,
+        keep=loaded.settings.checkpoint.keep,
+        set_aside=opened.set_aside,
+    )
+    checkpoints.on_commit.append(partial(announce, events, screen))
+    text = str(facts.config["text"]).encode()
+    checkpoints.on_commit.append(lambda _: _keep_config(folder, text))
+    return Desk(
+        folder=folder,
+        facts=facts,
+        writer=checkpoints,
+        metrics=MetricsLog(folder.root / layout.METRICS),
+        tracking=tracking.start(
+            loaded.settings,
+            str(facts.run["id"]),
+            folder.root,
+            loaded.settings.model_dump(mode="json"),
+            partial(read_steps, folder.root / layout.METRICS),
+        ),
+        peak_flops=_peak(task, facts, loaded.settings, started_world=workers.world_size),
+    )
+
+
+def _write_config(opened: OpenRun, facts: RunFacts) -> None:
+    """run.yaml is the config of the newest checkpoint, or of this launch when there is none yet."""
+    statement = opened.found.statement
+    text = facts.config["text"] if statement is None else statement.predicate["config"]["text"]
+    _keep_config(opened.folder, str(text).encode())
+
+
+def _keep_config(folder: RunFolder, text: bytes) -> None:
+    path = folder.root / layout.RUN_CONFIG
+    if not path.exists() or path.read_bytes() != text:
+        durable.write_durable(path, text)
+
+
+def _peak(task: Task, facts: RunFacts, settings: Settings, *, started_world: int) -> float | None:
+    device = facts.environment.get("stack", {}).get("device")
+    peak = peak_flops(str(device), settings.precision) if device else None
+    return None if peak is None or task.flops_per_sample() is None else peak * started_world
+
+
+def evaluation_batches(task: Task, settings: Settings) -> Sequence[Batch]:
+    """The held-out batches, the same at every evaluation and world size."""
+    return task.evaluation(settings.train.micro_batch, settings.evaluate.batches)
+
+
+def first_screen(
+    loaded: config.Loaded,
+    started: Launch,
+    workers: Workers,
+    task: Task,
+    opened: OpenRun,
+    launched: Launched,
+    changes: Sequence[str],
+) -> list[tuple[str, str, str]]:
+    """What this run is, each row with where it came from."""
+    settings, origins, segment = loaded.settings, loaded.origins, launched.segment
+    accumulation = settings.train.global_batch // (settings.train.micro_batch * workers.world_size)
+    batch = (
+        f"{settings.train.global_batch} samples = {settings.train.micro_batch} x {workers.world_size} ranks "
+        f"x {accumulation} accumulated"
+    )
+    identity = task.identity()
+    counts = ", ".join(f"{value:,} {name}" for name, value in identity.counts.items())
+    rows = [
+        (
+            "run",
+            f"{settings.run_name}  {launched.facts.run['id'][:12]}  in {settings.run.dir}",
+            origins["run.dir"],
+        ),
+        ("world size", f"{workers.world_size} on {workers.device.type}", f"launched by {started.launcher}"),
+        ("global batch", batch, origins["train.global_batch"]),
+        ("precision", settings.precision, origins["precision"]),
+        (
+            "data",
+            f"{identity.kind} {identity.digests['corpus'] or ''}"[:24] + f"  {counts}",
+            "checked just now",
+        ),
+        ("resume", _resume_text(segment), "compared with the signed statement" if segment.number else ""),
+        ("parent", _parent_text(segment), ""),
+        ("determinism", _determinism_text(settings, changes), origins["determinism.mode"]),
+        ("signed by", opened.signer.ed25519_id[:12], opened.signer_reason),
+    ]
+    rows += [("differs", f"{item.what}: {item.before} → {item.after}", "") for item in segment.differences]
+    rows += [("accepted", text, "--accept") for text in segment.accepted]
+    rows += [("skipped", f"{item.name}: {item.reason}", "left where it is") for item in segment.skipped]
+    return rows
+
+
+def _resume_text(segment: Segment) -> str:
+    meaning = {
+        "genesis": "none: a new run",
+        "exact": "exact: same stack and world size, the same bits as without the interruption",
+        "same-data": "same-data: the same samples in the same order, other rounding",
+        "accepted": "accepted: continues although it differs, as asked",
+    }
+    return meaning[segment.kind]
+
+
+def _parent_text(segment: Segment) -> str:
+    if segment.resumed_from is None:
+        return "genesis"
+    checkpoint, step = segment.resumed_from
+    return f"step {step}, checkpoint {checkpoint[:12]}"
+
+
+def _determinism_text(settings: Settings, changes: Sequence[str]) -> str:
+    meaning = {
+        "off": "off: nothing is watched",
+        "warn": "warn: kernels are watched, no bit is changed",
+        "strict": "strict: " + "; ".join(changes),
+    }
+    return meaning[settings.determinism.mode]
+
+
+def newest_id(desk: Desk | None) -> str | None:
+    """The id of the newest checkpoint, on rank 0."""
+    return None if desk is None or desk.writer.parent is None else desk.writer.parent.checkpoint
+
+
+def closing(settings: Settings, recorder: Recorder, desk: Desk | None, start: int, seconds: float) -> str:
+    """The last line of a run that reached its end."""
+    if start >= settings.train.steps:
+        return f"complete: step {start} of {settings.train.steps} was saved before; nothing to do"
+    scores = "".join(f"  {name} {value:.4f}" for name, value in recorder.evaluation.items())
+    loss = "" if recorder.loss is None else f"  loss {recorder.loss:.4f}"
+    checkpoint = newest_id(desk)
+    return (
+        f"complete: {settings.train.steps} steps in {human_seconds(seconds)}{loss}{scores}  "
+        f"newest checkpoint {'' if checkpoint is None else checkpoint[:12]}"
+    )
+
+
+def open_run(loaded: config.Loaded, accept: Sequence[str]) -> OpenRun:
+    """`harness.training.resume.open_run` for rank 0."""
+    return resume.open_run(loaded.settings, partial(wanted_files, 0), accept)

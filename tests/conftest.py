@@ -1,0 +1,121 @@
+"""The front door for tests: real processes, each with its own key and home."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import pytest
+
+TESTS = Path(__file__).parent
+TIMEOUT = 240
+"""Seconds after which a process that hangs fails its test."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line on the screen."""
+        return (self.out + self.err).strip().splitlines()[-1]
+
+
+class Place:
+    """A folder with a home, a signing key made at first use, and the toy task."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.run = root / "run"
+        shutil.copy(TESTS / "toy_task.py", root / "toy_task.py")
+        self.environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("HARNESS", "WANDB"))},
+            "HOME": str(root),
+            "XDG_CONFIG_HOME": str(root / "config"),
+            "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a config file."""
+        path = self.root / name
+        path.write_text(text)
+        return path
+
+    def start(
+        self, words: Sequence[str], processes: int = 1, environ: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """`harness WORDS` bare or under torchrun, in a process group of its own."""
+        command = [sys.executable, "-m", "harness", *words]
+        if processes > 1:
+            torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+            command = [sys.executable, *torchrun, "-m", "harness", *words]
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env={**self.environ, **(environ or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def harness(
+        self, *words: str, processes: int = 1, environ: Mapping[str, str] | None = None
+    ) -> Finished:
+        """Run `harness WORDS` to its end."""
+        return finish(self.start(words, processes, environ))
+
+    def steps(self) -> list[int]:
+        """The steps in metrics.jsonl."""
+        path = self.run / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        return [orjson.loads(line)["step"] for line in lines if line.endswith(b"\n")]
+
+    def wait_for(self, process: subprocess.Popen[str], pattern: str) -> Path:
+        """Until the run folder has a file that matches ``pattern``."""
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline:
+            found = sorted(self.run.glob(pattern))
+            if found:
+                return found[-1]
+            if process.poll() is not None:
+                pytest.fail(f"ended before {pattern} appeared: {process.communicate()}")
+            time.sleep(0.01)
+        pytest.fail(f"{pattern} did not appear")
+
+    def kill_at(self, process: subprocess.Popen[str], pattern: str) -> None:
+        """SIGKILL the whole process group once ``pattern`` appears."""
+        self.wait_for(process, pattern)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def finish(process: subprocess.Popen[str]) -> Finished:
+    """Wait for ``process`` and collect what it said."""
+    try:
+        out, err = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        pytest.fail(f"hangs: {out[-2000:]}{err[-2000:]}")
+    return Finished(process.returncode, out, err)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """A fresh `Place`."""
+    yield Place(tmp_path)
