@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -115,6 +116,8 @@ def test_a_gradient_is_traced_to_the_forward_call_that_needs_it():
         first = weight[torch.tensor([0, 1])]
         (first.sum() + other.sum()).backward()
     (finding,) = census.findings
-    assert re.fullmatch(r"test_catalogue\.py:\d+ test_a_gradient_is_traced\w* \(backward\)", finding.call_site)
+    assert re.fullmatch(
+        r"test_catalogue\.py:\d+ test_a_gradient_is_traced\w* \(backward\)", finding.call_site
+    )
     line = int(finding.call_site.partition(":")[2].partition(" ")[0])
-    assert "first = weight" in open(__file__).read().splitlines()[line - 1]
+    assert "first = weight" in Path(__file__).read_text().splitlines()[line - 1]

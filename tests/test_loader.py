@@ -1,10 +1,12 @@
-"""Micro-batches: the same at every number of loader processes and ranks; global generators stay as they are."""
+"""Micro-batches: the same at any number of loader processes and ranks; global generators stay untouched."""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -169,6 +171,33 @@ def test_loading_survives_signals_and_ends_when_closed() -> None:
     while children & _children() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not children & _children()
+
+
+EXITS = """
+import sys
+from itertools import islice
+from test_loader import Faulty, Numbers, loader
+batches = loader({task}, workers=2)
+try:
+    print(len(list(islice(batches.iterate(0), 30))))
+except KeyError as error:
+    kept = error
+    {then}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "then"),
+    [("Numbers()", ""), ("Faulty('raise')", "batches.close()"), ("Faulty('raise')", "raise")],
+)
+def test_a_process_that_forgets_to_close_ends_at_once(task: str, then: str) -> None:
+    """Oracle: the clock: loader processes that ignore SIGTERM keep no trainer from ending, even when the
+    traceback of an error is kept."""
+    script = EXITS.format(task=task, then=then or "pass")
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parent.parent}"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=60, check=False)
+    assert done.returncode == (1 if then == "raise" else 0)
 
 
 def test_a_closed_stream_ends() -> None:

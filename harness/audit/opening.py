@@ -1,14 +1,12 @@
-"""Opening a checkpoint: every check except reading the payload's bytes.
+"""A checkpoint folder, examined: every check except reading the payload's bytes.
 
 In this order, so that nothing is interpreted before it is authenticated:
 
 - sizes are capped and files opened without following links
-- the statement's signature is checked over its raw bytes, then its types, then its JSON, then its fields
-- MANIFEST.json is the one that the statement names by sha256, and dirHash agrees
+- signatures, statements and the manifest, by the rules of `harness.provenance.verifier`
 - the folder holds exactly the manifest's files: regular, one link, of the listed sizes, and nothing else
 - safetensors headers describe exactly the manifest's tensors
-- model.sig, when a P-256 key is given, signs exactly these files
-- trainer.json, read with its digest checked, agrees with the statement's step
+- trainer.json, read with its digest checked, agrees with the statement
 
 A resume then hashes each payload file while it loads it; `harness verify` hashes them all.
 """
@@ -22,16 +20,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.errors import VerificationFailed
-from harness.format import files, layout, safetensors_header, strict_json
-from harness.format.manifest import FileEntry, Manifest, checkpoint_id, dir_hash
-from harness.provenance import envelope, model_signature, statements
+from harness.errors import EnvironmentFault, EvidenceIncomplete, VerificationFailed
+from harness.format import files, layout, safetensors_header
+from harness.format.manifest import Manifest
+from harness.provenance import envelope, verifier
 from harness.provenance.policy import Policy
 from harness.provenance.statements import CheckpointStatement
+from harness.provenance.verifier import Evidence, Findings, Kind
 
 MANIFEST_LIMIT = 64 << 20
 """Largest MANIFEST.json that is read, in bytes."""
+ENTRY_LIMIT = 1_000_000
+"""Most files and folders of a checkpoint that are looked at."""
 _TRAINER_LIMIT = 64 << 20
+_SIGNATURES = (layout.MANIFEST, layout.MODEL_SIGNATURE, layout.CHECKPOINT_BUNDLE, layout.SLSA_BUNDLE)
 
 
 @dataclass(frozen=True)
@@ -43,137 +45,184 @@ class OpenedCheckpoint:
     manifest_bytes: bytes
     checkpoint_id: str
     statement: CheckpointStatement
+    kind: Kind
+    """What its folder's name says it is."""
+    signers: tuple[str, ...]
+    """Names of the policy's identities that have signed the statement."""
     signer: str
-    """Key id of the key that signed the statement."""
+    """Key id of the key that signed provenance/checkpoint.sigstore.json."""
     bundle_sha256: str
     """Of provenance/checkpoint.sigstore.json, as the log records it."""
 
 
 def open_checkpoint(folder: Path, policy: Policy) -> OpenedCheckpoint:
-    """Check everything but the payload's bytes. Raises `VerificationFailed` or `EvidenceIncomplete`."""
-    opened = open_statement(folder, policy)
-    check_file_set(folder, opened.manifest)
-    check_headers(folder, opened.manifest)
-    check_model_signature(opened, policy)
-    _check_trainer(opened)
+    """Check everything but the payload's bytes, and raise the first failure.
+
+    Raises `VerificationFailed` for what is wrong, `EvidenceIncomplete` for what is not there (a pruned
+    checkpoint's payload, too), `EnvironmentFault` for a disk that cannot be read.
+    """
+    findings = Findings()
+    opened = examine_folder(folder, policy, findings)
+    if findings.failed:
+        wrong = [each for each in findings.failed if not each.missing]
+        raise (wrong or findings.failed)[0].error
+    if opened is None:
+        raise VerificationFailed("could not be examined", where=str(folder))
+    if opened.kind == "pruned":
+        raise pruned(folder)
     return opened
 
 
-def open_statement(folder: Path, policy: Policy) -> OpenedCheckpoint:
-    """Statement and manifest alone: all that is left of a pruned checkpoint."""
-    path = folder / layout.CHECKPOINT_BUNDLE
-    bundle = files.read_limited(path, envelope.LIMIT)
-    opened = envelope.open_bundle(bundle, policy.statement_keys, where=str(path))
-    statement = statements.parse_checkpoint(opened.payload, where=str(path))
-    data = files.read_limited(folder / layout.MANIFEST, MANIFEST_LIMIT)
-    identity = checkpoint_id(data)
-    where = str(folder / layout.MANIFEST)
-    if identity != statement.subject_id:
-        raise VerificationFailed("is not the manifest that the statement is about", where=where)
-    manifest = Manifest.parse(data, where=where)
-    covered = [(entry.path, entry.sha256) for entry in manifest.files] + [(layout.MANIFEST, identity)]
-    if dir_hash(covered) != statement.dir_hash:
-        raise VerificationFailed("has another dirHash than the statement", where=where)
-    digest = hashlib.sha256(bundle).hexdigest()
-    return OpenedCheckpoint(folder, manifest, data, identity, statement, opened.key.key_id, digest)
-
-
-def check_file_set(folder: Path, manifest: Manifest) -> None:
-    """Raise `VerificationFailed` unless the folder holds exactly the manifest's files and the signatures."""
-    expected = {entry.path: entry.size for entry in manifest.files}
-    signatures = {layout.MANIFEST, layout.MODEL_SIGNATURE}
-    seen = set()
-    for path, status in walk(folder):
-        if path in expected:
-            seen.add(path)
-            if status.st_size != expected[path]:
-                what = f"has {status.st_size} bytes, the manifest says {expected[path]}"
-                raise VerificationFailed(what, where=str(folder / path))
-        elif path not in signatures and not _is_bundle(path):
-            raise VerificationFailed("is not in the manifest", where=str(folder / path))
-    missing = sorted(set(expected) - seen)
-    if missing:
-        raise VerificationFailed("is in the manifest, not in the folder", where=str(folder / missing[0]))
-
-
-def walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Every file under ``folder`` with its status. Raises `VerificationFailed` for anything that is no plain
-    file with one link, and for an empty folder, which no manifest can list."""
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        with os.scandir(folder / prefix) as entries:
-            names = sorted(entry.name for entry in entries)
-        if not names:
-            raise VerificationFailed("is an empty folder", where=str(folder / prefix))
-        for name in names:
-            path = f"{prefix}{name}"
-            status = os.lstat(folder / path)
-            if stat.S_ISDIR(status.st_mode):
-                pending.append(f"{path}/")
-            else:
-                files.check_regular(status, str(folder / path))
-                yield path, status
-
-
-def check_headers(folder: Path, manifest: Manifest) -> None:
-    """Raise `VerificationFailed` unless each safetensors header describes the manifest's tensors."""
-    listed: dict[str, list[tuple[str, str, tuple[int, ...], int, int]]] = {
-        entry.path: [] for entry in manifest.files if entry.path.endswith(".safetensors")
-    }
-    for tensor in manifest.tensors:
-        if tensor.file not in listed:
-            raise VerificationFailed(f"lists the tensor `{tensor.name}` of a file that is no safetensors file",
-                                     where=str(folder / layout.MANIFEST))  # fmt: skip
-        listed[tensor.file].append((tensor.name, tensor.dtype, tensor.shape, tensor.start, tensor.end))
-    for path, tensors in listed.items():
-        header = safetensors_header.read_header(folder / path)
-        found = [(span.name, span.dtype, span.shape, span.start, span.end) for span in header.tensors]
-        if sorted(found) != sorted(tensors):
-            odd = sorted({item[0] for item in set(found) ^ set(tensors)})
-            what = f"describes other tensors than the manifest, first `{odd[0] if odd else ''}`"
-            raise VerificationFailed(what, where=str(folder / path))
-
-
-def check_model_signature(opened: OpenedCheckpoint, policy: Policy) -> bool:
-    """Whether model.sig was checked; it is when the policy has a P-256 key, and is then required."""
-    if not policy.model_keys:
-        return False
-    path = opened.folder / layout.MODEL_SIGNATURE
-    signed = model_signature.verify(
-        files.read_limited(path, envelope.LIMIT), policy.model_keys, where=str(path)
+def pruned(folder: Path) -> EvidenceIncomplete:
+    """Why a checkpoint without payload cannot be told good."""
+    return EvidenceIncomplete(
+        "the payload was removed by checkpoint.keep; the signatures over it are all that is left",
+        where=str(folder),
+        remedy="choose a newer checkpoint",
     )
-    listed = {entry.path: entry.sha256 for entry in opened.manifest.files}
-    if signed != {**listed, layout.MANIFEST: opened.checkpoint_id}:
-        raise VerificationFailed("signs other files than the manifest lists", where=str(path))
+
+
+def examine_folder(folder: Path, policy: Policy, findings: Findings) -> OpenedCheckpoint | None:
+    """Collect every failure in ``folder`` but those of payload bytes; None for a story that is not authentic.
+
+    Raises `EnvironmentFault` for a disk that cannot be read.
+    """
+    try:
+        return _examine(folder, policy, findings)
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        where = str(error.filename or folder)
+        raise EnvironmentFault(what, where=where, remedy="check the disk and the permissions") from error
+
+
+def listing(folder: Path, findings: Findings) -> dict[str, os.stat_result]:
+    """Every plain file under ``folder`` by relative path; anything else is a finding."""
+    found: dict[str, os.stat_result] = {}
+    for path, status in _walk(folder, findings):
+        if len(found) >= ENTRY_LIMIT:
+            findings.bad("file set", f"holds more than {ENTRY_LIMIT} files", str(folder))
+            break
+        if findings.attempt("plain files", _is_plain, status, str(folder / path)):
+            found[path] = status
+    return found
+
+
+def _is_plain(status: os.stat_result, where: str) -> bool:
+    files.check_regular(status, where)
     return True
 
 
-def read_payload(opened: OpenedCheckpoint, path: str, limit: int) -> bytes:
-    """A small payload file whose digest is the manifest's. Raises `VerificationFailed`."""
-    entry = _entry(opened.manifest, path)
-    where = str(opened.folder / path)
-    if entry is None:
-        raise VerificationFailed("is not in the manifest", where=where)
-    data = files.read_limited(opened.folder / path, limit)
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise VerificationFailed("the sha256 is not the one in MANIFEST.json", where=where)
-    return data
+def _examine(folder: Path, policy: Policy, findings: Findings) -> OpenedCheckpoint | None:
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        findings.bad("file set", "is not a folder", str(folder))
+        return None
+    name = folder.resolve().name
+    kind, _ = verifier.kind_of_name(name)
+    if kind == "damaged":
+        findings.bad("file set", "was set aside as damaged by a resume", str(folder), "choose another one")
+        return None
+    present = listing(folder, findings)
+    evidence = _read(folder, name, present, findings)
+    examined = verifier.examine(evidence, policy, findings)
+    if examined is None or evidence.manifest is None:
+        return None
+    manifest, statement = examined.manifest, examined.statement
+    findings.all_of("file set", _file_set(folder, manifest, present, kind))
+    for path in sorted({entry.path for entry in manifest.files} & present.keys()):
+        if path.endswith(".safetensors"):
+            findings.attempt("headers", _check_header, folder, path, manifest)
+    if layout.TRAINER in present:
+        _check_trainer(folder, manifest, statement, findings)
+    return OpenedCheckpoint(
+        folder=folder,
+        manifest=manifest,
+        manifest_bytes=evidence.manifest,
+        checkpoint_id=examined.checkpoint_id,
+        statement=statement,
+        kind=kind,
+        signers=examined.signers,
+        signer=examined.key_id,
+        bundle_sha256=examined.bundle_sha256,
+    )
 
 
-def _check_trainer(opened: OpenedCheckpoint) -> None:
-    where = str(opened.folder / layout.TRAINER)
-    document = strict_json.loads(read_payload(opened, layout.TRAINER, _TRAINER_LIMIT), where=where)
-    step = document.get("step") if isinstance(document, dict) else None
-    if step != opened.statement.step_to:
-        what = f"is of step {step}, the statement of step {opened.statement.step_to}"
-        raise VerificationFailed(what, where=where)
+def _walk(folder: Path, findings: Findings) -> Iterator[tuple[str, os.stat_result]]:
+    """Every entry that is no folder, with its status. No manifest can list an empty folder: a finding."""
+    pending = [""]
+    while pending:
+        prefix = pending.pop()
+        names = sorted(os.listdir(folder / prefix))
+        if not names:
+            findings.bad("file set", "is an empty folder", str(folder / prefix))
+        for name in names:
+            status = os.lstat(folder / prefix / name)
+            if stat.S_ISDIR(status.st_mode):
+                pending.append(f"{prefix}{name}/")
+            else:
+                yield f"{prefix}{name}", status
 
 
-def _entry(manifest: Manifest, path: str) -> FileEntry | None:
-    return next((entry for entry in manifest.files if entry.path == path), None)
+def _read(folder: Path, name: str, present: dict[str, os.stat_result], findings: Findings) -> Evidence:
+    def read(path: str, limit: int) -> bytes | None:
+        if path not in present:
+            return None
+        return findings.attempt("sizes", files.read_limited, folder / path, limit)
+
+    later = {path: read(path, envelope.LIMIT) for path in present if verifier.is_later_statement(path)}
+    return Evidence(
+        where=str(folder),
+        name=name,
+        bundle=read(layout.CHECKPOINT_BUNDLE, envelope.LIMIT),
+        manifest=read(layout.MANIFEST, MANIFEST_LIMIT),
+        slsa=read(layout.SLSA_BUNDLE, envelope.LIMIT),
+        model_signature=read(layout.MODEL_SIGNATURE, MANIFEST_LIMIT),
+        later={path: data for path, data in later.items() if data is not None},
+    )
 
 
-def _is_bundle(path: str) -> bool:
-    folder, _, name = path.rpartition("/")
-    return folder == layout.PROVENANCE and name.endswith(".sigstore.json")
+def _file_set(
+    folder: Path, manifest: Manifest, present: dict[str, os.stat_result], kind: Kind
+) -> Iterator[tuple[str, str]]:
+    """Whatever is too many, too few or of another size."""
+    expected = {entry.path: entry.size for entry in manifest.files}
+    for path in sorted(present):
+        size = present[path].st_size
+        if path in expected and size != expected[path]:
+            yield f"has {size} bytes, the manifest says {expected[path]}", str(folder / path)
+        elif path not in expected and path not in _SIGNATURES and not verifier.is_later_statement(path):
+            yield "is not in the manifest", str(folder / path)
+    for path in sorted(set(expected) - set(present)) if kind != "pruned" else ():
+        yield "is in the manifest, not in the folder", str(folder / path)
+
+
+def _check_header(folder: Path, path: str, manifest: Manifest) -> None:
+    header = safetensors_header.read_header(folder / path)
+    found = {(span.name, span.dtype, span.shape, span.start, span.end) for span in header.tensors}
+    listed = {
+        (entry.name, entry.dtype, entry.shape, entry.start, entry.end)
+        for entry in manifest.tensors
+        if entry.file == path
+    }
+    if found != listed:
+        odd = min(item[0] for item in found ^ listed)
+        what = f"the header describes other tensors than the manifest, first `{odd}`"
+        raise VerificationFailed(what, where=str(folder / path))
+
+
+def _check_trainer(
+    folder: Path, manifest: Manifest, statement: CheckpointStatement, findings: Findings
+) -> None:
+    where = str(folder / layout.TRAINER)
+    digests = {entry.path: entry.sha256 for entry in manifest.files}
+    data = findings.attempt("sizes", files.read_limited, folder / layout.TRAINER, _TRAINER_LIMIT)
+    if data is None or layout.TRAINER not in digests:
+        return
+    if hashlib.sha256(data).hexdigest() != digests[layout.TRAINER]:
+        findings.bad("trainer.json", "the sha256 is not the one in MANIFEST.json", where)
+        return
+    found = findings.attempt("trainer.json", _listed, data, statement, where)
+    findings.all_of("trainer.json", iter(found or ()))
+
+
+def _listed(data: bytes, statement: CheckpointStatement, where: str) -> list[tuple[str, str]]:
+    return list(verifier.trainer_disagreements(data, statement, where))

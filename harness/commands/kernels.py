@@ -11,10 +11,13 @@ import hashlib
 from pathlib import Path
 
 from harness.audit import kernels
+from harness.audit.opening import open_statement
 from harness.commands import Outcome
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout
 from harness.format.ledger import Ledger
+from harness.provenance.keys import load_public
+from harness.provenance.policy import from_keys
 
 EXAMPLE = "harness kernels runs/tiny --key keys/me.ed25519.pub"
 
@@ -37,7 +40,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         _check(checkpoint, data, arguments.key)
     ledger = Ledger.parse(data, str(checkpoint / layout.LEDGER))
     verified = bool(arguments.key)
-    trust = "verified" if verified else "not verified (give --key, or run harness verify)"
+    trust = "signed with a given key" if verified else "not verified (give --key, or run harness verify)"
     return Outcome(
         document={"checkpoint": str(checkpoint), "verified": verified, **kernels.document(ledger)},
         text=f"{checkpoint}  {trust}\n{kernels.render(ledger)}",
@@ -67,12 +70,9 @@ def _read(checkpoint: Path) -> bytes:
 
 
 def _check(checkpoint: Path, data: bytes, keys: list[Path]) -> None:
-    """That the checkpoint is signed by one of ``keys`` and that its statement means these bytes."""
-    from harness.audit.verify import open_checkpoint
-    from harness.provenance import policy
-    from harness.provenance.keys import load_public
-
-    opened = open_checkpoint(checkpoint, policy.from_keys([load_public(key) for key in keys]))
+    """That one of ``keys`` signed the statement and that manifest and statement mean these bytes."""
+    policy = from_keys([load_public(key) for key in keys])
+    opened = open_statement(checkpoint, policy)
     digest = hashlib.sha256(data).hexdigest()
     listed = {entry.path: entry.sha256 for entry in opened.manifest.files}
     stated = opened.statement.predicate["determinism"]["ledger"]

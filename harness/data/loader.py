@@ -12,7 +12,9 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -159,15 +161,19 @@ class _WorkerStream(Iterator[Batch]):
             multiprocessing_context="fork",
             generator=torch.Generator().manual_seed(seed % 2**63),
         )
-        self._batches: Iterator[Batch] | None = iter(loader)
-        # Runs before torch's own exit handler, which would wait for processes that ignore SIGTERM.
+        before = set(multiprocessing.active_children())
+        with _child_signal_handler_kept():
+            self._batches: Any = iter(loader)
+        self._processes = set(multiprocessing.active_children()) - before
+        # Runs before multiprocessing's exit handler, which would wait for processes that ignore SIGTERM.
         atexit.register(self.close)
 
     def __next__(self) -> Batch:
         if self._batches is None:
             raise StopIteration
         try:
-            return next(self._batches)
+            batch: Batch = next(self._batches)
+            return batch
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
@@ -177,9 +183,26 @@ class _WorkerStream(Iterator[Batch]):
             ) from error
 
     def close(self) -> None:
-        """End the processes: torch's iterator does so when its last reference goes."""
+        """End the processes."""
+        if self._batches is None:
+            return
+        # Not left to the iterator's __del__: the traceback of an error that was caught may hold it.
+        self._batches._shutdown_workers()
         self._batches = None
+        for process in self._processes:
+            if process.is_alive():
+                process.kill()
         atexit.unregister(self.close)
+
+
+@contextmanager
+def _child_signal_handler_kept() -> Iterator[None]:
+    """Undo torch's handler of SIGCHLD: it raises wherever the training process happens to be, in the middle
+    of an update or of a checkpoint. Without it the death is noticed, within 5 s, when a batch is missing."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -62,9 +62,13 @@ class KernelRecorder:
     def __init__(self) -> None:
         self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
 
-    def start(self) -> None:
-        """Begin to record."""
-        self._profile.start()
+    def start(self) -> bool:
+        """Begin to record. False when the driver forbids it: then coverage shows no profiler, and no more."""
+        try:
+            self._profile.start()
+        except RuntimeError:
+            return False
+        return True
 
     def stop(self) -> dict[str, int]:
         """Kernel names and how often each ran. Waits for the device."""

@@ -199,7 +199,8 @@ class _Sample(AbstractContextManager[None]):
         self._ledger._sample = self
         if self.recorder is not None:
             started = perf_counter_ns()
-            self.recorder.start()
+            if not self.recorder.start():
+                self.recorder = None
             self.profiler_ns = perf_counter_ns() - started
         self.census.__enter__()  # type: ignore[no-untyped-call]
 

@@ -48,33 +48,36 @@ class Segment:
     accepted: tuple[str, ...]
 
 
-def planned_steps(run: Run) -> int | None:
-    """``train.steps`` of the run's config; None when run.yaml is missing or cannot be read."""
-    steps = settings(run).get("train.steps")
+def planned_steps(config_text: str, where: str) -> int | None:
+    """``train.steps`` of a run.yaml; None when it is missing or cannot be read."""
+    steps = settings(config_text, where).get("train.steps")
     return steps if isinstance(steps, int) else None
 
 
-def settings(run: Run) -> dict[str, Any]:
-    """run.yaml as ``{"train.steps": 120, …}``; empty when there is none or it cannot be read."""
+def settings(config_text: str, where: str) -> dict[str, Any]:
+    """A run.yaml as ``{"train.steps": 120, …}``; empty when there is none or it cannot be read."""
     try:
-        return dict(_flat(read_yaml(run.config_text, str(run.root / layout.RUN_CONFIG)).value))
+        return dict(_flat(read_yaml(config_text, where).value))
     except ConfigError:
         return {}
 
 
 def ending(run: Run) -> Ending:
     """Finished, stopped, failed or gone non-finite; what is on disk decides."""
-    planned, last = planned_steps(run), run.last_step
+    planned, last = planned_steps(run.config_text, str(run.root)), run.last_step
     broken = next((one for one in run.checkpoints if one.kind == "nonfinite"), None)
     reach = f"step {last:,}" if planned is None else f"step {last:,} of {planned:,}"
     if broken is not None and last <= broken.step:
         return Ending(
             "bad", f"loss or gradients were not finite after {reach}; the state before is in `{broken.name}`"
         )
+    losses = run.curve("loss")
+    if losses and not math.isfinite(losses[-1][1]):
+        return Ending("bad", f"the loss was not finite at {reach}")
     if planned is not None and last >= planned:
         return Ending("good", f"finished: {last:,} of {planned:,} steps")
     errors = [one for one in run.incidents if one.event == "failure"]
-    if errors and run.lines and errors[-1].time >= float(run.lines[-1].get("time", 0)):
+    if errors and (not run.lines or errors[-1].time >= float(run.lines[-1].get("time", 0.0))):
         return Ending("bad", f"failed after {reach}: {errors[-1].text}")
     return Ending("open", f"not finished: {reach}; still running, interrupted or killed")
 
@@ -144,10 +147,10 @@ def could_vary(run: Run) -> list[str]:
         told.append(
             "the code had changes that were not committed; their digest is in the statement, not their text"
         )
-    if facts["determinism"]["mode"] != "strict":
+    mode = facts["determinism"]["mode"]
+    if mode != "strict":
         told.append(
-            f"determinism.mode is {facts['determinism']['mode']}: kernels without a fixed order were allowed, and "
-            "watched only by sampling"
+            f"determinism.mode is {mode}: kernels without a fixed order were allowed, and only watched for"
         )
     told += _ledger_gaps(run)
     told.append(
@@ -201,7 +204,7 @@ def rate(run: Run) -> float | None:
 
 def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Config keys whose values differ among ``runs``, with each run's value; folders and names left out."""
-    tables = [settings(run) for run in runs]
+    tables = [settings(run.config_text, str(run.root)) for run in runs]
     keys = sorted({key for table in tables for key in table} - {"run.dir", "run.name"})
     rows = [(key, [str(table.get(key, "—")) for table in tables]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]

@@ -68,7 +68,7 @@ Block = Heading | Paragraph | Bullets | Table | Picture | Source | Status
 
 
 def is_number(text: str) -> bool:
-    """Whether ``text`` reads as a number, with thousands separators, a sign of error or a unit of per cent."""
+    """Whether ``text`` reads as a number, with separators, ± or per cent in it; a dash counts as none."""
     kept = text.replace(",", "").replace(" ", "").replace("±", "").replace("%", "").replace("—", "0")
     try:
         float(kept or "0")

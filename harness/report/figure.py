@@ -18,6 +18,8 @@ Point = tuple[float, float]
 
 WIDTH, HEIGHT = 760, 340
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 62, 46
+LIMIT = 1e30
+"""A value beyond it is named, not drawn: it would flatten everything else."""
 BINS = 360
 """A curve of more points than twice this is drawn by the lowest and highest value of each bin."""
 
@@ -64,7 +66,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Mark:
-    """A vertical line, such as a resume."""
+    """A vertical line at some x, such as a resume."""
 
     x: float
     label: str
@@ -106,31 +108,33 @@ def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
     return [number * step for number in range(first, last + 1)]
 
 
-def number(value: float) -> str:
-    """A short label: ``1.2M``, ``350k``, ``0.25``."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.6g}{letter}"
-    return "0" if abs(value) < 1e-12 else f"{value:.6g}"
+def number(value: float, largest: float) -> str:
+    """A short label on an axis up to ``largest``: ``1.2M``, ``5k`` beside ``10k``, ``0.25``."""
+    if abs(value) <= 1e-9 * abs(largest):
+        return "0"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if largest >= 10 * size:
+            return f"{value / size:.6g}{letter}"
+    return f"{value:.6g}"
 
 
 def thin(points: Sequence[Point], bins: int = BINS) -> list[Point]:
-    """``points`` as they look at ``bins`` columns: the lowest and highest of each, in order; gaps are kept."""
+    """``points`` thinned to the lowest and highest of each of ``bins`` columns; gaps are kept."""
     if len(points) <= 2 * bins:
         return list(points)
     size = len(points) / bins
     kept: list[Point] = []
     for column in range(bins):
         members = points[round(column * size) : round((column + 1) * size)]
-        broken = [point for point in members if not math.isfinite(point[1])]
-        finite = [point for point in members if math.isfinite(point[1])]
+        broken = [point for point in members if not _drawable(point[1])]
+        finite = [point for point in members if _drawable(point[1])]
         extremes = {min(finite, key=_height), max(finite, key=_height)} if finite else set()
         kept += sorted({*extremes, *broken[:1]})
     return kept
 
 
 def trailing_mean(points: Sequence[Point], window: int) -> tuple[Point, ...]:
-    """Each point with the mean of the last ``window`` finite values, itself included; others stay as they are."""
+    """Each value replaced by the mean of the last ``window`` finite ones; what is not finite stays."""
     smooth: list[Point] = []
     recent: list[float] = []
     for x, y in points:
@@ -138,7 +142,7 @@ def trailing_mean(points: Sequence[Point], window: int) -> tuple[Point, ...]:
             smooth.append((x, y))
             continue
         recent = [*recent[-window + 1 :], y] if window > 1 else [y]
-        smooth.append((x, math.fsum(recent) / len(recent)))
+        smooth.append((x, sum(value / len(recent) for value in recent)))
     return tuple(smooth)
 
 
@@ -167,18 +171,22 @@ def draw(figure: Figure) -> str:
     )
 
 
+def _drawable(value: float) -> bool:
+    return math.isfinite(value) and abs(value) <= LIMIT
+
+
 def _height(point: Point) -> float:
     return point[1]
 
 
 def _finite(series: Sequence[Series]) -> list[Point]:
-    return [point for one in series for point in one.points if math.isfinite(point[1])]
+    return [point for one in series for point in one.points if _drawable(point[1])]
 
 
 def _scales(figure: Figure) -> tuple[Scale, Scale]:
     every = [point for one in figure.series for point in one.points]
     finite = _finite(figure.series)
-    x_low, x_high = _span([x for x, _ in every] + [mark.x for mark in figure.marks])
+    x_low, x_high = _span([0.0, *(x for x, _ in every), *(mark.x for mark in figure.marks)])
     y_low, y_high = _span([y for _, y in finite] + ([0.0] if figure.from_zero else []))
     room = (y_high - y_low) * 0.05
     bottom = y_low if figure.from_zero else y_low - room
@@ -189,9 +197,9 @@ def _scales(figure: Figure) -> tuple[Scale, Scale]:
 def _span(values: Sequence[float]) -> tuple[float, float]:
     """Lowest and highest, made to differ."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    if low == high:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         pad = abs(low) * 0.1 or 1.0
-        return low - pad, high + pad
+        return low - pad, low + pad
     return low, high
 
 
@@ -201,20 +209,23 @@ def _frame(figure: Figure, across: Scale, up: Scale) -> Iterator[str]:
     for value in ticks(up.low, up.high):
         y = up(value)
         yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>'
+        yield _text(LEFT - 8, y + 4, number(value, up.high), "end")
     base = HEIGHT - BOTTOM
     yield f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>'
     for value in ticks(across.low, across.high, 8):
         x = across(value)
         yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 5}"/>'
-        yield f'<text x="{x:.1f}" y="{base + 19}" text-anchor="middle">{number(value)}</text>'
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    yield f'<text x="{middle}" y="{HEIGHT - 8}" text-anchor="middle">{escape(figure.x_label)}</text>'
+        yield _text(x, base + 19, number(value, across.high), "middle")
+    yield _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, figure.x_label, "middle")
     height = (TOP + base) / 2
     yield (
         f'<text x="16" y="{height}" text-anchor="middle" transform="rotate(-90 16 {height})">'
         f"{escape(figure.y_label)}</text>"
     )
+
+
+def _text(x: float, y: float, words: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def _marks(marks: Sequence[Mark], across: Scale) -> Iterator[str]:
@@ -226,30 +237,32 @@ def _marks(marks: Sequence[Mark], across: Scale) -> Iterator[str]:
         if x - last > 8 * len(mark.label):
             anchor = "end" if x > WIDTH - RIGHT - 8 * len(mark.label) else "start"
             shift = -5 if anchor == "end" else 5
-            yield f'<text x="{x + shift:.1f}" y="{TOP + 12}" text-anchor="{anchor}">{escape(mark.label)}</text>'
+            yield _text(x + shift, TOP + 12, mark.label, anchor)
             last = x
 
 
 def _curve(series: Series, across: Scale, up: Scale) -> Iterator[str]:
     points = thin(series.points)
-    kind = f"curve c{series.colour % len(_COLOURS)}{' faint' if series.faint else ''}"
+    colour = f"c{series.colour % len(_COLOURS)}"
+    kind = f"curve {colour}{' faint' if series.faint else ''}"
     for part in _unbroken(points):
         path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in part)
         yield f'<polyline class="{kind}" style="fill:none" points="{path}"/>'
     if series.dots:
         for x, y in points:
-            if math.isfinite(y):
-                yield f'<circle class="c{series.colour % len(_COLOURS)}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>'
+            if _drawable(y):
+                yield f'<circle class="{colour}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>'
     for x, y in points:
-        if not math.isfinite(y):
-            yield f'<text x="{across(x):.1f}" y="{HEIGHT - BOTTOM - 6}" text-anchor="middle">✕ not finite</text>'
+        if not _drawable(y):
+            words = f"✕ beyond {LIMIT:g}" if math.isfinite(y) else "✕ not finite"
+            yield _text(across(x), HEIGHT - BOTTOM - 6, words, "middle")
 
 
 def _unbroken(points: Sequence[Point]) -> Iterator[list[Point]]:
     """Stretches between the points that are not finite."""
     part: list[Point] = []
     for point in points:
-        if math.isfinite(point[1]):
+        if _drawable(point[1]):
             part.append(point)
         elif part:
             yield part
@@ -262,10 +275,8 @@ def _legend(series: Sequence[Series]) -> Iterator[str]:
     x = float(LEFT)
     for one in (one for one in series if one.name):
         kind = f"c{one.colour % len(_COLOURS)}"
-        yield (
-            f'<line class="curve {kind}{" faint" if one.faint else ""}" x1="{x}" x2="{x + 20}" y1="44" y2="44"/>'
-        )
+        yield f'<line class="curve {kind}" x1="{x}" x2="{x + 20}" y1="44" y2="44"/>'
         if one.dots:
             yield f'<circle class="{kind}" cx="{x + 10}" cy="44" r="3"/>'
-        yield f'<text x="{x + 26}" y="48">{escape(one.name)}</text>'
+        yield _text(x + 26, 48, one.name, "start")
         x += 46 + 6.6 * len(one.name)

@@ -39,7 +39,7 @@ class Tail:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
-        # The last whole line that was read: a resume cuts the file and writes other lines over the same place.
+        # The last whole line that was read: a resume cuts the file and writes others over it.
         self._last = b""
 
     def read(self) -> Chunk:

@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from harness.audit.kernels import not_looked_at
 from harness.errors import VerificationFailed
 from harness.report import claims, figure
 from harness.report.document import Block, Bullets, Heading, Paragraph, Picture, Source, Status, Table
 from harness.report.figure import Figure, Mark, Series
-from harness.report.runs import Facts, Run
+from harness.report.runs import Facts, Run, printable
 
 _INCIDENTS = 20
 _SMOOTHED_SHARE = 50
@@ -66,7 +65,7 @@ def summary(run: Run) -> str:
     resumes = [one for one in claims.segments(run) if one.resumed_from is not None]
     if resumes:
         shown.append(f"{_count(len(resumes), 'resume')} ({', '.join(one.kind for one in resumes)})")
-    return f"{run.name}: {'; '.join(shown)}"
+    return printable(f"{run.name}: {'; '.join(shown)}")
 
 
 def loss_figure(runs: Sequence[Run]) -> Figure:
@@ -106,15 +105,24 @@ def _picture(drawn: Figure, file: str) -> Picture:
 
 
 def _evaluation_figure(runs: Sequence[Run], name: str) -> Figure:
-    curves = tuple(Series(run.name, run.evaluation(name), index, dots=True) for index, run in enumerate(runs))
+    curves = tuple(
+        Series(_label(run, runs), run.evaluation(name), index, dots=True) for index, run in enumerate(runs)
+    )
     words = name.replace("_", " ")
     return Figure(f"Held-out {words}", "step", words, curves, _resume_marks(runs))
 
 
 def _rate_figure(runs: Sequence[Run]) -> Figure:
     unit = runs[0].unit
-    curves = tuple(Series(run.name, run.curve(f"{run.unit}s_per_s"), index) for index, run in enumerate(runs))
+    curves = tuple(
+        Series(_label(run, runs), run.curve(f"{run.unit}s_per_s"), index) for index, run in enumerate(runs)
+    )
     return Figure("Throughput", "step", f"{unit}s per second", curves, _resume_marks(runs), from_zero=True)
+
+
+def _label(run: Run, runs: Sequence[Run]) -> str:
+    """Name of a curve; a single run needs none."""
+    return run.name if len(runs) > 1 else ""
 
 
 def _resume_marks(runs: Sequence[Run]) -> tuple[Mark, ...]:
@@ -145,7 +153,11 @@ def _results(runs: Sequence[Run]) -> Table:
     ]
     rows = []
     for run in runs:
-        seed = run.newest["run"]["seed"] if run.newest else claims.settings(run).get("run.seed", "—")
+        seed = (
+            run.newest["run"]["seed"]
+            if run.newest
+            else claims.settings(run.config_text, str(run.root)).get("run.seed", "—")
+        )
         rate = claims.rate(run)
         rows.append(
             [
@@ -282,7 +294,8 @@ def _environment_rows(facts: Facts) -> Iterator[tuple[str, str]]:
     for name, value in facts["environment"].items():
         if isinstance(value, str | int | bool):
             yield name.replace("_", " "), str(value)
-    packages = facts["environment"].get("packages", {})
+    found = facts["environment"].get("packages")
+    packages = found if isinstance(found, dict) else {}
     for name in ("torch", "accelerate", "numpy", "safetensors"):
         if name in packages:
             yield name, str(packages[name])
@@ -303,7 +316,5 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _clock(seconds: Any) -> str:
-    return (
-        datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S") if math.isfinite(seconds) else "—"
-    )
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S") if seconds else "—"

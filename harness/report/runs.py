@@ -6,17 +6,17 @@ Nothing is verified here: statements are read for display, whoever signed them. 
 from __future__ import annotations
 
 import base64
-import binascii
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError, UsageError, VerificationFailed
 from harness.format import layout, strict_json
 from harness.format.files import read_limited
 from harness.format.layout import RunFolder
+from harness.provenance import statements
 from harness.report.figure import Point
 from harness.report.lines import Line, read_all
 
@@ -43,6 +43,7 @@ class Incident:
     """A warning or an error from ``events/``."""
 
     time: float
+    """Unix time; 0 when the line has none."""
     rank: int
     level: str
     event: str
@@ -77,7 +78,7 @@ class Run:
     @property
     def name(self) -> str:
         """The run's name in its statements, else its folder's."""
-        return str(self.newest["run"]["name"]) if self.newest else self.root.resolve().name
+        return printable(str(self.newest["run"]["name"])) if self.newest else self.root.resolve().name
 
     @property
     def last_step(self) -> int:
@@ -107,7 +108,7 @@ class Run:
 
     @property
     def unit(self) -> str:
-        """What throughput counts: ``token``, ``image`` or another unit of the task; ``sample`` without any."""
+        """What throughput counts: ``token``, ``image`` or another unit; ``sample`` without any."""
         fields = self.lines[-1] if self.lines else {}
         named = [field.removesuffix("s_per_s") for field in fields if field.endswith("s_per_s")]
         return named[0] if named else "sample"
@@ -119,17 +120,38 @@ def read(root: Path) -> Run:
     if not folder.metrics.exists() and not folder.checkpoints.exists():
         raise UsageError("not a run folder: no metrics.jsonl and no checkpoints/", where=str(root))
     metrics = read_all(folder.metrics)
-    events = [(rank, line) for rank, path in _event_files(root) for line in read_all(path).lines]
+    events = [(rank, line) for rank, path in event_files(root) for line in read_all(path).lines]
     return Run(
         root=root,
-        lines=tuple(line for line in metrics.lines if isinstance(line.get("step"), int)),
+        lines=tuple(step_lines(metrics.lines)),
         unreadable=metrics.unreadable,
         partial=metrics.partial,
         checkpoints=tuple(sorted(_checkpoints(folder), key=lambda one: (one.step, one.name))),
         incidents=tuple(sorted(incidents(events), key=lambda one: one.time)),
         superseded=sum(line.get("event") == "superseded metrics" for _, line in events),
-        config_text=_text(folder.run_config),
+        config_text=config_text(root),
     )
+
+
+def step_lines(lines: Iterable[Line]) -> Iterable[Line]:
+    """Those of ``lines`` that are a step's, without fields of the wrong type."""
+    for line in lines:
+        step = line.get("step")
+        if isinstance(step, int) and not isinstance(step, bool) and step > 0:
+            wrong = {name for name, fits in _TYPES.items() if name in line and not fits(line[name])}
+            yield {name: value for name, value in line.items() if name not in wrong}
+
+
+def is_clock(value: object) -> bool:
+    """Whether ``value`` is a Unix time that a calendar has."""
+    return isinstance(value, int | float) and 0 <= value <= _LAST_CLOCK
+
+
+_LAST_CLOCK = 253_402_300_799  # the end of the year 9999
+_TYPES: dict[str, Callable[[object], bool]] = {
+    "evaluation": lambda value: isinstance(value, dict),
+    "time": is_clock,
+}
 
 
 def incidents(events: Iterable[tuple[int, Line]]) -> Iterable[Incident]:
@@ -137,38 +159,28 @@ def incidents(events: Iterable[tuple[int, Line]]) -> Iterable[Incident]:
     for rank, line in events:
         if line.get("level") in ("warning", "error"):
             hidden = ("time", "level", "event", "traceback")
-            text = "; ".join(f"{name} {value}" for name, value in line.items() if name not in hidden)
-            yield Incident(
-                _float(line.get("time")), rank, str(line["level"]), str(line.get("event", "")), text[:400]
+            text = printable(
+                "; ".join(f"{name} {value}" for name, value in line.items() if name not in hidden)
             )
+            clock = float(line["time"]) if is_clock(line.get("time")) else 0.0
+            event = printable(str(line.get("event", "")))
+            yield Incident(clock, rank, str(line["level"]), event, text[:400])
+
+
+def printable(text: str) -> str:
+    """``text`` without control characters: what a run folder holds must not steer a terminal."""
+    return "".join(letter if letter.isprintable() else "·" for letter in text)
 
 
 def statement_facts(checkpoint: Path) -> Facts:
-    """The predicate of ``checkpoint``'s own statement, unverified. Raises `HarnessError` when there is none."""
+    """The predicate of ``checkpoint``'s own statement, unverified. Raises `HarnessError` without one."""
     path = checkpoint / layout.CHECKPOINT_BUNDLE
     bundle = strict_json.loads(read_limited(path, _BUNDLE_LIMIT), where=str(path))
     try:
         payload = base64.b64decode(bundle["dsseEnvelope"]["payload"], validate=True)
-        facts = strict_json.loads(payload, where=str(path))["predicate"]
-    except (KeyError, TypeError, binascii.Error) as error:
-        raise UsageError("no statement in this bundle", where=str(path)) from error
-    if not isinstance(facts, dict) or not _WANTED <= facts.keys():
-        raise UsageError("the statement is of another kind", where=str(path))
-    return facts
-
-
-_WANTED = {
-    "run",
-    "steps",
-    "segment",
-    "launch",
-    "config",
-    "code",
-    "data",
-    "environment",
-    "determinism",
-    "outcome",
-}
+    except (KeyError, TypeError, ValueError) as error:
+        raise VerificationFailed("no statement in this bundle", where=str(path)) from error
+    return statements.parse_checkpoint(payload, where=str(path)).predicate
 
 
 def _checkpoints(folder: RunFolder) -> Iterable[Checkpoint]:
@@ -195,14 +207,17 @@ def _step(name: str, kind: str) -> int | None:
     return layout.parse_checkpoint_name(name.rsplit("-", 1)[0] if kind == "damaged" else name)
 
 
-def _event_files(root: Path) -> Iterable[tuple[int, Path]]:
+def event_files(root: Path) -> Iterable[tuple[int, Path]]:
+    """The events file of each rank, by rank."""
     for path in sorted((root / layout.EVENTS).glob("rank-*.jsonl")):
         digits = path.stem.removeprefix("rank-")
         if digits.isdecimal():
             yield int(digits), path
 
 
-def _text(path: Path) -> str:
+def config_text(root: Path) -> str:
+    """run.yaml as it is; empty when there is none."""
+    path = RunFolder(root).run_config
     if not path.exists():
         return ""
     return read_limited(path, _CONFIG_LIMIT).decode("utf-8", "replace")

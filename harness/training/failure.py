@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import traceback
 from pathlib import Path
 
 from harness.format.layout import RunFolder
@@ -61,10 +60,8 @@ def report(error: HarnessError, run_dir: Path) -> None:
 
 def _write_error_file(path: Path, error: HarnessError) -> None:
     """The shape that torch.distributed.elastic.multiprocessing.errors reads, as its ErrorHandler writes."""
-    extra = {
-        "py_callstack": "".join(traceback.format_exception(error)),
-        "timestamp": str(int(time.time())),
-    }
+    # torchrun prints the call stack in place of the message, so the stack stays in events/ alone.
+    extra = {"py_callstack": str(error), "timestamp": str(int(time.time()))}
     message = {"message": {"message": str(error), "extraInfo": extra}, "errorCode": error.exit_code}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(message))

@@ -21,6 +21,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from harness.determinism.ledger import Ledger
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from harness.checkpoint import rng, state
 from harness.checkpoint.restore import Loaded
@@ -47,7 +48,12 @@ def accelerator(settings: Settings) -> Accelerator:
     Raises `ConfigError` when `accelerate launch` or its config file asks for what the harness config decides.
     """
     _refuse_conflicts(os.environ, settings)
-    return Accelerator(mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs()])
+    return Accelerator(
+        # Without a GPU, Accelerate takes several processes for one unless it is told that CPUs are meant.
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",
+        kwargs_handlers=[DistributedDataParallelKwargs()],
+    )
 
 
 def _refuse_conflicts(environ: Mapping[str, str], settings: Settings) -> None:
@@ -269,6 +275,12 @@ def _wrapped(model: nn.Module, settings: Settings, workers: Workers, prepare: Ac
         )
         prepare.ddp_handler.gradient_as_bucket_view = True
     wrapped: nn.Module = prepare.prepare_model(model)
+    if workers.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
+        raise EnvironmentFault(
+            f"{workers.world_size} processes run, but accelerate made no data-parallel model of them",
+            where=f"distributed type {prepare.distributed_type}",
+            remedy="launch with torchrun --nproc-per-node N -m harness train …",
+        )
     if settings.compile:
         wrapped.compile()
     return wrapped

@@ -1,0 +1,138 @@
+"""The metrics chain, recomputed from metrics.jsonl and compared with the heads that checkpoints have signed.
+
+- steps count from 1 without a gap or a repetition; a gap that a resume has accepted (``--accept metrics``, signed)
+  restarts the chain from the signed head of the checkpoint that was resumed
+- each line's chain follows from the line before and the line's own batch, rng, loss and gradient norm
+- at each checkpoint, the head, the loss and the gradient norm are the signed ones
+
+What a line says besides (learning rate, speed, time, evaluation) is not in the chain. A last line without an
+end belongs to a step that no checkpoint has yet.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import VerificationFailed
+from harness.format import chain, strict_json
+
+LINE_LIMIT = 1 << 20
+"""Bytes of one line."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """What a checkpoint has signed about its step's line."""
+
+    step: int
+    head: str | None
+    """Hex; None when step digests were off."""
+    loss: str | None
+    grad_norm: str | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A line or a checkpoint that does not fit."""
+
+    what: str
+    where: str
+
+
+def check(
+    lines: Iterable[bytes], anchors: Iterable[Anchor], gaps: Mapping[int, str], where: str
+) -> Iterator[Broken]:
+    """Every place where ``lines`` depart from the ``anchors``.
+
+    ``gaps``: step → hex head of the checkpoints after which a signed gap is allowed.
+    """
+    waiting = {anchor.step: anchor for anchor in anchors}
+    gap_free = dict(gaps)
+    head, last = chain.GENESIS, 0
+    for number, raw in enumerate(lines, start=1):
+        place = f"{where}:{number}"
+        if not raw.endswith(b"\n"):
+            if len(raw) > LINE_LIMIT:
+                yield Broken(f"has a line of more than {LINE_LIMIT} bytes", place)
+            break
+        try:
+            line = _line(raw, place)
+        except VerificationFailed as error:
+            yield Broken(error.what, place)
+            return
+        step = line["step"]
+        if step != last + 1 and last in gap_free and step > last:
+            head = bytes.fromhex(gap_free.pop(last))
+        elif step != last + 1:
+            yield Broken(f"step {step} follows step {last}", place)
+        skipped = [each for each in sorted(waiting) if last < each < step]
+        for each in skipped:
+            anchor = waiting.pop(each)
+            if not gaps:
+                yield Broken(f"{where} has no line of step {each}", anchor.where)
+        reason, head = _advance(head, line)
+        if reason is not None:
+            yield Broken(reason, place)
+        anchor_here = waiting.pop(step, None)
+        if anchor_here is not None:
+            yield from _compare(anchor_here, head, line, where)
+        last = step
+    for step in sorted(waiting):
+        if waiting[step].head is not None:
+            yield Broken(f"{where} ends at step {last}, before this checkpoint's", waiting[step].where)
+
+
+def _line(raw: bytes, where: str) -> dict[str, Any]:
+    line = strict_json.loads(raw, where=where, limit=LINE_LIMIT)
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        raise VerificationFailed("is no metrics line", where=where)
+    return line
+
+
+def _advance(head: bytes, line: Mapping[str, Any]) -> tuple[str | None, bytes]:
+    """What is wrong with the line's chain, and the head to go on from: the line's own where there is one."""
+    if "chain" not in line:
+        return None, head
+    own = _digest(line["chain"], 32)
+    batch, rng = _digest(line.get("batch"), 16), _digest(line.get("rng"), 16)
+    loss, norm = _number(line.get("loss")), _number(line.get("grad_norm"), absent=0.0)
+    if own is None or batch is None or rng is None or loss is None or norm is None:
+        return "has a broken chain, batch, rng, loss or grad_norm", own or head
+    try:
+        expected = chain.advance(
+            head, step=line["step"], batch=batch, rng=rng, loss=loss, grad_norm=norm
+        )
+    except (struct.error, OverflowError):
+        return "has a number that is no float32", own
+    if expected != own:
+        return f"step {line['step']} was changed: its chain does not follow from the line before and its facts", own
+    return None, own
+
+
+def _compare(anchor: Anchor, head: bytes, line: Mapping[str, Any], where: str) -> Iterator[Broken]:
+    if anchor.head is None:
+        return
+    if head.hex() != anchor.head:
+        yield Broken(f"{where} up to step {anchor.step} is not what this checkpoint has signed", anchor.where)
+    for name, signed in (("loss", anchor.loss), ("grad_norm", anchor.grad_norm)):
+        shown = _number(line.get(name))
+        if signed is not None and shown != float(signed):
+            yield Broken(f"{where} has {name} {shown} at step {anchor.step}, signed is {signed}", anchor.where)
+
+
+def _digest(value: Any, size: int) -> bytes | None:
+    try:
+        data = bytes.fromhex(value)
+    except (TypeError, ValueError):
+        return None
+    return data if len(data) == size and data.hex() == value else None
+
+
+def _number(value: Any, absent: float | None = None) -> float | None:
+    if value is None:
+        return absent
+    return float(value) if type(value) in (int, float) else None

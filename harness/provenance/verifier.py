@@ -1,0 +1,400 @@
+"""The verifier's core: bytes in, findings out. Nothing here touches a file.
+
+Rules for one checkpoint, in the order in which they are checked:
+
+- the statement's bundle carries a good signature of an accepted Ed25519 key over its raw bytes, before its
+  contents are read; then types, strict JSON and every field are checked
+- the signer may sign for this run at this time, is not revoked, and enough distinct identities have signed
+- MANIFEST.json is the one that the statement names by sha256, and dirHash agrees
+- the SLSA statement is signed and says the same facts
+- model.sig, when a P-256 key is accepted, signs exactly the manifest's files and MANIFEST.json
+- the folder's name, the config's digest, the state's digest, the ledger's digest, the cursor and trainer.json
+  agree with the statement
+- every later statement in provenance/ is signed by an accepted key and is about this checkpoint
+
+Every failure is collected; one that makes a later check impossible ends the list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, ParamSpec, TypeVar
+
+from harness.errors import EvidenceIncomplete, HarnessError, UsageError, VerificationFailed
+from harness.format import layout, strict_json
+from harness.format.manifest import Manifest, checkpoint_id, dir_hash, state_digest
+from harness.provenance import envelope, model_signature, statements
+from harness.provenance import policy as policies
+from harness.provenance.keys import PublicKey
+from harness.provenance.policy import Policy
+from harness.provenance.statements import CheckpointStatement
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Kind = Literal["complete", "pruned", "nonfinite", "damaged", "elsewhere"]
+
+_NONFINITE = re.compile(r"nonfinite-(step-\d{8,})(-[1-9]\d*)?")
+_LATER = re.compile(r"provenance/([a-z][a-z-]*)-(0|[1-9]\d{0,5})\.sigstore\.json")
+_COUNTERSIGNATURE = "countersignature"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or that is missing."""
+
+    what: str
+    where: str | None
+    remedy: str | None
+    check: str
+    """The rule that it breaks: ``signature``, ``file set``, ``payload``, ``lineage``…"""
+    missing: bool
+    """Whether evidence is absent (exit code 4) rather than wrong (exit code 1)."""
+
+    def __str__(self) -> str:
+        return str(self.error)
+
+    @property
+    def error(self) -> HarnessError:
+        """The finding as an exception."""
+        kind = EvidenceIncomplete if self.missing else VerificationFailed
+        return kind(self.what, where=self.where, remedy=self.remedy)
+
+
+@dataclass
+class Findings:
+    """Collects findings, the checks that passed, and remarks."""
+
+    failed: list[Finding] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the reader should know and is no failure."""
+
+    def bad(self, check: str, what: str, where: str | None, remedy: str | None = None) -> None:
+        """Evidence is wrong."""
+        self._add(check, what, where, remedy, missing=False)
+
+    def missing(self, check: str, what: str, where: str | None, remedy: str | None = None) -> None:
+        """Evidence is absent."""
+        self._add(check, what, where, remedy, missing=True)
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def attempt(self, check: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """``function``'s result; None and a finding when it raises `VerificationFailed` or its like."""
+        try:
+            result = function(*args, **kwargs)
+        except (VerificationFailed, EvidenceIncomplete, UsageError) as error:
+            absent = isinstance(error, EvidenceIncomplete)
+            self._add(check, error.what, error.where, error.remedy, missing=absent)
+            return None
+        self.passed.append(check)
+        return result
+
+    def all_of(self, check: str, reasons: Iterator[tuple[str, str]]) -> None:
+        """Every (what, where) of ``reasons`` is a failure of ``check``; none means that it passed."""
+        before = len(self.failed)
+        for what, where in reasons:
+            self.bad(check, what, where)
+        if len(self.failed) == before:
+            self.passed.append(check)
+
+    def _add(self, check: str, what: str, where: str | None, remedy: str | None, *, missing: bool) -> None:
+        place = None if where is None else visible(where)
+        self.failed.append(Finding(visible(what), place, remedy, check, missing))
+
+    @property
+    def exit_code(self) -> int:
+        """0 when nothing was found, 1 when something is wrong, 4 when something is only missing."""
+        if not self.failed:
+            return 0
+        return EvidenceIncomplete.exit_code if all(each.missing for each in self.failed) else 1
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The small files of a checkpoint folder, as read; None for one that is not there."""
+
+    where: str
+    """The folder, for messages."""
+    name: str
+    """The folder's own name."""
+    bundle: bytes | None
+    manifest: bytes | None
+    slsa: bytes | None
+    model_signature: bytes | None
+    later: Mapping[str, bytes] = field(default_factory=dict)
+    """Path → bytes of statements that were added afterwards."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A checkpoint whose statement and manifest are authentic."""
+
+    statement: CheckpointStatement
+    manifest: Manifest
+    checkpoint_id: str
+    signers: tuple[str, ...]
+    """Names of the identities that have signed the statement."""
+    key_id: str
+    """Of the key that signed provenance/checkpoint.sigstore.json."""
+    bundle_sha256: str
+    """Of provenance/checkpoint.sigstore.json, as the log records it."""
+
+
+def visible(text: str) -> str:
+    """``text`` with escapes for what a terminal would obey or cannot show; names come from strangers."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def kind_of_name(name: str) -> tuple[Kind, str | None]:
+    """What a folder's name claims, and the signed name that belongs to it (None: any)."""
+    if layout.parse_checkpoint_name(name) is not None:
+        return "complete", name
+    inner = name.removeprefix(layout.PRUNED)
+    if inner != name and layout.parse_checkpoint_name(inner) is not None:
+        return "pruned", inner
+    match = _NONFINITE.fullmatch(name)
+    if match is not None and layout.parse_checkpoint_name(match[1]) is not None:
+        return "nonfinite", match[1]
+    return ("damaged", None) if name.startswith(layout.DAMAGED) else ("elsewhere", None)
+
+
+def is_later_statement(path: str) -> bool:
+    """Whether ``path`` is a name for a statement added after the checkpoint was sealed."""
+    match = _LATER.fullmatch(path)
+    return match is not None and match[1] not in (policies.CHECKPOINT, policies.SLSA)
+
+
+def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined | None:
+    """Check all that the small files say. None when statement or manifest cannot be relied on."""
+    path = _path(evidence, layout.CHECKPOINT_BUNDLE)
+    bundle = findings.attempt("statement present", _present, evidence.bundle, path)
+    if bundle is None:
+        return None
+    opened = findings.attempt(
+        "signature", envelope.open_bundle, bundle, policy.statement_keys, where=path
+    )
+    if opened is None:
+        return None
+    statement = findings.attempt("statement", statements.parse_checkpoint, opened.payload, where=path)
+    if statement is None:
+        return None
+    data = findings.attempt(
+        "manifest present", _present, evidence.manifest, _path(evidence, layout.MANIFEST)
+    )
+    manifest = None
+    if data is not None:
+        where = _path(evidence, layout.MANIFEST)
+        manifest = findings.attempt("manifest", _manifest, data, statement, where)
+    signers = _later_statements(evidence, policy, findings, statement, opened)
+    _may_sign(policy, findings, statement, signers, path)
+    if data is None or manifest is None:
+        return None
+    _check_slsa(evidence, policy, findings, statement)
+    _check_model_signature(evidence, policy, findings, manifest, statement.subject_id)
+    findings.all_of("agreement", _disagreements(evidence, statement, manifest))
+    names = tuple(identity.name for identity in map(policy.identity, signers))
+    digest = hashlib.sha256(bundle).hexdigest()
+    return Examined(statement, manifest, statement.subject_id, names, opened.key.key_id, digest)
+
+
+def trainer_disagreements(
+    data: bytes, statement: CheckpointStatement, where: str
+) -> Iterator[tuple[str, str]]:
+    """What trainer.json says otherwise than the statement. Raises `VerificationFailed` for broken JSON."""
+    document = strict_json.loads(data, where=where)
+    if not isinstance(document, dict):
+        yield "is no JSON object", where
+        return
+    facts = statement.predicate
+    expected = {
+        "step": statement.step_to,
+        "world_size": facts["launch"]["world_size"],
+        "segment": facts["segment"]["number"],
+        "cursor": facts["cursor"],
+    }
+    if facts["metrics"]["chain"] is not None:
+        expected["chain"] = facts["metrics"]["chain"]
+    for key, value in expected.items():
+        if strict_json.dumps(document.get(key)) != strict_json.dumps(value):
+            yield f"has {key} {_short(document.get(key))}, the statement {_short(value)}", where
+
+
+def _path(evidence: Evidence, name: str) -> str:
+    return f"{evidence.where}/{name}"
+
+
+def _present(data: bytes | None, where: str) -> bytes:
+    if data is None:
+        raise EvidenceIncomplete("is missing", where=where, remedy="get the whole folder from its maker")
+    return data
+
+
+def _manifest(data: bytes, statement: CheckpointStatement, where: str) -> Manifest:
+    identity = checkpoint_id(data)
+    if identity != statement.subject_id:
+        raise VerificationFailed(
+            f"is not the manifest that the statement is about ({_short(statement.subject_id)})",
+            where=where,
+            remedy="the manifest was changed, or the statement belongs to another checkpoint",
+        )
+    manifest = Manifest.parse(data, where=where)
+    covered = [(entry.path, entry.sha256) for entry in manifest.files] + [(layout.MANIFEST, identity)]
+    if dir_hash(covered) != statement.dir_hash:
+        raise VerificationFailed("has another dirHash than the statement", where=where)
+    return manifest
+
+
+def _later_statements(
+    evidence: Evidence,
+    policy: Policy,
+    findings: Findings,
+    statement: CheckpointStatement,
+    first: envelope.Opened,
+) -> list[PublicKey]:
+    """Check the statements that were added afterwards; returns one key for each identity that signed."""
+    signers = {policy.identity(first.key).name: first.key}
+    kinds = {policies.CHECKPOINT, policies.LOG}
+    kinds |= {policies.SLSA} if evidence.slsa is not None else set()
+    kinds |= {policies.MODEL_SIGNATURE} if evidence.model_signature is not None else set()
+    for name, data in sorted(evidence.later.items()):
+        where = _path(evidence, name)
+        opened = findings.attempt(
+            "later statement", envelope.open_bundle, data, policy.statement_keys, where=where
+        )
+        match = _LATER.fullmatch(name)
+        if opened is None or match is None:
+            continue
+        kinds.add(match[1])
+        if match[1] == _COUNTERSIGNATURE and opened.payload == first.payload:
+            signers.setdefault(policy.identity(opened.key).name, opened.key)
+        elif match[1] == _COUNTERSIGNATURE:
+            findings.bad("later statement", "signs another statement than the checkpoint's", where)
+        else:
+            findings.attempt("later statement", _same_subject, opened.payload, statement, where)
+    for kind in sorted(policy.required - kinds):
+        findings.missing("required", f"the policy requires a statement of kind {kind}", evidence.where)
+    return list(signers.values())
+
+
+def _same_subject(payload: bytes, statement: CheckpointStatement, where: str) -> None:
+    document = strict_json.loads(payload, where=where)
+    kind = document.get("predicateType") if isinstance(document, dict) else None
+    _, identity, directory, _ = statements.parse_statement(payload, str(kind), where=where)
+    if (identity, directory) != (statement.subject_id, statement.dir_hash):
+        raise VerificationFailed("is about another checkpoint", where=where)
+
+
+def _may_sign(
+    policy: Policy, findings: Findings, statement: CheckpointStatement, signers: list[PublicKey], where: str
+) -> None:
+    created = str(statement.predicate["created"])
+    identities = [policy.identity(key) for key in signers]
+    objections = [each.objection(statement.run_id, statement.run_name, created) for each in identities]
+    good = objections.count(None)
+    enough = good >= policy.threshold
+    for reason in filter(None, objections):
+        if enough:
+            findings.note(visible(f"not counted: {reason}"))
+        else:
+            findings.bad("policy", reason, where)
+    if not enough and not any(objections):
+        what = f"is signed by {good} of the {policy.threshold} identities that the policy wants"
+        findings.missing("policy", what, where, "add provenance/countersignature-N.sigstore.json")
+    if statement.subject_id in policy.revoked:
+        findings.bad("policy", f"the checkpoint {statement.subject_id} is revoked", where)
+    elif enough:
+        findings.passed.append("policy")
+
+
+def _check_slsa(
+    evidence: Evidence, policy: Policy, findings: Findings, statement: CheckpointStatement
+) -> None:
+    if evidence.slsa is not None:
+        where = _path(evidence, layout.SLSA_BUNDLE)
+        findings.attempt("slsa", _slsa, evidence.slsa, policy, statement, where)
+
+
+def _slsa(data: bytes, policy: Policy, statement: CheckpointStatement, where: str) -> None:
+    payload = envelope.open_bundle(data, policy.statement_keys, where=where).payload
+    statements.parse_statement(payload, statements.SLSA_TYPE, where=where)
+    expected = statements.slsa_statement(
+        checkpoint_id=statement.subject_id,
+        dir_hash=statement.dir_hash,
+        name=statement.name,
+        predicate=statement.predicate,
+    )
+    found = strict_json.loads(payload, where=where)
+    if strict_json.dumps(found) != expected:
+        place = _first_difference(strict_json.loads(expected, where=where), found, "") or "a type"
+        raise VerificationFailed(f"says something else than the checkpoint statement at {place}", where=where)
+
+
+def _check_model_signature(
+    evidence: Evidence, policy: Policy, findings: Findings, manifest: Manifest, identity: str
+) -> None:
+    data, where = evidence.model_signature, _path(evidence, layout.MODEL_SIGNATURE)
+    if not policy.model_keys:
+        findings.note("model.sig: not checked (no P-256 key given)")
+    elif data is not None:
+        signed = findings.attempt(
+            "model signature", model_signature.verify, data, policy.model_keys, where=where
+        )
+        listed = {entry.path: entry.sha256 for entry in manifest.files}
+        if signed is not None and dict(signed) != {**listed, layout.MANIFEST: identity}:
+            findings.bad("model signature", "signs other files than the manifest lists", where)
+
+
+def _disagreements(
+    evidence: Evidence, statement: CheckpointStatement, manifest: Manifest
+) -> Iterator[tuple[str, str]]:
+    """Every place where folder, manifest and statement say different things."""
+    facts, where = statement.predicate, _path(evidence, layout.CHECKPOINT_BUNDLE)
+    kind, name = kind_of_name(evidence.name)
+    step = statement.step_to
+    if statement.name != layout.checkpoint_name(step):
+        yield f"is named {statement.name}, its step is {step}", where
+    if name is not None and name != statement.name:
+        yield f"the folder was signed as {statement.name}", evidence.where
+    if facts["outcome"] != "ok" and kind in ("complete", "pruned"):
+        yield "the state of a run that became non-finite is shown as a good checkpoint", evidence.where
+    if facts["outcome"] == "ok" and kind == "nonfinite":
+        yield "a good checkpoint is shown as non-finite", evidence.where
+    if facts["cursor"]["step"] != step:
+        yield f"has the data cursor at step {facts['cursor']['step']}, not {step}", where
+    if hashlib.sha256(facts["config"]["text"].encode()).hexdigest() != facts["config"]["sha256"]:
+        yield "has a config text with another digest than its own", where
+    state = facts["state"]
+    if state["sha256"] != state_digest(manifest.tensors) or state["tensors"] != len(manifest.tensors):
+        yield "has a state digest that is not that of the manifest's tensors", where
+    ledger = facts["determinism"]["ledger"]
+    listed = {entry.path: entry.sha256 for entry in manifest.files}
+    if ledger is not None and ledger["sha256"] != listed.get(layout.LEDGER):
+        yield "names another ledger.json than the manifest", where
+    if layout.TRAINER not in listed:
+        yield "lists no trainer.json", _path(evidence, layout.MANIFEST)
+    for tensor in manifest.tensors:
+        if not tensor.file.endswith(".safetensors"):
+            yield f"lists the tensor `{tensor.name}` in {tensor.file}", _path(evidence, layout.MANIFEST)
+
+
+def _first_difference(expected: Any, found: Any, path: str) -> str | None:
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in sorted({*expected, *found}):
+            place = _first_difference(expected.get(key), found.get(key), f"{path}.{key}")
+            if place is not None:
+                return place
+        return None if set(expected) == set(found) else path.lstrip(".")
+    return None if expected == found else path.lstrip(".")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 else text[:60]

@@ -1,0 +1,427 @@
+"""Reports: curves as SVG, endings of runs, what could still vary, pages that show hostile text as text."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import fake_runs
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness import cli
+from harness.commands.watch import Follower
+from harness.errors import UsageError
+from harness.format.ledger import Coverage, Ledger, Row
+from harness.report import claims, figure, frame, html, markdown, report, runs
+from harness.report.document import Heading, Paragraph, Source, Status, Table
+from harness.report.figure import Figure, Mark, Series
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(*series: Series, marks: tuple[Mark, ...] = (), from_zero: bool = False) -> ElementTree.Element:
+    """A figure of ``series`` as parsed XML."""
+    made = figure.draw(Figure("loss", "step", "nats", series, marks, from_zero))
+    return ElementTree.fromstring(made)
+
+
+def corners(svg: ElementTree.Element) -> list[tuple[float, float]]:
+    """Every corner of every curve, in pixels."""
+    lines = [line.get("points", "") for line in svg.iter(f"{SVG}polyline")]
+    return [(float(x), float(y)) for line in lines for x, y in (pair.split(",") for pair in line.split())]
+
+
+# figure
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(2, 12))
+def test_ticks_are_round_and_inside_and_evenly_spaced(low: float, share: float, wanted: int) -> None:
+    """Oracle: 1, 2 or 5 times a power of ten, checked on the difference of neighbours."""
+    span = share * max(abs(low), 1e-3)
+    high = low + span
+    made = figure.ticks(low, high, wanted)
+    slack = (high - low) * 1e-6 + abs(low) * 1e-9
+    assert all(low - slack <= value <= high + slack for value in made)
+    assert len(made) <= 2.6 * wanted
+    for before, after in pairwise(made):
+        leading = (after - before) / 10 ** math.floor(math.log10((after - before) * 1.0000001))
+        assert min(abs(leading - round_one) for round_one in (1, 2, 5, 10)) < 0.01 + abs(low) / span * 1e-6
+
+
+@pytest.mark.parametrize(
+    ("value", "largest", "shown"),
+    [(0.0, 1.0, "0"), (5000, 10000, "5k"), (5000, 8000, "5000"), (1.5e6, 2e7, "1.5M"), (0.25, 1, "0.25")],
+)
+def test_tick_labels_are_short_and_alike_on_one_axis(value: float, largest: float, shown: str) -> None:
+    """Oracle: examples."""
+    assert figure.number(value, largest) == shown
+
+
+@given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), max_size=300))
+def test_any_values_give_a_picture_with_every_corner_inside_the_frame(values: list[float]) -> None:
+    """Oracle: an XML parser, and the size of the picture."""
+    svg = drawn(Series("a", tuple((float(step), value) for step, value in enumerate(values))))
+    for x, y in corners(svg):
+        assert figure.LEFT - 1 <= x <= figure.WIDTH - figure.RIGHT + 1
+        assert figure.TOP - 1 <= y <= figure.HEIGHT - figure.BOTTOM + 1
+
+
+def test_a_value_that_is_not_finite_breaks_the_curve_and_is_named() -> None:
+    """Oracle: two stretches, and the words in the picture."""
+    svg = drawn(Series("a", ((1, 3.0), (2, 2.0), (3, math.nan), (4, 2.0), (5, 1.0))))
+    assert len(list(svg.iter(f"{SVG}polyline"))) == 2
+    assert any("not finite" in (text.text or "") for text in svg.iter(f"{SVG}text"))
+
+
+def test_a_long_curve_keeps_its_extremes_and_grows_no_further() -> None:
+    """Oracle: the spike that was put in; the number of corners."""
+    points = [(float(step), 1.0) for step in range(100_000)]
+    points[54_321] = (54_321.0, 9.0)
+    thinned = figure.thin(points)
+    assert (54_321.0, 9.0) in thinned
+    assert len(thinned) <= 3 * figure.BINS
+
+
+def test_a_short_curve_is_drawn_as_it_is() -> None:
+    """Oracle: the points themselves."""
+    points = [(float(step), step**0.5) for step in range(50)]
+    assert figure.thin(points) == points
+
+
+def test_a_trailing_mean_averages_the_last_values_and_keeps_what_is_not_finite() -> None:
+    """Oracle: arithmetic by hand."""
+    smooth = figure.trailing_mean(((1, 1.0), (2, 3.0), (3, math.inf), (4, 5.0)), 2)
+    assert [y for _, y in smooth] == [1.0, 2.0, math.inf, 4.0]
+
+
+def test_resumes_are_marked_where_they_happened() -> None:
+    """Oracle: the position of the dashed line between the ends of the axis."""
+    svg = drawn(Series("a", ((0, 1.0), (100, 2.0))), marks=(Mark(50, "resume (exact)"),))
+    (mark,) = [line for line in svg.iter(f"{SVG}line") if line.get("class") == "mark"]
+    assert float(mark.get("x1", "0")) == pytest.approx((figure.LEFT + figure.WIDTH - figure.RIGHT) / 2)
+    assert any(text.text == "resume (exact)" for text in svg.iter(f"{SVG}text"))
+
+
+def test_an_axis_that_has_to_start_at_zero_does() -> None:
+    """Oracle: a value of half the maximum is drawn near half the height."""
+    svg = drawn(Series("a", ((0, 50.0), (1, 100.0))), from_zero=True)
+    (_, middle), (_, top) = corners(svg)
+    base = figure.HEIGHT - figure.BOTTOM
+    assert base - middle == pytest.approx((base - top) / 2, abs=0.2)
+
+
+def test_labels_from_a_run_folder_cannot_break_the_picture() -> None:
+    """Oracle: an XML parser finds the hostile name as text."""
+    svg = drawn(Series("</svg><script>", ((0, 1.0), (1, 2.0))), marks=(Mark(0, "a & <b>"),))
+    assert {text.text for text in svg.iter(f"{SVG}text")} >= {"</svg><script>", "a & <b>"}
+
+
+# what a run folder holds
+
+
+def test_a_run_is_read_with_its_evaluations_and_resumes(tmp_path: Path) -> None:
+    """Oracle: what was written."""
+    run = runs.read(fake_runs.finished(tmp_path / "alpha"))
+    assert (run.name, run.last_step, run.unit) == ("alpha", 60, "token")
+    assert run.evaluation_names == ("loss", "bits_per_byte")
+    assert [x for x, _ in run.evaluation("loss")] == [10, 20, 30, 40, 50, 60]
+    assert [(one.kind, one.resumed_from, one.last) for one in claims.segments(run)] == [
+        ("genesis", None, 20),
+        ("exact", 20, 60),
+    ]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    """Oracle: the error tree; an empty report would look like a result."""
+    with pytest.raises(UsageError, match="not a run folder"):
+        runs.read(tmp_path)
+
+
+def test_a_partial_last_line_is_left_out_and_said(tmp_path: Path) -> None:
+    """Oracle: a line cut in the middle, as SIGKILL leaves it."""
+    root = fake_runs.finished(tmp_path / "a")
+    fake_runs.write_metrics(root, fake_runs.lines(60), '{"step": 61, "lo')
+    run = runs.read(root)
+    assert (run.last_step, run.partial, run.unreadable) == (60, True, 0)
+
+
+def test_a_whole_line_that_is_no_json_is_counted(tmp_path: Path) -> None:
+    """Oracle: one broken line among good ones."""
+    root = fake_runs.finished(tmp_path / "a")
+    text = (root / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (root / "metrics.jsonl").write_text("".join([*text[:10], "garbage\n", *text[11:]]))
+    run = runs.read(root)
+    assert run.unreadable == 1
+    assert claims.missing_steps(run) == ["steps 11 to 11 have no line"]
+
+
+@given(st.binary(max_size=400))
+@settings(deadline=None)
+def test_no_bytes_in_metrics_or_events_stop_a_report(data: bytes) -> None:
+    """Oracle: any bytes at all; only whole JSON objects with a step become steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = fake_runs.finished(Path(folder) / "a")
+        (root / "metrics.jsonl").write_bytes(data)
+        (root / "events").mkdir()
+        (root / "events" / "rank-00000.jsonl").write_bytes(data)
+        blocks = report.compose([runs.read(root)], [None])
+    assert isinstance(blocks[0], Heading)
+
+
+@given(st.binary(max_size=300))
+@settings(deadline=None)
+def test_no_bytes_in_a_statement_stop_a_report(data: bytes) -> None:
+    """Oracle: a statement that cannot be read becomes a problem with the checkpoint's name."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = fake_runs.finished(Path(folder) / "a")
+        bundle = root / "checkpoints" / "step-00000040" / "provenance" / "checkpoint.sigstore.json"
+        bundle.write_bytes(data)
+        run = runs.read(root)
+    (broken,) = [one for one in run.checkpoints if one.facts is None]
+    assert broken.name == "step-00000040"
+    assert broken.problem
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_no_types_of_metrics_or_events_stop_a_report_or_a_frame(data: st.DataObject) -> None:
+    """Oracle: JSON objects with the known names and any values."""
+    names = ["step", "loss", "time", "evaluation", "tokens_per_s", "mfu", "level", "event", "x_per_s"]
+    numbers = st.floats() | st.integers(-(2**63), 2**63)
+    words = st.text(max_size=5) | st.sampled_from(["error", "failure"])
+    leaves = numbers | st.none() | st.booleans() | words
+    values = leaves | st.lists(leaves, max_size=2) | st.dictionaries(st.text(max_size=3), leaves, max_size=2)
+    line = st.dictionaries(st.sampled_from(names), values)
+    steps = st.builds(lambda step, rest: {**rest, "step": step, "level": "error"}, st.integers(1, 99), line)
+    text = b"".join(
+        orjson.dumps(made, option=orjson.OPT_APPEND_NEWLINE)
+        for made in data.draw(st.lists(line | steps, max_size=6))
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        root = fake_runs.finished(Path(folder) / "a")
+        (root / "metrics.jsonl").write_bytes(text)
+        (root / "events").mkdir()
+        (root / "events" / "rank-00000.jsonl").write_bytes(text)
+        blocks = report.compose([runs.read(root)], [None])
+        frame.draw(Follower(root).look(1.8e9), 80)
+    html.render(blocks, "")
+    markdown.render(blocks)
+
+
+# claims
+
+
+def test_a_finished_run_is_said_to_be_finished(tmp_path: Path) -> None:
+    """Oracle: train.steps of run.yaml and the last line."""
+    ending = claims.ending(runs.read(fake_runs.finished(tmp_path / "a")))
+    assert (ending.kind, ending.text) == ("good", "finished: 60 of 60 steps")
+
+
+def test_a_run_that_was_killed_is_open_not_good(tmp_path: Path) -> None:
+    """Oracle: fewer lines than train.steps."""
+    root = fake_runs.finished(tmp_path / "a")
+    fake_runs.write_metrics(root, fake_runs.lines(33))
+    ending = claims.ending(runs.read(root))
+    assert ending.kind == "open"
+    assert "step 33 of 60" in ending.text
+
+
+def test_a_run_that_went_nan_is_bad_and_its_last_state_is_named(tmp_path: Path) -> None:
+    """Oracle: the non-finite folder that the trainer leaves."""
+    root = fake_runs.finished(tmp_path / "a")
+    fake_runs.write_metrics(root, fake_runs.lines(33))
+    fake_runs.write_checkpoint(root, "nonfinite-step-00000033", fake_runs.predicate("a", 33))
+    ending = claims.ending(runs.read(root))
+    assert ending.kind == "bad"
+    assert "nonfinite-step-00000033" in ending.text
+
+
+def test_a_loss_that_is_null_is_bad(tmp_path: Path) -> None:
+    """Oracle: orjson writes NaN as null."""
+    root = fake_runs.finished(tmp_path / "a")
+    made = fake_runs.lines(60)
+    made[-1]["loss"] = None
+    fake_runs.write_metrics(root, made)
+    assert claims.ending(runs.read(root)).kind == "bad"
+
+
+def test_a_failure_after_the_last_step_is_the_ending(tmp_path: Path) -> None:
+    """Oracle: the event that the trainer writes for an uncaught error."""
+    root = fake_runs.finished(tmp_path / "a")
+    fake_runs.write_metrics(root, fake_runs.lines(30))
+    event = {"time": fake_runs.START + 99, "level": "error", "event": "failure", "error": "out of memory"}
+    fake_runs.write_events(root, [event])
+    ending = claims.ending(runs.read(root))
+    assert ending.kind == "bad"
+    assert "out of memory" in ending.text
+
+
+def test_a_failure_that_a_later_launch_overcame_is_no_ending(tmp_path: Path) -> None:
+    """Oracle: the run finished afterwards; the failure stays in the list of errors."""
+    root = fake_runs.finished(tmp_path / "a")
+    fake_runs.write_events(
+        root, [{"time": fake_runs.START, "level": "error", "event": "failure", "error": "x"}]
+    )
+    run = runs.read(root)
+    assert claims.ending(run).kind == "good"
+    assert len(run.incidents) == 1
+
+
+def test_control_characters_of_a_run_folder_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    """Oracle: an escape sequence in a name and in an error."""
+    root = fake_runs.finished(tmp_path / "a")
+    fake_runs.write_checkpoint(root, "step-00000080", fake_runs.predicate("\x1b[2Jx", 80))
+    fake_runs.write_events(root, [{"time": 1.0, "level": "error", "event": "e", "error": "\x1b]0;owned\x07"}])
+    run = runs.read(root)
+    assert "\x1b" not in run.name + run.incidents[0].text + report.summary(run)
+
+
+def test_without_a_ledger_nothing_is_called_deterministic(tmp_path: Path) -> None:
+    """Oracle: the words; absence of evidence is said as such."""
+    told = claims.could_vary(runs.read(fake_runs.finished(tmp_path / "a")))
+    assert "no observer looked for order-dependent kernels" in told
+
+
+def test_rows_of_the_ledger_are_named_among_what_could_vary(tmp_path: Path) -> None:
+    """Oracle: a ledger with one observed row in the newest checkpoint."""
+    root = fake_runs.finished(tmp_path / "a")
+    row = Row("aten.index_put", None, "eager", "cpu", "F32", None, "observed", 3, 1, 50, "index_add", "list")
+    ledger = Ledger("warn", rows=(row,), coverage=(Coverage("census", 2, 1, 50, (0,), 100, 5),))
+    (root / "checkpoints" / "step-00000060" / "ledger.json").write_bytes(ledger.to_bytes())
+    run = runs.read(root)
+    assert "order-dependent kernels ran: `aten.index_put` (observed)" in claims.could_vary(run)
+    assert any("aten.index_put" in cell for cell in cells(report.compose([run], [None])))
+
+
+def cells(blocks: list[report.Block]) -> list[str]:
+    """Every cell of every table."""
+    return [cell for block in blocks if isinstance(block, Table) for row in block.rows for cell in row]
+
+
+def test_seeds_get_a_mean_and_a_sample_deviation(tmp_path: Path) -> None:
+    """Oracle: 1 and 3 have mean 2 and sample standard deviation √2."""
+    assert claims.Summary("loss", (1.0, 3.0)).text == "2.0000 ± 1.4142"
+    both = [runs.read(fake_runs.finished(tmp_path / f"s{seed}", seed=seed)) for seed in (0, 1)]
+    assert claims.seeds_only(both)
+    assert any(
+        isinstance(block, Heading) and block.text == "Over seeds"
+        for block in report.compose(both, [None] * 2)
+    )
+
+
+def test_runs_that_differ_in_more_than_the_seed_get_no_spread(tmp_path: Path) -> None:
+    """Oracle: another number of steps."""
+    both = [
+        runs.read(fake_runs.finished(tmp_path / name, steps=steps)) for name, steps in (("a", 60), ("b", 40))
+    ]
+    assert claims.differing_settings(both) == [("train.steps", ["60", "40"])]
+    assert not claims.seeds_only(both)
+
+
+def test_a_figure_that_is_not_finite_is_not_averaged_away() -> None:
+    """Oracle: the count instead of a mean."""
+    assert claims.Summary("loss", (1.0, math.nan)).text == "1 of 2 not finite"
+
+
+# pages
+
+
+class Page(HTMLParser):
+    """Tags and text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+
+def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
+    """Oracle: an HTML parser: no script, no link, no image of elsewhere; a policy that forbids them."""
+    run = runs.read(fake_runs.finished(tmp_path / "a"))
+    text = html.render(report.compose([run], [None]), "a")
+    page = Page(text)
+    assert page.tags.isdisjoint({"script", "link", "iframe", "img", "object", "embed"})
+    assert page.links == []
+    assert "default-src 'none'" in text
+    assert not re.search(r"url\(|@import", text)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_shown_as_text_in_html(words: str) -> None:
+    """Oracle: an HTML parser sees no tag beyond those of the block itself."""
+    made = html.render([Paragraph(words), Source(words, words), Table([words], [[words]])], words)
+    skeleton = html.render([Paragraph(""), Source("", ""), Table([""], [[""]])], "")
+    assert Page(made).tags - {"code"} == Page(skeleton).tags
+
+
+@given(st.text(max_size=60))
+def test_no_text_breaks_a_markdown_table(words: str) -> None:
+    """Oracle: three lines, each with two unescaped bars."""
+    made = markdown.render([Table(["head"], [[words]])]).rstrip("\n").split("\n")
+    assert len(made) == 3
+    assert all(len(re.findall(r"(?<!\\)\|", line)) == 2 for line in made)
+
+
+def test_a_config_with_a_code_fence_stays_inside_its_own() -> None:
+    """Oracle: the fence around it is longer."""
+    assert "````\n```\nx\n````" in markdown.render([Source("t", "```\nx")])
+
+
+def test_a_status_says_in_words_and_sign_what_its_colour_says() -> None:
+    """Oracle: both renderings."""
+    assert markdown.render([Status("bad", "it failed")]) == "> ✘ **it failed**\n"
+    assert 'class="status bad"' in html.render([Status("bad", "it failed")], "t")
+
+
+# the command
+
+
+def test_the_command_writes_the_report_and_its_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the files, and the paths that were printed."""
+    root, out = fake_runs.finished(tmp_path / "a"), tmp_path / "out"
+    assert cli.main(["report", str(root), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert f"loss curve: {out}/loss.svg" in printed
+    assert "not verified" in (out / "report.md").read_text()
+    names = {path.name for path in out.iterdir()}
+    assert names == {"report.md", "report.html", "loss.svg", "evaluation-bits-per-byte.svg", "throughput.svg"}
+    pictures = re.findall(r"\]\(([^)]+)\)", (out / "report.md").read_text())
+    assert set(pictures) <= names
+    for name in names:
+        if name.endswith(".svg"):
+            ElementTree.parse(out / name)
+
+
+def test_the_json_of_the_command_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: a JSON parser; verification is never implied."""
+    root = fake_runs.finished(tmp_path / "a")
+    assert cli.main(["report", str(root), "--out", str(tmp_path / "out"), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (told["run"], told["last_step"], told["verification"]) == ("a", 60, "not verified")
+
+
+def test_an_evaluation_cannot_choose_a_file_outside_the_folder(tmp_path: Path) -> None:
+    """Oracle: a name with slashes in metrics.jsonl."""
+    root = fake_runs.finished(tmp_path / "a")
+    made = fake_runs.lines(60)
+    made[-1]["evaluation"] = {"../../escape": 1.0}
+    fake_runs.write_metrics(root, made)
+    assert cli.main(["report", str(root), "--out", str(tmp_path / "x" / "out")]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "x"}
+    assert {path.name for path in (tmp_path / "x").iterdir()} == {"out"}
