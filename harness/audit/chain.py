@@ -103,13 +103,14 @@ def _advance(head: bytes, line: Mapping[str, Any]) -> tuple[str | None, bytes]:
     if own is None or batch is None or rng is None or loss is None or norm is None:
         return "has a broken chain, batch, rng, loss or grad_norm", own or head
     try:
-        expected = chain.advance(
-            head, step=line["step"], batch=batch, rng=rng, loss=loss, grad_norm=norm
-        )
+        expected = chain.advance(head, step=line["step"], batch=batch, rng=rng, loss=loss, grad_norm=norm)
     except (struct.error, OverflowError):
         return "has a number that is no float32", own
     if expected != own:
-        return f"step {line['step']} was changed: its chain does not follow from the line before and its facts", own
+        return (
+            f"step {line['step']} was changed: its chain does not follow from the line before and its facts",
+            own,
+        )
     return None, own
 
 
@@ -121,7 +122,9 @@ def _compare(anchor: Anchor, head: bytes, line: Mapping[str, Any], where: str) -
     for name, signed in (("loss", anchor.loss), ("grad_norm", anchor.grad_norm)):
         shown = _number(line.get(name))
         if signed is not None and shown != float(signed):
-            yield Broken(f"{where} has {name} {shown} at step {anchor.step}, signed is {signed}", anchor.where)
+            yield Broken(
+                f"{where} has {name} {shown} at step {anchor.step}, signed is {signed}", anchor.where
+            )
 
 
 def _digest(value: Any, size: int) -> bytes | None:

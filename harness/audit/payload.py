@@ -190,7 +190,9 @@ def _located(job: Job, same: bool, wrong: Sequence[TensorEntry]) -> list[Problem
     """Where the bytes differ from the manifest, as narrow as its digests can say."""
     if wrong:
         reason = "has other bytes than were signed" if not same else "has another digest in the manifest"
-        return [Problem(f"tensor `{each.name}` (bytes {each.start} to {each.end}) {reason}") for each in wrong]
+        return [
+            Problem(f"tensor `{each.name}` (bytes {each.start} to {each.end}) {reason}") for each in wrong
+        ]
     if same:
         return []
     if job.tensors:

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness.audit.opening import MANIFEST_LIMIT, open_checkpoint
-from harness.format.layout import RunFolder
-from harness.format.manifest import FileEntry, Manifest, checkpoint_id
-from harness.provenance.policy import Policy
-from harness.provenance.statements import CheckpointStatement
 from torch import Tensor
 
+from harness.audit.opening import MANIFEST_LIMIT, open_checkpoint
 from harness.checkpoint.snapshot import DTYPES
 from harness.errors import EnvironmentFault, HarnessError, VerificationFailed
 from harness.format import files as durable
 from harness.format import layout, safetensors_header, strict_json
+from harness.format.layout import RunFolder
+from harness.format.manifest import FileEntry, Manifest, checkpoint_id
+from harness.provenance.policy import Policy
+from harness.provenance.statements import CheckpointStatement
 
 _TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 _CHUNK = 8 << 20

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from harness.format.safetensors_header import TensorSpan
 from torch import Tensor
 
 from harness.errors import TrainingFailed
 from harness.format import safetensors_header
+from harness.format.safetensors_header import TensorSpan
 
 DTYPES: dict[torch.dtype, str] = {
     torch.float64: "F64",

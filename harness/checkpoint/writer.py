@@ -26,15 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.format.layout import RunFolder
-from harness.format.manifest import FileEntry, Manifest, TensorEntry
-from harness.provenance.keys import Signer
-
 from harness.checkpoint.snapshot import FileImage
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.format import files as durable
-from harness.format import layout, strict_json
+from harness.format import layout
+from harness.format.layout import RunFolder
+from harness.format.manifest import FileEntry, Manifest, TensorEntry
 from harness.provenance import log, seal
+from harness.provenance.history import origin_of, record_of
+from harness.provenance.keys import Signer
 from harness.terminal import human_bytes
 
 _CHUNK = 16 << 20
@@ -196,25 +196,6 @@ class CheckpointWriter:
             final = self._run.checkpoints / f"nonfinite-{name}-{number}"
             number += 1
         return final
-
-
-def origin_of(run_id: str) -> str:
-    """The origin line of the run's log (C2SP tlog-checkpoint)."""
-    return f"harness/run/{run_id}"
-
-
-def record_of(run_id: str, sequence: int, step: int, checkpoint: str, bundle_sha256: str) -> bytes:
-    """The log entry of one checkpoint statement."""
-    return strict_json.dumps(
-        {
-            "kind": "checkpoint",
-            "run": run_id,
-            "sequence": sequence,
-            "step": step,
-            "checkpoint": checkpoint,
-            "bundle_sha256": bundle_sha256,
-        }
-    )
 
 
 def write_payload(folder: Path, images: Sequence[FileImage], files: Mapping[str, bytes]) -> Manifest:

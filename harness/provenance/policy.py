@@ -74,7 +74,7 @@ class Policy:
     """What a verifier accepts."""
 
     identities: tuple[Identity, ...]
-    required: frozenset[str] = frozenset({CHECKPOINT, SLSA, LOG})
+    required: frozenset[str] = frozenset({CHECKPOINT, SLSA})
     """Kinds of evidence without which nothing is accepted."""
     threshold: int = 1
     """Distinct identities that must have signed a checkpoint's statement."""
@@ -168,7 +168,7 @@ def parse(text: str, *, where: str, folder: Path) -> Policy:
 
 def _default_requirements(identities: Sequence[Identity]) -> frozenset[str]:
     signs_models = any(key.algorithm == "p256" for identity in identities for key in identity.keys)
-    return frozenset({CHECKPOINT, SLSA, LOG} | ({MODEL_SIGNATURE} if signs_models else set()))
+    return frozenset({CHECKPOINT, SLSA} | ({MODEL_SIGNATURE} if signs_models else set()))
 
 
 def _refuse_shared(identities: Sequence[Identity], reader: _Reader) -> None:
@@ -222,9 +222,7 @@ class _Reader:
             self.fail("an identity has a name that is no text", "identities")
         if not isinstance(runs, list) or not runs or not all(isinstance(run, str) for run in runs):
             self.fail(f"runs of {name} is no list of names", "identities")
-        valid = self.mapping(
-            fields.get("valid", {}), f"valid of {name}", ("from", "until"), key="identities"
-        )
+        valid = self.mapping(fields.get("valid", {}), f"valid of {name}", ("from", "until"), key="identities")
         start, end = (self.moment(valid[key]) if key in valid else None for key in ("from", "until"))
         if start is not None and end is not None and start >= end:
             self.fail(f"{name} is never valid: from {start} until {end}", "identities")

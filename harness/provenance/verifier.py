@@ -178,17 +178,13 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
     bundle = findings.attempt("statement present", _present, evidence.bundle, path)
     if bundle is None:
         return None
-    opened = findings.attempt(
-        "signature", envelope.open_bundle, bundle, policy.statement_keys, where=path
-    )
+    opened = findings.attempt("signature", envelope.open_bundle, bundle, policy.statement_keys, where=path)
     if opened is None:
         return None
     statement = findings.attempt("statement", statements.parse_checkpoint, opened.payload, where=path)
     if statement is None:
         return None
-    data = findings.attempt(
-        "manifest present", _present, evidence.manifest, _path(evidence, layout.MANIFEST)
-    )
+    data = findings.attempt("manifest present", _present, evidence.manifest, _path(evidence, layout.MANIFEST))
     manifest = None
     if data is not None:
         where = _path(evidence, layout.MANIFEST)

@@ -11,9 +11,8 @@ import os
 import time
 from pathlib import Path
 
-from harness.format.layout import RunFolder
-
 from harness.errors import EnvironmentFault, HarnessError, Interrupted, TrainingFailed
+from harness.format.layout import RunFolder
 from harness.training.metrics import Events
 
 _LOST_PEER = (

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from harness.determinism.ledger import Ledger
-
 from harness import config
 from harness.determinism import settings as determinism
+from harness.determinism.ledger import Ledger
 from harness.errors import Interrupted
 from harness.format import chain, layout
 from harness.training import distributed, launch, session, signals, startup

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from harness.format.manifest import Manifest, state_digest
-
 from harness.checkpoint.restore import Skipped
 from harness.checkpoint.writer import Commit
+from harness.format.manifest import Manifest, state_digest
 from harness.provenance import log
 
 

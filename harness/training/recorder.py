@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from harness.determinism.ledger import Ledger
-from harness.format.layout import RunFolder
-
 from harness.checkpoint import state
 from harness.checkpoint.snapshot import Arena, image_of
 from harness.checkpoint.writer import CheckpointWriter, Commit, Save
 from harness.determinism import ledger as ledgers
+from harness.determinism.ledger import Ledger
 from harness.errors import TrainingFailed
 from harness.format import chain, layout, strict_json
+from harness.format.layout import RunFolder
 from harness.tracking import Tracking
 from harness.training import record
 from harness.training.exchange import FAILED, Told

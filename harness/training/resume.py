@@ -18,9 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.format.layout import RunFolder
-from harness.provenance.keys import Signer
-
 from harness import config
 from harness.checkpoint import restore, writer
 from harness.checkpoint.restore import Found, Skipped
@@ -28,7 +25,9 @@ from harness.checkpoint.writer import Commit
 from harness.errors import EnvironmentFault, ResumeRefused
 from harness.format import files as durable
 from harness.format import layout, strict_json
-from harness.provenance import keys, log, policy
+from harness.format.layout import RunFolder
+from harness.provenance import history, keys, log, policy
+from harness.provenance.keys import Signer
 from harness.settings import Settings
 from harness.training.record import Difference, RunFacts, Segment
 
@@ -220,10 +219,10 @@ def _log_tip(folder: RunFolder, found: Found, signer: Signer) -> log.Head:
         raise ResumeRefused("there is no checkpoint to enter into the log", where=str(folder.log))
     bundle = durable.read_limited(loaded.folder / layout.CHECKPOINT_BUNDLE, _BUNDLE_LIMIT)
     digest = hashlib.sha256(bundle).hexdigest()
-    record = writer.record_of(
+    record = history.record_of(
         statement.run_id, statement.sequence, statement.step_to, loaded.checkpoint, digest
     )
-    return log.append(folder.log, record, signer, writer.origin_of(statement.run_id))
+    return log.append(folder.log, record, signer, history.origin_of(statement.run_id))
 
 
 def _lost(found: Found, records: Sequence[Mapping[str, Any]]) -> list[Skipped]:

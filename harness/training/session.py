@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from harness.determinism.ledger import Ledger
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,6 +29,7 @@ from harness.checkpoint.state import TrainingState
 from harness.data.loader import MicroBatches
 from harness.data.order import Order
 from harness.determinism.digest import batch_digest, rng_digest
+from harness.determinism.ledger import Ledger
 from harness.errors import ConfigError, EnvironmentFault, TrainingFailed
 from harness.settings import Settings
 from harness.tasks.task import Batch, Task

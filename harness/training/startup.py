@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from harness.format.layout import RunFolder
-
 from harness import config, environment, tracking
 from harness.checkpoint import restore
 from harness.checkpoint.restore import Loaded
@@ -18,6 +16,7 @@ from harness.determinism import settings as determinism
 from harness.errors import ResumeRefused, TrainingFailed
 from harness.format import files as durable
 from harness.format import layout, strict_json
+from harness.format.layout import RunFolder
 from harness.settings import Settings
 from harness.tasks import build as tasks
 from harness.tasks.task import Batch, Task

@@ -1,0 +1,284 @@
+"""`harness verify`: everything that a checkpoint folder or a run folder claims, checked from the files alone.
+
+A checkpoint: `harness.audit.opening`, then every payload byte is hashed (`harness.audit.payload`).
+A run: every checkpoint, the lineage and the log between them (`harness.provenance.history`), the metrics chain
+(`harness.audit.chain`) and run.yaml. Nothing stops at the first failure; all of them are reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.audit import chain, opening, payload
+from harness.audit.opening import OpenedCheckpoint
+from harness.errors import EnvironmentFault
+from harness.format import files, layout
+from harness.format.layout import RunFolder
+from harness.provenance import history, log
+from harness.provenance import policy as policies
+from harness.provenance.history import Entry
+from harness.provenance.policy import Policy
+from harness.provenance.verifier import Finding, Findings
+from harness.terminal import progress
+
+_CONFIG_LIMIT = 1 << 20
+_VERDICTS = {0: "verified", 1: "FAILED", 4: "cannot tell"}
+_UNSIGNED = (layout.EVENTS, layout.CORPUS, "tracking.json", "policy.json")
+"""What a run folder holds for convenience and no signature covers."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdict on a folder, with everything that it rests on."""
+
+    target: Path
+    kind: Literal["run", "checkpoint"]
+    findings: tuple[Finding, ...]
+    passed: Mapping[str, int]
+    """Check → how often it passed."""
+    notes: tuple[str, ...]
+    """What the reader should know and is no failure; what was not checked, too."""
+    checkpoints: tuple[OpenedCheckpoint, ...]
+    """Those whose story is authentic, in the order of their commits."""
+    bytes_hashed: int
+    seconds: float
+    exit_code: int
+
+    @property
+    def verdict(self) -> str:
+        """``verified``, ``FAILED`` or ``cannot tell``."""
+        return _VERDICTS[self.exit_code]
+
+    def document(self) -> dict[str, Any]:
+        """The report as plain JSON."""
+        return {
+            "verdict": self.verdict,
+            "path": str(self.target),
+            "kind": self.kind,
+            "findings": [
+                {
+                    "check": each.check,
+                    "kind": "missing" if each.missing else "wrong",
+                    "what": each.what,
+                    "where": each.where,
+                    "remedy": each.remedy,
+                }
+                for each in self.findings
+            ],
+            "checks": dict(self.passed),
+            "notes": list(self.notes),
+            "checkpoints": [_summary(each) for each in self.checkpoints],
+            "bytes_hashed": self.bytes_hashed,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def verify(path: Path, policy: Policy, *, quiet: bool = False) -> Report:
+    """Check a run folder or a checkpoint folder; ``quiet`` hides the progress bar.
+
+    Raises `UsageError` when ``path`` is neither, `EnvironmentFault` for a disk that cannot be read.
+    """
+    if layout.kind_of(path) == "run":
+        return verify_run(path, policy, quiet=quiet)
+    return verify_checkpoint(path, policy, quiet=quiet)
+
+
+def verify_checkpoint(folder: Path, policy: Policy, *, quiet: bool = False) -> Report:
+    """Check one checkpoint by itself. Raises `EnvironmentFault` for a disk that cannot be read."""
+    started = time.perf_counter()
+    findings = Findings()
+    opened = opening.examine_folder(folder, policy, findings)
+    hashed = 0 if opened is None else _hash_payload([opened], findings, quiet)
+    if opened is not None and opened.kind == "pruned":
+        findings.missing("payload", opening.pruned(folder).what, str(folder), "choose a newer checkpoint")
+    if opened is not None and opened.kind == "nonfinite":
+        findings.note("the last state of a run that became non-finite: authentic, and no good checkpoint")
+    if policies.LOG in policy.required:
+        what = "the policy requires the log, and a checkpoint folder alone has none"
+        findings.missing("required", what, str(folder), "verify the run folder")
+    findings.note("lineage and log: not checked (they belong to the run folder)")
+    return _report(folder, "checkpoint", findings, [] if opened is None else [opened], hashed, started)
+
+
+def verify_run(root: Path, policy: Policy, *, quiet: bool = False) -> Report:
+    """Check a whole run. Raises `EnvironmentFault` for a disk that cannot be read."""
+    started = time.perf_counter()
+    findings = Findings()
+    run = RunFolder(root)
+    try:
+        opened = [opening.examine_folder(folder, policy, findings) for folder in _folders(run, findings)]
+        known = [each for each in opened if each is not None]
+        hashed = _hash_payload(known, findings, quiet)
+        commits = _check_history(run, known, policy, findings)
+        _check_metrics(run, commits, findings)
+        _check_config(run, commits, findings)
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        where = str(error.filename or root)
+        raise EnvironmentFault(what, where=where, remedy="check the disk and the permissions") from error
+    if not opened:
+        findings.missing("checkpoints", "the run holds no checkpoint", str(root))
+    present = [name for name in _UNSIGNED if (root / name).exists()]
+    if present:
+        findings.note(f"covered by no signature: {', '.join(present)}")
+    return _report(root, "run", findings, known, hashed, started)
+
+
+def _report(
+    target: Path,
+    kind: Literal["run", "checkpoint"],
+    findings: Findings,
+    opened: Sequence[OpenedCheckpoint],
+    hashed: int,
+    started: float,
+) -> Report:
+    ordered = sorted(opened, key=lambda each: (each.statement.sequence, each.statement.step_to))
+    return Report(
+        target,
+        kind,
+        tuple(findings.failed),
+        Counter(findings.passed),
+        tuple(findings.notes),
+        tuple(ordered),
+        hashed,
+        time.perf_counter() - started,
+        findings.exit_code,
+    )
+
+
+def _folders(run: RunFolder, findings: Findings) -> list[Path]:
+    """What to check under ``checkpoints/``; what is set aside is named."""
+    folders = [*run.complete(), *run.pruned()]
+    for path in run.aside():
+        if path.name.startswith(layout.NONFINITE):
+            folders.append(path)
+        elif path.name.startswith(layout.DAMAGED):
+            findings.note(f"not checked: {path.name} (set aside as damaged by a resume)")
+        elif path.name.startswith(layout.TEMPORARY):
+            findings.note(f"not checked: {path.name} (a save that was cut off)")
+        else:
+            findings.bad("file set", "is no checkpoint's name", str(path), "move it out of the run folder")
+    return folders
+
+
+def _hash_payload(opened: Sequence[OpenedCheckpoint], findings: Findings, quiet: bool) -> int:
+    work = [job for each in opened for job in payload.jobs(each.folder, each.manifest, _present(each))]
+    total = sum(job.entry.size for job in work)
+    with progress(total, "B", "verify", quiet=quiet) as bar:
+        return payload.check(work, findings, bar)
+
+
+def _present(opened: OpenedCheckpoint) -> Iterator[str]:
+    """Files of the manifest that are plain files of the listed size; the others are findings already."""
+    for entry in opened.manifest.files:
+        path = opened.folder / entry.path
+        if path.is_file() and not path.is_symlink() and path.stat().st_size == entry.size:
+            yield entry.path
+
+
+def _check_history(
+    run: RunFolder, opened: Sequence[OpenedCheckpoint], policy: Policy, findings: Findings
+) -> list[Entry]:
+    """Lineage and log; returns the run's commits in order."""
+    entries = history.in_order([_entry(each) for each in opened if each.kind != "nonfinite"])
+    history.check_lineage(entries, findings)
+    book = _read_log(run, policy, findings)
+    if book is not None:
+        history.check_log(entries, book, findings, str(run.log))
+        findings.note(f"log head: {book.head.size} records, root {book.head.root.hex()}")
+    for each in opened:
+        if each.kind == "nonfinite":
+            history.check_set_aside(_entry(each), entries, book, findings)
+    return entries
+
+
+def _entry(opened: OpenedCheckpoint) -> Entry:
+    return Entry(str(opened.folder), opened.statement, opened.checkpoint_id, opened.bundle_sha256)
+
+
+def _read_log(run: RunFolder, policy: Policy, findings: Findings) -> log.Log | None:
+    book = findings.attempt("log", log.read, run.log, policy.statement_keys)
+    seen = policy.log_head
+    if book is not None and seen is not None:
+        if seen.size > book.head.size:
+            what = f"has {book.head.size} records, the policy has seen {seen.size}: it was rolled back"
+            findings.bad("log", what, str(run.log))
+        elif book.root_of_prefix(seen.size) != seen.root:
+            findings.bad("log", "does not continue the log that the policy has seen", str(run.log))
+    return book
+
+
+def _check_metrics(run: RunFolder, entries: Sequence[Entry], findings: Findings) -> None:
+    """metrics.jsonl against the heads that ``entries`` have signed."""
+    signed = [entry for entry in entries if entry.statement.predicate["metrics"]["chain"] is not None]
+    if not signed:
+        findings.note(f"{layout.METRICS}: not checked (no checkpoint has signed its chain)")
+        return
+    if not run.metrics.is_file() or run.metrics.is_symlink():
+        findings.missing("metrics", "is missing", str(run.metrics))
+        return
+    broken = chain.check(_lines(run.metrics), map(_anchor, signed), _gaps(entries), str(run.metrics))
+    findings.all_of("metrics", ((each.what, each.where) for each in broken))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as stream:
+        while line := stream.readline(chain.LINE_LIMIT + 1):
+            yield line
+
+
+def _anchor(entry: Entry) -> chain.Anchor:
+    metrics = entry.statement.predicate["metrics"]
+    return chain.Anchor(
+        entry.statement.step_to, metrics["chain"], metrics["loss"], metrics["grad_norm"], entry.where
+    )
+
+
+def _gaps(entries: Sequence[Entry]) -> dict[int, str]:
+    """Step → head of the checkpoints after which a resume went on without the lines (``--accept metrics``)."""
+    heads = {entry.checkpoint_id: entry.statement.predicate["metrics"]["chain"] for entry in entries}
+    gaps = {}
+    for entry in entries:
+        segment = entry.statement.segment
+        source = segment["resumed_from"]
+        if source is not None and any(each.startswith("metrics") for each in segment["accepted"]):
+            head = heads.get(source["checkpoint"])
+            if head is not None:
+                gaps[int(source["step"])] = str(head)
+    return gaps
+
+
+def _check_config(run: RunFolder, entries: Sequence[Entry], findings: Findings) -> None:
+    if not entries:
+        return
+    data = findings.attempt("run.yaml", files.read_limited, run.run_config, _CONFIG_LIMIT)
+    if data is None:
+        return
+    digest = hashlib.sha256(data).hexdigest()
+    signed = [entry.statement.predicate["config"]["sha256"] for entry in entries]
+    if digest not in signed:
+        findings.bad("run.yaml", "is a config that no checkpoint has signed", str(run.run_config))
+    elif digest != signed[-1]:
+        findings.note("run.yaml is the config of an earlier checkpoint, not of the newest")
+
+
+def _summary(opened: OpenedCheckpoint) -> dict[str, Any]:
+    statement = opened.statement
+    return {
+        "name": os.path.basename(opened.folder),
+        "kind": opened.kind,
+        "checkpoint": opened.checkpoint_id,
+        "run": statement.run_id,
+        "sequence": statement.sequence,
+        "steps": {"from": statement.step_from, "to": statement.step_to},
+        "signers": list(opened.signers),
+        "key_id": opened.signer,
+        "bytes": sum(entry.size for entry in opened.manifest.files),
+    }

@@ -1,0 +1,191 @@
+"""The rules between the checkpoints of one run: lineage and log. Statements and records in, findings out.
+
+- every checkpoint belongs to the same run, names the checkpoint before it as its parent by id and step, and has
+  the next sequence number; the first one is genesis
+- the log holds one record for each commit, in order; what a checkpoint saw of the log when it was signed is
+  the log before its own record
+- a record whose checkpoint is not there is a failure, unless a later signed statement says that a resume
+  skipped it
+- only the newest checkpoint may lack its record, since a crash can come between its rename and its entry; that
+  is evidence still to come, not a good run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.errors import VerificationFailed
+from harness.format import layout, strict_json
+from harness.provenance import log
+from harness.provenance.statements import CheckpointStatement
+from harness.provenance.verifier import Findings
+
+LINEAGE, LOG = "lineage", "log"
+"""Names of the checks."""
+_UNLOGGED = "is not in the log yet: its writer stopped between the rename and the entry"
+_RECORD_FIELDS = {"kind", "run", "sequence", "step", "checkpoint", "bundle_sha256"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An authentic checkpoint of the run."""
+
+    where: str
+    statement: CheckpointStatement
+    checkpoint_id: str
+    bundle_sha256: str
+    """Of provenance/checkpoint.sigstore.json."""
+
+
+def origin_of(run_id: str) -> str:
+    """The name of a run's log, in every head."""
+    return f"harness/run/{run_id}"
+
+
+def record_of(run_id: str, sequence: int, step: int, checkpoint: str, bundle_sha256: str) -> bytes:
+    """The log record of a commit: strict JSON."""
+    return strict_json.dumps(
+        {
+            "kind": "checkpoint",
+            "run": run_id,
+            "sequence": sequence,
+            "step": step,
+            "checkpoint": checkpoint,
+            "bundle_sha256": bundle_sha256,
+        }
+    )
+
+
+def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
+    """The record in ``data``. Raises `VerificationFailed` for other fields than `record_of` writes."""
+    record = strict_json.loads(data, where=where)
+    if not isinstance(record, dict) or set(record) != _RECORD_FIELDS or record["kind"] != "checkpoint":
+        raise VerificationFailed("has a record that is none of a checkpoint", where=where)
+    texts = all(isinstance(record[name], str) for name in ("run", "checkpoint", "bundle_sha256"))
+    if not texts or not all(type(record[name]) is int for name in ("sequence", "step")):
+        raise VerificationFailed("has a record with a field of another type", where=where)
+    return record
+
+
+def in_order(entries: Sequence[Entry]) -> list[Entry]:
+    """``entries`` from genesis on."""
+    return sorted(entries, key=lambda entry: (entry.statement.sequence, entry.statement.step_to))
+
+
+def check_lineage(entries: Sequence[Entry], findings: Findings) -> None:
+    """``entries``: every complete and pruned checkpoint of the run, `in_order`."""
+    findings.all_of(LINEAGE, _breaks(entries))
+
+
+def check_set_aside(entry: Entry, entries: Sequence[Entry], book: log.Log | None, findings: Findings) -> None:
+    """A non-finite state follows a checkpoint of the same run, or is its genesis; the log knows none of them."""
+    findings.all_of(LINEAGE, _orphaned(entry, entries))
+    if book is not None:
+        findings.all_of(LOG, _misseen(entry, _seen_size(entry), book))
+
+
+def check_log(entries: Sequence[Entry], book: log.Log, findings: Findings, where: str) -> None:
+    """``entries`` as for `check_lineage`, against an authentic log."""
+    try:
+        records = [parse_record(data, where=where) for data in book.records]
+    except VerificationFailed as error:
+        findings.bad(LOG, error.what, where)
+        return
+    places = {record["checkpoint"]: number for number, record in enumerate(records)}
+    newest = entries[-1] if entries else None
+    for entry in entries:
+        if entry.checkpoint_id not in places and entry is newest and _seen_size(entry) == len(records):
+            findings.missing(LOG, _UNLOGGED, entry.where, "start the run again, which completes the log")
+    findings.all_of(LOG, _departures(entries, records, places, book, where))
+
+
+def _breaks(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
+    before: Entry | None = None
+    for entry in entries:
+        now = entry.statement
+        if before is not None and now.run_id != before.statement.run_id:
+            yield f"belongs to the run {now.run_id[:12]}…, the one before to another", entry.where
+        if before is None and now.parent_id is not None:
+            yield f"its parent {now.parent_id[:12]}… (step {now.parent_step}) is not here", entry.where
+        elif before is not None and now.sequence == before.statement.sequence:
+            yield f"has the sequence number {now.sequence} of {before.statement.name}", entry.where
+        elif before is not None and (now.parent_id, now.parent_step, now.sequence - 1) != (
+            before.checkpoint_id,
+            before.statement.step_to,
+            before.statement.sequence,
+        ):
+            parent = "genesis" if now.parent_id is None else f"{now.parent_id[:12]}… (step {now.parent_step})"
+            yield f"its parent is {parent}, not {before.statement.name} before it", entry.where
+        before = entry
+
+
+def _orphaned(entry: Entry, entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
+    parents = {other.checkpoint_id: other for other in entries}
+    now = entry.statement
+    parent = parents.get(now.parent_id or "")
+    if now.parent_id is not None and parent is None:
+        yield f"its parent {now.parent_id[:12]}… (step {now.parent_step}) is not here", entry.where
+    if parent is not None and parent.statement.run_id != now.run_id:
+        yield "belongs to another run than its parent", entry.where
+
+
+def _departures(
+    entries: Sequence[Entry],
+    records: Sequence[Mapping[str, Any]],
+    places: Mapping[str, int],
+    book: log.Log,
+    where: str,
+) -> Iterator[tuple[str, str]]:
+    if len(places) != len(records):
+        yield "has two records of the same checkpoint", where
+    for entry in entries:
+        place = places.get(entry.checkpoint_id)
+        if book.head.origin != origin_of(entry.statement.run_id):
+            yield f"belongs to another run than the log of {book.head.origin!r}", entry.where
+        if place is None:
+            if entry is not entries[-1] or _seen_size(entry) != len(records):
+                yield "is not in the log", entry.where
+        elif records[place] != strict_json.loads(_expected(entry), where=entry.where):
+            yield f"record {place} of the log says something else about it", entry.where
+        yield from _misseen(entry, len(records) if place is None else place, book)
+    here = {entry.checkpoint_id for entry in entries}
+    for number, record in enumerate(records):
+        if record["checkpoint"] not in here and not _skipped_later(record, number, entries, places):
+            name = layout.checkpoint_name(record["step"])
+            yield f"record {number} names {name} ({record['checkpoint'][:12]}…), which is not here", where
+
+
+def _expected(entry: Entry) -> bytes:
+    now = entry.statement
+    return record_of(now.run_id, now.sequence, now.step_to, entry.checkpoint_id, entry.bundle_sha256)
+
+
+def _seen_size(entry: Entry) -> int:
+    seen = entry.statement.predicate["log"]
+    return 0 if seen is None else int(seen["size"])
+
+
+def _misseen(entry: Entry, place: int, book: log.Log) -> Iterator[tuple[str, str]]:
+    """The head that the checkpoint saw is that of the log up to its own record."""
+    seen = entry.statement.predicate["log"]
+    size = _seen_size(entry)
+    if size != place:
+        yield f"was signed when the log had {size} records, and is its record {place}", entry.where
+    elif seen is not None and book.root_of_prefix(size).hex() != seen["root"]:
+        yield f"saw another log of {size} records when it was signed", entry.where
+
+
+def _skipped_later(
+    record: Mapping[str, Any], number: int, entries: Sequence[Entry], places: Mapping[str, int]
+) -> bool:
+    """Whether a statement that was signed after ``record`` says that a resume skipped its checkpoint."""
+    name = layout.checkpoint_name(record["step"])
+    for entry in entries:
+        if places.get(entry.checkpoint_id, len(places)) > number:
+            for item in entry.statement.segment["skipped"]:
+                by_name = item["checkpoint"] is None and item["name"] == name
+                if item["checkpoint"] == record["checkpoint"] or by_name:
+                    return True
+    return False
