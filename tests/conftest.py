@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 import pytest
+from kill_at_step import kill_tree
 
 TESTS = Path(__file__).parent
 TIMEOUT = 240
@@ -42,7 +42,9 @@ class Place:
         self.run = root / "run"
         shutil.copy(TESTS / "toy_task.py", root / "toy_task.py")
         self.environ = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("HARNESS", "WANDB"))},
+            **{
+                name: value for name, value in os.environ.items() if not name.startswith(("HARNESS", "WANDB"))
+            },
             "HOME": str(root),
             "XDG_CONFIG_HOME": str(root / "config"),
             "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),
@@ -73,9 +75,7 @@ class Place:
             start_new_session=True,
         )
 
-    def harness(
-        self, *words: str, processes: int = 1, environ: Mapping[str, str] | None = None
-    ) -> Finished:
+    def harness(self, *words: str, processes: int = 1, environ: Mapping[str, str] | None = None) -> Finished:
         """Run `harness WORDS` to its end."""
         return finish(self.start(words, processes, environ))
 
@@ -98,9 +98,9 @@ class Place:
         pytest.fail(f"{pattern} did not appear")
 
     def kill_at(self, process: subprocess.Popen[str], pattern: str) -> None:
-        """SIGKILL the whole process group once ``pattern`` appears."""
+        """SIGKILL the process and all its descendants once ``pattern`` appears."""
         self.wait_for(process, pattern)
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_tree(process.pid)
         process.communicate()
 
 
@@ -109,13 +109,13 @@ def finish(process: subprocess.Popen[str]) -> Finished:
     try:
         out, err = process.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_tree(process.pid)
         out, err = process.communicate()
         pytest.fail(f"hangs: {out[-2000:]}{err[-2000:]}")
     return Finished(process.returncode, out, err)
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
+def place(tmp_path: Path) -> Place:
     """A fresh `Place`."""
-    yield Place(tmp_path)
+    return Place(tmp_path)

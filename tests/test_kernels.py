@@ -18,7 +18,7 @@ from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import layout, strict_json
 from harness.format import ledger as document
 from harness.format.ledger import Catalogue, Coverage, Ledger, Mitigated, Row
-from harness.format.manifest import FileEntry, Manifest
+from harness.format.manifest import FileEntry, Manifest, state_digest
 from harness.provenance import keys
 from harness.provenance.seal import seal
 
@@ -41,12 +41,15 @@ LEDGER = Ledger(mode="warn", rows=(ROW,), catalogue=Catalogue("0" * 64, "2.13.0"
 HEX = "0" * 64
 
 
-def predicate(ledger: bytes) -> dict:
+CURSOR = {"step": 5, "samples": 5, "tokens": 5, "epoch": 0, "position": 5}
+
+
+def predicate(ledger: bytes, step: int = 5) -> dict:
     """A small predicate that the schema accepts."""
     return {
         "run": {"id": "0" * 32, "name": "tiny", "seed": 0},
         "sequence": 0,
-        "steps": {"from": 0, "to": 5},
+        "steps": {"from": 0, "to": step},
         "parent": "genesis",
         "segment": {
             "number": 0, "reason": "first launch", "class": "genesis", "differences": [], "accepted": [],
@@ -57,13 +60,13 @@ def predicate(ledger: bytes) -> dict:
             "mesh": {"data_parallel": 1}, "precision": "fp32",
             "compile": False, "parallel": "ddp", "backend": "none",
         },
-        "config": {"sha256": HEX, "text": "run: {}"},
+        "config": {"sha256": hashlib.sha256(b"run: {}").hexdigest(), "text": "run: {}"},
         "code": {"harness": "0", "git_commit": None, "dirty": None, "diff_sha256": None, "task": None},
         "data": {"kind": "text", "corpus_sha256": None, "tokenizer_sha256": None, "counts": {}},
-        "cursor": {"step": 5, "samples": 5, "tokens": 5, "epoch": 0, "position": 5},
+        "cursor": CURSOR | {"step": step},
         "environment": {},
         "determinism": {"mode": "warn", "settings": {}, "ledger": document.summary(ledger)},
-        "state": {"sha256": HEX, "tensors": 0, "parameters": 0},
+        "state": {"sha256": state_digest(()), "tensors": 0, "parameters": 0},
         "metrics": {"chain": None, "loss": None, "grad_norm": None, "evaluation": {}},
         "log": None,
         "created": "2026-11-23T20:00:00Z",
@@ -72,13 +75,18 @@ def predicate(ledger: bytes) -> dict:
 
 
 def write(root: Path, ledger: bytes, stated: bytes | None = None, step: int = 5) -> Path:
-    """A run with one sealed checkpoint whose payload is the ledger; returns the checkpoint."""
+    """A run with one sealed checkpoint whose payload is ledger and trainer.json; returns the checkpoint."""
     folder = layout.RunFolder(root).checkpoint(step)
     folder.mkdir(parents=True)
-    (folder / layout.LEDGER).write_bytes(ledger)
-    manifest = Manifest((FileEntry(layout.LEDGER, len(ledger), hashlib.sha256(ledger).hexdigest()),), ())
+    trainer = {"step": step, "world_size": 1, "segment": 0, "cursor": CURSOR | {"step": step}}
+    payload = {layout.LEDGER: ledger, layout.TRAINER: strict_json.dumps(trainer)}
+    for name, data in payload.items():
+        (folder / name).write_bytes(data)
+    entries = [FileEntry(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in payload.items()]
+    manifest = Manifest(tuple(entries), ())
     keys.create(root / "me") if not (root / "me.key").exists() else None
-    seal(folder, manifest, folder.name, predicate(stated or ledger), keys.load_signer(root / "me.key"))
+    facts = predicate(stated or ledger, step)
+    seal(folder, manifest, folder.name, facts, keys.load_signer(root / "me.key"))
     return folder
 
 

@@ -1,9 +1,10 @@
-"""A task that trains in milliseconds and draws from every kind of generator; named `toy_task:Toy` in configs."""
+"""A task that trains in milliseconds and draws from every kind of generator: `toy_task:Toy` in configs."""
 
 from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,18 +34,25 @@ class Noisy(nn.Module):
 
 
 class Toy(Task):
-    """Classify the sign pattern of noise; ``poison`` makes the loss NaN, ``crash`` raises on rank 1."""
+    """Classify the sign pattern of noise.
+
+    ``poison`` makes the loss of that call NaN, ``crash`` raises in that call on rank 1, ``pause`` makes every
+    call last so many milliseconds longer, so that a test can hit the middle of a run.
+    """
 
     samples = 50
     unit = "sample"
     units_per_sample = 1
     headline = "accuracy"
 
-    def __init__(self, *, seed: int, width: int = 16, poison: int = 0, crash: int = 0) -> None:
+    def __init__(
+        self, *, seed: int, width: int = 16, poison: int = 0, crash: int = 0, pause: int = 0
+    ) -> None:
         self._noise = torch.Generator().manual_seed(seed)
         self._numpy = np.random.default_rng(seed)
         self._python = random.Random(seed)
-        self._width, self._poison, self._crash, self._calls = width, poison, crash, 0
+        self._width, self._poison, self._crash = width, poison, crash
+        self._pause, self._calls = pause / 1000, 0
         self._x = torch.randn(self.samples, 8, generator=torch.Generator().manual_seed(seed))
 
     def identity(self) -> Identity:
@@ -59,6 +67,7 @@ class Toy(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         self._calls += 1
+        time.sleep(self._pause)
         if self._crash and self._calls == self._crash and os.environ.get("RANK") == "1":
             raise ValueError("the toy breaks here")
         x, y = batch

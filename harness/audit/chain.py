@@ -1,7 +1,7 @@
 """The metrics chain, recomputed from metrics.jsonl and compared with the heads that checkpoints have signed.
 
-- steps count from 1 without a gap or a repetition; a gap that a resume has accepted (``--accept metrics``, signed)
-  restarts the chain from the signed head of the checkpoint that was resumed
+- steps count from 1 without a gap or a repetition; a gap that a resume has accepted (``--accept metrics``,
+  signed) restarts the chain from the signed head of the checkpoint that was resumed
 - each line's chain follows from the line before and the line's own batch, rng, loss and gradient norm
 - at each checkpoint, the head, the loss and the gradient norm are the signed ones
 
@@ -21,6 +21,7 @@ from harness.format import chain, strict_json
 
 LINE_LIMIT = 1 << 20
 """Bytes of one line."""
+_FLOATS = struct.Struct("<ff")
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,9 @@ def _advance(head: bytes, line: Mapping[str, Any]) -> tuple[str | None, bytes]:
         expected = chain.advance(head, step=line["step"], batch=batch, rng=rng, loss=loss, grad_norm=norm)
     except (struct.error, OverflowError):
         return "has a number that is no float32", own
+    if (loss, norm) != _FLOATS.unpack(_FLOATS.pack(loss, norm)):
+        # The chain holds float32 bits, so it would not show a change below their precision.
+        return "has a loss or grad_norm that is no float32", own
     if expected != own:
         return (
             f"step {line['step']} was changed: its chain does not follow from the line before and its facts",

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.format.ledger import EVIDENCE, Coverage, Ledger, Row
+from harness.provenance.verifier import visible
 
 _SHOWN_NAMES = 8
 _MEANING = {
@@ -38,8 +39,8 @@ def document(ledger: Ledger) -> dict[str, Any]:
 
 
 def render(ledger: Ledger) -> str:
-    """The ledger as text for a terminal."""
-    return "\n".join(_lines(ledger))
+    """The ledger as text for a terminal; names come from strangers, so control characters are escaped."""
+    return "\n".join(map(visible, _lines(ledger)))
 
 
 def not_looked_at(ledger: Ledger) -> list[str]:

@@ -59,7 +59,7 @@ def jobs(folder: Path, manifest: Manifest, present: Iterable[str]) -> list[Job]:
 
 
 def check(work: Sequence[Job], findings: Findings, bar: Progress) -> int:
-    """Hash every file of ``work``; returns the bytes hashed. Failures go to ``findings`` in order of ``work``."""
+    """Hash every file of ``work``; returns the bytes hashed. Failures go to ``findings``, in order."""
     counter = _Counter(bar)
     # A file with tensors keeps two cores busy: one hashes the file, one its tensors.
     threads = max(1, len(os.sched_getaffinity(0)) // 2)

@@ -1,8 +1,8 @@
 """`harness verify`: everything that a checkpoint folder or a run folder claims, checked from the files alone.
 
 A checkpoint: `harness.audit.opening`, then every payload byte is hashed (`harness.audit.payload`).
-A run: every checkpoint, the lineage and the log between them (`harness.provenance.history`), the metrics chain
-(`harness.audit.chain`) and run.yaml. Nothing stops at the first failure; all of them are reported.
+A run: every checkpoint, the lineage and the log between them (`harness.provenance.history`), the metrics
+chain (`harness.audit.chain`) and run.yaml. Nothing stops at the first failure; all of them are reported.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ def verify_run(root: Path, policy: Policy, *, quiet: bool = False) -> Report:
         opened = [opening.examine_folder(folder, policy, findings) for folder in _folders(run, findings)]
         known = [each for each in opened if each is not None]
         hashed = _hash_payload(known, findings, quiet)
+        _check_newest(known, findings)
         commits = _check_history(run, known, policy, findings)
         _check_metrics(run, commits, findings)
         _check_config(run, commits, findings)
@@ -183,6 +184,15 @@ def _present(opened: OpenedCheckpoint) -> Iterator[str]:
             yield entry.path
 
 
+def _check_newest(opened: Sequence[OpenedCheckpoint], findings: Findings) -> None:
+    """``checkpoint.keep`` never removes the newest payload, so without it there is nothing left to check."""
+    commits = [each for each in opened if each.kind != "nonfinite"]
+    newest = max(commits, key=lambda each: each.statement.sequence, default=None)
+    if newest is not None and newest.kind == "pruned":
+        what = "the newest checkpoint has no payload, and checkpoint.keep always leaves it one"
+        findings.missing("payload", what, str(newest.folder), "get the whole folder from its maker")
+
+
 def _check_history(
     run: RunFolder, opened: Sequence[OpenedCheckpoint], policy: Policy, findings: Findings
 ) -> list[Entry]:
@@ -242,7 +252,7 @@ def _anchor(entry: Entry) -> chain.Anchor:
 
 
 def _gaps(entries: Sequence[Entry]) -> dict[int, str]:
-    """Step → head of the checkpoints after which a resume went on without the lines (``--accept metrics``)."""
+    """Step → head of the checkpoints after which a resume went on without the lines."""
     heads = {entry.checkpoint_id: entry.statement.predicate["metrics"]["chain"] for entry in entries}
     gaps = {}
     for entry in entries:

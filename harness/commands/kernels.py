@@ -1,7 +1,7 @@
 """Print the nondeterminism ledger of a checkpoint: which order-dependent kernels ran, and what was looked at.
 
 PATH is a checkpoint folder, or a run folder, whose newest checkpoint is then read. The ledger counts as
-verified only with --key (or after `harness verify`). Exit code 4 when nothing was observed.
+verified only with --key or --policy. Exit code 4 when nothing was observed.
 """
 
 from __future__ import annotations
@@ -10,52 +10,40 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from harness.audit import kernels
-from harness.audit.opening import open_statement
+from harness.audit import kernels, story
+from harness.audit.opening import open_checkpoint
 from harness.commands import Outcome
+from harness.commands.verify import add_trust, trusted
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout
 from harness.format.ledger import Ledger
-from harness.provenance.keys import load_public
-from harness.provenance.policy import from_keys
+from harness.provenance.policy import Policy
+from harness.provenance.verifier import visible
 
 EXAMPLE = "harness kernels runs/tiny --key keys/me.ed25519.pub"
 
-_LIMIT = 64 << 20  # bytes; a ledger of the largest size that `Ledger.parse` accepts is smaller
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """PATH and the keys to check it with."""
+    """PATH and whom to trust."""
     parser.add_argument("path", type=Path, metavar="PATH", help="checkpoint folder or run folder")
-    parser.add_argument(
-        "--key", type=Path, nargs="+", default=[], metavar="PUB", help="public keys that must have signed it"
-    )
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read, check when a key was given, print."""
-    checkpoint = newest(arguments.path)
+    checkpoint = story.newest(arguments.path)
+    policy = trusted(arguments)
     data = _read(checkpoint)
-    if arguments.key:
-        _check(checkpoint, data, arguments.key)
+    if policy is not None:
+        _check(checkpoint, data, policy)
     ledger = Ledger.parse(data, str(checkpoint / layout.LEDGER))
-    verified = bool(arguments.key)
-    trust = "signed with a given key" if verified else "not verified (give --key, or run harness verify)"
+    verified = policy is not None
+    trust = "signed with a given key" if verified else story.NOT_VERIFIED
     return Outcome(
         document={"checkpoint": str(checkpoint), "verified": verified, **kernels.document(ledger)},
-        text=f"{checkpoint}  {trust}\n{kernels.render(ledger)}",
+        text=f"{visible(str(checkpoint))}  {trust}\n{kernels.render(ledger)}",
         exit_code=0 if ledger.observed_anything else EvidenceIncomplete.exit_code,
     )
-
-
-def newest(path: Path) -> Path:
-    """The checkpoint that PATH means: itself, or the newest complete one of a run."""
-    if layout.kind_of(path) == "checkpoint":
-        return path
-    complete = layout.RunFolder(path).complete()
-    if not complete:
-        raise EvidenceIncomplete("the run has no complete checkpoint", where=str(path))
-    return complete[-1]
 
 
 def _read(checkpoint: Path) -> bytes:
@@ -66,13 +54,12 @@ def _read(checkpoint: Path) -> bytes:
             where=str(checkpoint),
             remedy="choose a checkpoint that still has its payload",
         )
-    return files.read_limited(file, _LIMIT)
+    return files.read_limited(file, story.LEDGER_LIMIT)
 
 
-def _check(checkpoint: Path, data: bytes, keys: list[Path]) -> None:
-    """That one of ``keys`` signed the statement and that manifest and statement mean these bytes."""
-    policy = from_keys([load_public(key) for key in keys])
-    opened = open_statement(checkpoint, policy)
+def _check(checkpoint: Path, data: bytes, policy: Policy) -> None:
+    """That the checkpoint is authentic and that manifest and statement mean these bytes."""
+    opened = open_checkpoint(checkpoint, policy)
     digest = hashlib.sha256(data).hexdigest()
     listed = {entry.path: entry.sha256 for entry in opened.manifest.files}
     stated = opened.statement.predicate["determinism"]["ledger"]

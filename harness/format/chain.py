@@ -5,9 +5,9 @@ Each step hashes the previous head and the facts of that step, in fixed-width li
     head' = SHA-256( head (32 bytes) | step uint64 | batch digest (16 bytes) | rng digest (16 bytes)
                      | loss float32 | gradient norm float32 )
 
-A step without a finite gradient norm (a loss scaler skipped it) counts as 0. The floats are the raw bits of the numbers in the line, so an auditor recomputes every head from
-metrics.jsonl alone and compares the last with the one in the signed statement. Changing, dropping or
-reordering a line changes every later head.
+A step without a finite gradient norm (a loss scaler skipped it) counts as 0. The floats are the raw bits of
+the numbers in the line, so an auditor recomputes every head from metrics.jsonl alone and compares the last
+with the one in the signed statement. Changing, dropping or reordering a line changes every later head.
 """
 
 from __future__ import annotations

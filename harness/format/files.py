@@ -1,7 +1,8 @@
 """Files that survive a crash, and reading what somebody else may have prepared.
 
-The order of a durable write: bytes, fsync of the file, rename, fsync of its folder. Without the last one, a power
-cut may bring the old name back (facts: 7 s after save() returned, three peers' checkpoints were empty files).
+The order of a durable write: bytes, fsync of the file, rename, fsync of its folder. Without the last one, a
+power cut may bring the old name back (7 s after save() had returned, three peers' checkpoints were empty
+files).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ a tensor's digest is ``sha256:`` and hex, over its bytes as stored.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.errors import VerificationFailed
-from harness.format import strict_json
+from harness.format import layout, strict_json
 from harness.format.safetensors_header import BITS, check_name
 
 FORMAT = "harness-manifest/1"
@@ -26,6 +27,8 @@ FORMAT = "harness-manifest/1"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _PATH_LIMIT = 4096
+_RESERVED = {layout.MANIFEST.casefold(), layout.MODEL_SIGNATURE, layout.PROVENANCE}
+"""First parts of paths that no payload may have: the manifest itself, and what is signed around it."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def check_paths(paths: list[str], where: str) -> None:
     """Raise `VerificationFailed` unless ``paths`` are safe, sorted, and distinct on every file system."""
     for path in paths:
         _check_path(path, where)
-    if any(before >= after for before, after in zip(paths, paths[1:], strict=False)):
+    if any(before >= after for before, after in itertools.pairwise(paths)):
         raise VerificationFailed("has paths that are not sorted or not unique", where=where)
     folded = [path.casefold() for path in paths]
     if len(set(folded)) != len(folded):
@@ -141,6 +144,8 @@ def _check_path(path: str, where: str) -> None:
     )
     if not safe:
         raise VerificationFailed(f"has the unsafe path {path!r}", where=where)
+    if parts[0].casefold() in _RESERVED:
+        raise VerificationFailed(f"lists {path!r}, which is no payload", where=where)
 
 
 def _list(value: Any, name: str, where: str) -> list[Any]:

@@ -28,6 +28,9 @@ BITS = {
 }  # fmt: skip
 """Bits of one element, by dtype."""
 
+DIMENSIONS = 64
+"""Most dimensions of a tensor; PyTorch allows as many."""
+
 _FIELDS = {"dtype", "shape", "data_offsets"}
 
 
@@ -59,9 +62,12 @@ def parse(prefix: bytes, size: int, *, where: str) -> Header:
     do not agree.
     """
     length = header_length(prefix[:8], size, where=where)
-    document = strict_json.loads(prefix[8 : 8 + length], where=where, limit=HEADER_LIMIT)
+    text = prefix[8 : 8 + length]
+    document = strict_json.loads(text, where=where, limit=HEADER_LIMIT)
     if not isinstance(document, dict):
         raise VerificationFailed("has a header that is no JSON object", where=where)
+    if not text.startswith(b"{") or not text.rstrip(b" ").endswith(b"}"):
+        raise VerificationFailed("has a header that is padded otherwise than with spaces behind", where=where)
     metadata = _metadata(document.pop("__metadata__", {}), where)
     start = 8 + length
     spans = [_span(name, entry, start, where) for name, entry in document.items()]
@@ -91,7 +97,7 @@ def read_header(path: Path) -> Header:
     """The header of the file ``path``; reads nothing behind it."""
     where = str(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise EvidenceIncomplete("is missing", where=where) from error
     except OSError as error:
@@ -144,6 +150,8 @@ def _span(name: str, entry: Any, start: int, where: str) -> TensorSpan:
         raise VerificationFailed(f"tensor `{name}` has the unknown dtype {dtype!r}", where=where)
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise VerificationFailed(f"tensor `{name}` has a broken shape or offsets", where=where)
+    if len(shape) > DIMENSIONS:
+        raise VerificationFailed(f"tensor `{name}` has {len(shape)} dimensions", where=where)
     if math.prod(shape) * BITS[dtype] != (offsets[1] - offsets[0]) * 8:
         raise VerificationFailed(f"tensor `{name}` has offsets that do not fit its shape", where=where)
     return TensorSpan(name, dtype, tuple(shape), start + offsets[0], start + offsets[1])

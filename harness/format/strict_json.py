@@ -22,7 +22,7 @@ LARGEST = 2**53
 
 
 def loads(data: bytes, *, where: str, limit: int = LIMIT, depth: int = DEPTH) -> Any:
-    """The value of ``data``. Raises `VerificationFailed` at ``where`` for anything with more than one reading."""
+    """The value of ``data``. Raises `VerificationFailed` at ``where`` for what has more than one reading."""
     if len(data) > limit:
         raise VerificationFailed(f"has {len(data)} bytes, more than {limit}", where=where)
     try:
@@ -42,7 +42,7 @@ def loads(data: bytes, *, where: str, limit: int = LIMIT, depth: int = DEPTH) ->
             parse_float=_finite,
         )
     except json.JSONDecodeError as error:
-        raise VerificationFailed(f"is not JSON at byte {error.pos}: {error.msg}", where=where) from error
+        raise VerificationFailed(f"is not JSON at character {error.pos}: {error.msg}", where=where) from error
     except (ValueError, RecursionError) as error:
         raise VerificationFailed(str(error), where=where) from error
     if "\\u" in text:
@@ -52,7 +52,7 @@ def loads(data: bytes, *, where: str, limit: int = LIMIT, depth: int = DEPTH) ->
 
 def dumps(value: Any) -> bytes:
     """The canonical bytes of ``value``. Raises ValueError for what `loads` would refuse."""
-    _check(value)
+    _check(value, DEPTH)
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
     return (text + "\n").encode("utf-8")
 
@@ -122,14 +122,16 @@ def _refuse_surrogates(value: Any, where: str) -> None:
             _refuse_surrogates(item, where)
 
 
-def _check(value: Any) -> None:
+def _check(value: Any, depth: int) -> None:
+    if isinstance(value, dict | list | tuple) and depth == 0:
+        raise ValueError(f"the value is nested deeper than {DEPTH}")
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"key {key!r} is not a string")
-            _check(item)
+            _check(item, depth - 1)
     elif isinstance(value, list | tuple):
         for item in value:
-            _check(item)
+            _check(item, depth - 1)
     elif isinstance(value, int) and abs(value) > LARGEST:
         raise ValueError(f"integer {value} is beyond 2**53")

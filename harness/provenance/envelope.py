@@ -65,6 +65,28 @@ def sign(payload: bytes, private_key: PrivateKey, public_key: PublicKey) -> byte
 
 def open_bundle(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Opened:
     """The payload that one of ``keys`` has signed. Raises `VerificationFailed` for anything else."""
+    payload, signature = _parts(data, where)
+    message = pae(PAYLOAD_TYPE, payload)
+    for key in keys:
+        if key.verifies(signature, message):
+            return Opened(payload, key)
+    raise VerificationFailed(
+        f"is signed by none of the {len(keys)} accepted keys",
+        where=where,
+        remedy="check the key or the policy",
+    )
+
+
+def unauthenticated_payload(data: bytes, *, where: str) -> bytes:
+    """The payload of a bundle whose signature nobody has checked: to be shown as such, never to be relied on.
+
+    Raises `VerificationFailed` when it is no bundle.
+    """
+    return _parts(data, where)[0]
+
+
+def _parts(data: bytes, where: str) -> tuple[bytes, bytes]:
+    """Payload and signature of a bundle."""
     bundle = strict_json.loads(data, where=where, limit=LIMIT)
     envelope = _fields(bundle, {"mediaType", "verificationMaterial", "dsseEnvelope"}, "bundle", where)
     if envelope["mediaType"] != MEDIA_TYPE:
@@ -77,17 +99,7 @@ def open_bundle(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Opened
         raise VerificationFailed("does not have exactly one signature", where=where)
     if not isinstance(signatures[0], dict) or not {"sig"} <= set(signatures[0]) <= {"sig", "keyid"}:
         raise VerificationFailed("has a signature with other fields than sig and keyid", where=where)
-    payload = _base64(inner["payload"], where)
-    signature = _base64(signatures[0]["sig"], where)
-    message = pae(PAYLOAD_TYPE, payload)
-    for key in keys:
-        if key.verifies(signature, message):
-            return Opened(payload, key)
-    raise VerificationFailed(
-        f"is signed by none of the {len(keys)} accepted keys",
-        where=where,
-        remedy="check the key or the policy",
-    )
+    return _base64(inner["payload"], where), _base64(signatures[0]["sig"], where)
 
 
 def _fields(value: Any, names: set[str], what: str, where: str) -> dict[str, Any]:

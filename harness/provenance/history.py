@@ -1,13 +1,13 @@
 """The rules between the checkpoints of one run: lineage and log. Statements and records in, findings out.
 
-- every checkpoint belongs to the same run, names the checkpoint before it as its parent by id and step, and has
-  the next sequence number; the first one is genesis
+- every checkpoint belongs to the same run, names the checkpoint before it as its parent by id and step, and
+  has the next sequence number; the first one is genesis
 - the log holds one record for each commit, in order; what a checkpoint saw of the log when it was signed is
   the log before its own record
 - a record whose checkpoint is not there is a failure, unless a later signed statement says that a resume
   skipped it
-- only the newest checkpoint may lack its record, since a crash can come between its rename and its entry; that
-  is evidence still to come, not a good run
+- only the newest checkpoint may lack its record, since a crash can come between its rename and its entry;
+  that is evidence still to come, not a good run
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def check_lineage(entries: Sequence[Entry], findings: Findings) -> None:
 
 
 def check_set_aside(entry: Entry, entries: Sequence[Entry], book: log.Log | None, findings: Findings) -> None:
-    """A non-finite state follows a checkpoint of the same run, or is its genesis; the log knows none of them."""
+    """A non-finite state follows a checkpoint of the same run, or is its genesis; the log knows none."""
     findings.all_of(LINEAGE, _orphaned(entry, entries))
     if book is not None:
         findings.all_of(LOG, _misseen(entry, _seen_size(entry), book))
@@ -171,7 +171,9 @@ def _misseen(entry: Entry, place: int, book: log.Log) -> Iterator[tuple[str, str
     """The head that the checkpoint saw is that of the log up to its own record."""
     seen = entry.statement.predicate["log"]
     size = _seen_size(entry)
-    if size != place:
+    if size > len(book.records):
+        yield f"was signed when the log had {size} records, and it has {len(book.records)}", entry.where
+    elif size != place:
         yield f"was signed when the log had {size} records, and is its record {place}", entry.where
     elif seen is not None and book.root_of_prefix(size).hex() != seen["root"]:
         yield f"saw another log of {size} records when it was signed", entry.where
@@ -185,7 +187,7 @@ def _skipped_later(
     for entry in entries:
         if places.get(entry.checkpoint_id, len(places)) > number:
             for item in entry.statement.segment["skipped"]:
-                by_name = item["checkpoint"] is None and item["name"] == name
-                if item["checkpoint"] == record["checkpoint"] or by_name:
+                # The id of a skipped folder is what its manifest claimed, and that may be what was damaged.
+                if item["checkpoint"] == record["checkpoint"] or item["name"] == name:
                     return True
     return False

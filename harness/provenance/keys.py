@@ -1,8 +1,8 @@
 """Signing identities: an Ed25519 key for statements and the log, a P-256 key for model.sig.
 
-OpenSSF Model Signing knows no Ed25519, so an identity is a pair. ``NAME.key`` holds both private keys (PKCS #8
-PEM, mode 0600), ``NAME.ed25519.pub`` and ``NAME.p256.pub`` the public ones (SPKI PEM). An OpenSSH Ed25519 key
-signs statements too; it makes no model.sig.
+OpenSSF Model Signing knows no Ed25519, so an identity is a pair. ``NAME.key`` holds both private keys
+(PKCS #8 PEM, mode 0600), ``NAME.ed25519.pub`` and ``NAME.p256.pub`` the public ones (SPKI PEM). An OpenSSH
+Ed25519 key signs statements too; it makes no model.sig.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def parse_public(data: bytes, *, where: str) -> PublicKey:
     """The public key in ``data``; `load_public` without the file."""
     try:
         if data.lstrip().startswith(b"ssh-"):
-            key = serialization.load_ssh_public_key(data)
+            key: object = serialization.load_ssh_public_key(data)
         elif b"PRIVATE KEY" in data:
             raise UsageError("is a private key", where=where, remedy="give auditors the .pub files")
         else:
@@ -202,18 +202,16 @@ def _private_keys(data: bytes, path: Path) -> list[Ed25519PrivateKey | ec.Ellipt
         block = match[0] if match[0].endswith(b"\n") else match[0] + b"\n"
         try:
             if match[1] == b"OPENSSH PRIVATE KEY":
-                key = serialization.load_ssh_private_key(block, password=None)
+                key: object = serialization.load_ssh_private_key(block, password=None)
             else:
                 key = serialization.load_pem_private_key(block, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             remedy = "an encrypted key cannot sign unattended; make one: harness keys new"
             raise UsageError("cannot be read as a private key", where=str(path), remedy=remedy) from error
-        if isinstance(key, Ed25519PrivateKey):
-            keys.append(key)
-        elif isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1):
-            keys.append(key)
-        else:
+        odd_curve = isinstance(key, ec.EllipticCurvePrivateKey) and not isinstance(key.curve, ec.SECP256R1)
+        if odd_curve or not isinstance(key, Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
             raise UsageError("holds a key other than Ed25519 or P-256", where=str(path))
+        keys.append(key)
     if not keys:
         raise UsageError("holds no private key", where=str(path), remedy="make one: harness keys new")
     return keys

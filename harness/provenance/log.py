@@ -111,8 +111,8 @@ def _split(size: int) -> int:
 def append(folder: Path, record: bytes, signer: Signer, origin: str) -> Head:
     """Add ``record`` and return the new head, on disk when this returns.
 
-    Raises `UsageError` for a record beyond 65,535 bytes (tlog-tiles), `VerificationFailed` when the log that is
-    there is not one of this signer and ``origin``.
+    Raises `UsageError` for a record beyond 65,535 bytes (tlog-tiles), `VerificationFailed` when the log that
+    is there is not one of this signer and ``origin``.
     """
     if len(record) > RECORD_LIMIT:
         raise UsageError(f"a log record of {len(record)} bytes is over the limit of {RECORD_LIMIT}")
@@ -143,11 +143,10 @@ def read(folder: Path, keys: Sequence[PublicKey]) -> Log:
     leaves = [leaf_hash(record) for record in records]
     if root_hash(leaves) != head.root:
         raise VerificationFailed("the records do not have the root that the head signs", where=str(folder))
-    for path, data in _hash_tiles(leaves).items():
-        if files.read_limited(folder / "tile" / path, _FILE_LIMIT) != data:
-            raise VerificationFailed(
-                "the tile does not hold the hashes of the records", where=str(folder / path)
-            )
+    for name, data in _hash_tiles(leaves).items():
+        path = folder / "tile" / name
+        if files.read_limited(path, _FILE_LIMIT) != data:
+            raise VerificationFailed("the tile does not hold the hashes of the records", where=str(path))
     return Log(head, tuple(records))
 
 

@@ -1,8 +1,8 @@
 """model.sig: an OpenSSF Model Signing bundle over payload and MANIFEST.json (ossf/model-signing-spec v1.0).
 
-Written with ``cryptography`` alone from digests that are known already; the official ``model_signing verify key``
-accepts it. Its verifier handles method files with sha256 only, and its root digest binds no names, so it is
-never used as an id.
+Written with ``cryptography`` alone from digests that are known already; the official ``model_signing verify
+key`` accepts it. Its verifier handles method files with sha256 only, and its root digest binds no names, so
+it is never used as an id.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def sign(
 def verify(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Mapping[str, str]:
     """Path → hex sha256 of every file that one of the P-256 ``keys`` has signed.
 
-    Raises `VerificationFailed`, also for a signer's choice to ignore paths, to follow links or to sign nothing.
+    Raises `VerificationFailed`, also for a signer's choice to ignore paths, follow links or sign nothing.
     """
     accepted = [key for key in keys if key.algorithm == "p256"]
     statement = strict_json.loads(envelope.open_bundle(data, accepted, where=where).payload, where=where)

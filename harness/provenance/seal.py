@@ -24,7 +24,7 @@ class Sealed:
 
 
 def seal(folder: Path, manifest: Manifest, name: str, predicate: Mapping[str, Any], signer: Signer) -> Sealed:
-    """Write MANIFEST.json, model.sig (if ``signer`` has a P-256 key) and the signed statements into ``folder``.
+    """Write MANIFEST.json, model.sig (with a P-256 key of ``signer``) and both statements into ``folder``.
 
     ``name`` is the checkpoint's folder name once published. Nothing is synced: `harness.format.files.publish`
     does. Raises `VerificationFailed` when ``predicate`` departs from its schema.
@@ -33,10 +33,15 @@ def seal(folder: Path, manifest: Manifest, name: str, predicate: Mapping[str, An
     identity = checkpoint_id(data)
     covered = [(entry.path, entry.sha256) for entry in manifest.files] + [(layout.MANIFEST, identity)]
     directory = dir_hash(covered)
-    facts = {"checkpoint_id": identity, "dir_hash": directory, "name": name, "predicate": predicate}
     ed25519, *p256 = public_keys(signer)
-    bundle = envelope.sign(statements.checkpoint_statement(**facts), signer.ed25519, ed25519)
-    slsa = envelope.sign(statements.slsa_statement(**facts), signer.ed25519, ed25519)
+    bundle, slsa = (
+        envelope.sign(
+            make(checkpoint_id=identity, dir_hash=directory, name=name, predicate=predicate),
+            signer.ed25519,
+            ed25519,
+        )
+        for make in (statements.checkpoint_statement, statements.slsa_statement)
+    )
     (folder / layout.PROVENANCE).mkdir()
     (folder / layout.MANIFEST).write_bytes(data)
     (folder / layout.CHECKPOINT_BUNDLE).write_bytes(bundle)

@@ -1,9 +1,9 @@
-"""The statements of a checkpoint: in-toto Statement v1 with our own predicate, and SLSA provenance v1 beside it.
+"""The statements of a checkpoint: in-toto Statement v1 with our own predicate, and SLSA provenance v1 beside.
 
 `SCHEMA` is the one description of ``urn:harness:predicate:checkpoint/v1``: it is published as
-docs/schema/checkpoint-v1.schema.json, and `check` holds every predicate against it when it is signed and when
-it is read. Unknown fields are refused. Nothing is a float: a number with a fraction is a decimal string, since
-JSON parsers do not agree on doubles.
+docs/schema/checkpoint-v1.schema.json, and `check` holds every predicate against it when it is signed and
+when it is read. Unknown fields are refused. Nothing is a float: a number with a fraction is a decimal string,
+since JSON parsers do not agree on doubles.
 """
 
 from __future__ import annotations
@@ -245,14 +245,14 @@ def parse_checkpoint(payload: bytes, *, where: str) -> CheckpointStatement:
 
 
 def parse_statement(payload: bytes, predicate_type: str, *, where: str) -> tuple[str, str, str, Any]:
-    """Name, checkpoint id, dirHash and predicate of a statement of ``predicate_type`` about one checkpoint."""
+    """Name, checkpoint id, dirHash and predicate of a ``predicate_type`` statement about one checkpoint."""
     document = strict_json.loads(payload, where=where)
     if not isinstance(document, dict) or set(document) != {"_type", "subject", "predicateType", "predicate"}:
         raise VerificationFailed("is no in-toto statement", where=where)
     if document["_type"] != STATEMENT_TYPE or document["predicateType"] != predicate_type:
         raise VerificationFailed(f"is a {document['predicateType']!r}, not {predicate_type}", where=where)
     subjects = document["subject"]
-    subject = subjects[0] if isinstance(subjects, list) and len(subjects) == 1 else None
+    subject: Any = subjects[0] if isinstance(subjects, list) and len(subjects) == 1 else None
     check(subject, where=where, schema=_SUBJECT)
     digest = subject["digest"]
     return subject["name"], digest["sha256"], digest["dirHash"], document["predicate"]
@@ -282,8 +282,13 @@ def check(value: Any, *, where: str, schema: Schema = SCHEMA) -> None:
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
-    "object": dict, "array": (list, tuple), "string": str, "boolean": bool, "null": type(None), "integer": int,
-}  # fmt: skip
+    "object": dict,
+    "array": (list, tuple),
+    "string": str,
+    "boolean": bool,
+    "null": type(None),
+    "integer": int,
+}
 
 
 def _departure(value: Any, schema: Schema, path: str) -> str | None:
@@ -298,7 +303,7 @@ def _departure(value: Any, schema: Schema, path: str) -> str | None:
         known = isinstance(value, str) and value in schema["enum"]
         return None if known else f"{place} is none of {', '.join(schema['enum'])}"
     kind = schema["type"]
-    if not isinstance(value, _TYPES[kind]) or (kind == "integer" and isinstance(value, bool)):
+    if not _is_a(kind, value):
         return f"{place} is no {kind}"
     if kind == "integer":
         low, high = schema.get("minimum", -(2**53)), schema.get("maximum", 2**53)
@@ -311,6 +316,10 @@ def _departure(value: Any, schema: Schema, path: str) -> str | None:
         ]
         return next((reason for reason in reasons if reason is not None), None)
     return _object_departure(value, schema, path) if kind == "object" else None
+
+
+def _is_a(kind: str, value: object) -> bool:
+    return isinstance(value, _TYPES[kind]) and not (kind == "integer" and isinstance(value, bool))
 
 
 def _string_departure(value: str, schema: Schema, place: str) -> str | None:

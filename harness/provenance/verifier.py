@@ -10,7 +10,8 @@ Rules for one checkpoint, in the order in which they are checked:
 - model.sig, when a P-256 key is accepted, signs exactly the manifest's files and MANIFEST.json
 - the folder's name, the config's digest, the state's digest, the ledger's digest, the cursor and trainer.json
   agree with the statement
-- every later statement in provenance/ is signed by an accepted key and is about this checkpoint
+- every later statement in provenance/ is signed by an accepted key, is about this checkpoint, and is of the
+  kind that its file's name says: ``evaluation-0.sigstore.json`` has a predicate type like ``…/evaluation/v1``
 
 Every failure is collected; one that makes a later check impossible ends the list.
 """
@@ -274,16 +275,19 @@ def _later_statements(
         elif match[1] == _COUNTERSIGNATURE:
             findings.bad("later statement", "signs another statement than the checkpoint's", where)
         else:
-            findings.attempt("later statement", _same_subject, opened.payload, statement, where)
+            findings.attempt("later statement", _about, opened.payload, match[1], statement, where)
     for kind in sorted(policy.required - kinds):
         findings.missing("required", f"the policy requires a statement of kind {kind}", evidence.where)
     return list(signers.values())
 
 
-def _same_subject(payload: bytes, statement: CheckpointStatement, where: str) -> None:
+def _about(payload: bytes, kind: str, statement: CheckpointStatement, where: str) -> None:
+    """The file's name says the kind, and is not signed: the predicate type must name the same one."""
     document = strict_json.loads(payload, where=where)
-    kind = document.get("predicateType") if isinstance(document, dict) else None
-    _, identity, directory, _ = statements.parse_statement(payload, str(kind), where=where)
+    found = str(document.get("predicateType") if isinstance(document, dict) else None)
+    if not re.fullmatch(rf"(.*[/:])?{kind}/v[0-9.]+", found):
+        raise VerificationFailed(f"is no statement of kind {kind}, its predicate is {found!r}", where=where)
+    _, identity, directory, _ = statements.parse_statement(payload, found, where=where)
     if (identity, directory) != (statement.subject_id, statement.dir_hash):
         raise VerificationFailed("is about another checkpoint", where=where)
 

@@ -1,8 +1,8 @@
 """How this process was started, and whether that is what was asked for.
 
 A launcher that quietly starts fewer processes than asked turns an 8-GPU run into a 1-GPU run with other
-numbers (`accelerate launch --cpu --num_processes 2` does, unless its config file says MULTI_CPU). So the
-world size that really runs is compared with every place where one was asked for.
+numbers (`accelerate launch --cpu --num_processes 2` does, and a config file with MULTI_CPU outside mpirun). So
+the world size that really runs is compared with every place where one was asked for.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from harness.errors import EnvironmentFault
 
 _COUNT_OPTIONS = ("--num_processes", "--num-processes")
+_FILE_OPTIONS = ("--config_file", "--config-file")
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def _check(launch: Launch, environ: Mapping[str, str], parent: Sequence[str], ex
         raise EnvironmentFault(
             f"accelerate was asked for {asked} processes and started {launch.world_size}",
             where=" ".join(parent),
-            remedy=f"use torchrun --nproc-per-node {asked}, or distributed_type: MULTI_CPU in its config",
+            remedy=f"use torchrun --nproc-per-node {asked}, or accelerate's --multi_gpu (also for CPUs)",
         )
     tasks = _integer(environ, "SLURM_NTASKS", 1) if "SLURM_PROCID" in environ else 1
     in_step = environ.get("SLURM_STEP_ID", "").isdigit()
@@ -90,12 +93,31 @@ def _check(launch: Launch, environ: Mapping[str, str], parent: Sequence[str], ex
 
 
 def _asked_of_parent(parent: Sequence[str]) -> int | None:
-    for position, word in enumerate(parent):
-        option, _, value = word.partition("=")
-        if option in _COUNT_OPTIONS:
-            text = value or (parent[position + 1] if position + 1 < len(parent) else "")
-            return int(text) if text.isdigit() else None
+    """How many processes the command line of `accelerate launch`, or its config file, asks for."""
+    on_line = _option(parent, _COUNT_OPTIONS)
+    if on_line is not None:
+        return int(on_line) if on_line.isdigit() else None
+    file = _option(parent, _FILE_OPTIONS)
+    try:
+        document = yaml.safe_load(Path(file or _accelerate_default()).read_bytes())
+    except (OSError, yaml.YAMLError):
+        return None  # accelerate has read it, or started without one
+    count = document.get("num_processes") if isinstance(document, dict) else None
+    return count if isinstance(count, int) and count > 0 else None
+
+
+def _option(words: Sequence[str], names: Sequence[str]) -> str | None:
+    for position, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option in names:
+            return value if equals else "".join(words[position + 1 : position + 2])
     return None
+
+
+def _accelerate_default() -> Path:
+    """Where `accelerate config` writes (accelerate.commands.config.config_args)."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface"
+    return Path(os.environ.get("HF_HOME", cache)).expanduser() / "accelerate" / "default_config.yaml"
 
 
 def _parent_command() -> list[str]:

@@ -58,6 +58,8 @@ def train(
         # Who takes part, and what this launch continues from.
         stop = stack.enter_context(signals.listening())
         started = launch.detect(settings.train.world_size)
+        if started.launcher != "bare":
+            signals.follow_launcher()
         changes = determinism.apply(settings.determinism.mode)
         prepare = session.accelerator(settings)
         workers = distributed.join(started, prepare)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 
-class NonFinite(Exception):  # noqa: N818 - a verdict of the loop, turned into TrainingFailed by it
+class NonFinite(Exception):
     """The loss or the gradient norm of ``step`` is NaN or infinite."""
 
     def __init__(self, step: int, loss: float, norm: float | None) -> None:

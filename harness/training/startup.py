@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,9 +32,6 @@ from harness.training.resume import OpenRun
 from harness.training.screen import Screen
 from harness.training.session import wanted_files
 from harness.training.throughput import peak_flops
-
-CORPUS = "corpus.json"
-"""Run folder: the files of the corpus and their digests, to name what changed."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def classify(
     try:
         return Launched(*resume.segment(opened, facts, accept, reason))
     except ResumeRefused as error:
-        changed = resume.changed_files(opened.folder.root / CORPUS, task.identity().files)
+        changed = resume.changed_files(opened.folder.root / layout.CORPUS, task.identity().files)
         if not changed:
             raise
         named = "; ".join(f"{item.what}: {item.before} → {item.after}" for item in changed[:5])
@@ -105,8 +103,6 @@ def classify(
 
 
 def _run_id(opened: OpenRun) -> str:
-    import secrets
-
     statement = opened.found.statement
     return statement.run_id if statement is not None else opened.logged_run or secrets.token_hex(16)
 
@@ -170,7 +166,7 @@ def open_desk(
     for item in launched.segment.skipped:
         events.write("skipped checkpoint", "warning", name=item.name, reason=item.reason)
     corpus = {"format": "harness-corpus/1", "files": dict(task.identity().files)}
-    durable.write_durable(folder.root / CORPUS, strict_json.dumps(corpus))
+    durable.write_durable(folder.root / layout.CORPUS, strict_json.dumps(corpus))
     _write_config(opened, facts)
     checkpoints = CheckpointWriter(
         folder,

@@ -1,0 +1,156 @@
+"""What attacks on a run folder have in common: the scene, the register, and who signs what.
+
+An attack is a function that changes the folder of a `Scene`; it is registered with what must be said::
+
+    @attack("has 4133 bytes, the manifest says 4132")
+    def a_file_is_one_byte_longer(scene: Scene) -> None:
+        ...
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import run_folder
+
+from harness.audit import verify
+from harness.format import layout, strict_json
+from harness.format.manifest import checkpoint_id, dir_hash
+from harness.provenance import envelope, keys, policy
+from harness.provenance.keys import Signer
+from harness.provenance.policy import Policy
+
+MODEL = "model.safetensors"
+
+
+@dataclass
+class Scene:
+    """A copy of a good run, the people around it, and whom the auditor trusts."""
+
+    root: Path
+    signer: Signer
+    """Made the run."""
+    stranger: Signer
+    """Nobody trusts this one."""
+    policy: Policy
+    target: Path
+    """What is verified: the run folder unless the attack says otherwise."""
+
+    def checkpoint(self, step: int) -> Path:
+        """A checkpoint folder."""
+        return run_folder.checkpoint(self.root, step)
+
+    def model(self, step: int) -> Path:
+        """The model file of a checkpoint."""
+        return self.checkpoint(step) / MODEL
+
+    def bundle(self, step: int) -> Path:
+        """The statement of a checkpoint."""
+        return self.checkpoint(step) / layout.CHECKPOINT_BUNDLE
+
+    def rebuild(self, **options: Any) -> Path:
+        """Replace the run by another one that the right key has signed."""
+        shutil.rmtree(self.root)
+        return run_folder.build(self.root, self.signer, **options)
+
+    def restate(
+        self, step: int, change: Callable[[dict[str, Any]], Any], *, by: Signer | None = None,
+        name: str = layout.CHECKPOINT_BUNDLE,
+    ) -> None:  # fmt: skip
+        """Sign a changed statement, with the right key unless ``by`` is given."""
+        path = self.checkpoint(step) / name
+        statement = payload_of(path)
+        change(statement)
+        path.write_bytes(signed(strict_json.dumps(statement), by or self.signer))
+
+    def manifest(self, step: int, change: Callable[[dict[str, Any]], Any]) -> None:
+        """Change MANIFEST.json and have the right key sign a statement about it."""
+        path = self.checkpoint(step) / layout.MANIFEST
+        document = json.loads(path.read_bytes())
+        change(document)
+        self.write_manifest(step, strict_json.dumps(document))
+
+    def write_manifest(self, step: int, data: bytes) -> None:
+        """Replace MANIFEST.json and have the right key sign a statement about it."""
+        (self.checkpoint(step) / layout.MANIFEST).write_bytes(data)
+        identity = checkpoint_id(data)
+        entries = json.loads(data)["files"]
+        covered = [(entry["path"], entry["sha256"]) for entry in entries] + [(layout.MANIFEST, identity)]
+        digests = {"sha256": identity, "dirHash": dir_hash(covered)}
+        self.restate(step, lambda statement: statement["subject"][0].update(digest=digests))
+
+    def trust(self, **changes: Any) -> None:
+        """Change the auditor's policy."""
+        self.policy = dataclasses.replace(self.policy, **changes)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A change, and what the verifier must answer."""
+
+    mutate: Callable[[Scene], None]
+    says: str
+    """A part of one of its findings."""
+    code: int
+
+
+ATTACKS: dict[str, Attack] = {}
+
+
+def attack(says: str, code: int = 1) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
+    """Register an attack that must be answered with exit code ``code`` and a finding that ``says`` this."""
+
+    def register(mutate: Callable[[Scene], None]) -> Callable[[Scene], None]:
+        name = mutate.__name__.replace("_", " ")
+        assert name not in ATTACKS, name
+        ATTACKS[name] = Attack(mutate, says, code)
+        return mutate
+
+    return register
+
+
+def judge(scene: Scene) -> tuple[int, list[str]]:
+    """Exit code and findings of the verifier; its report must be plain JSON, and each finding one line."""
+    report = verify.verify(scene.target, scene.policy, quiet=True)
+    json.dumps(report.document(), allow_nan=False).encode()
+    messages = [str(finding) for finding in report.findings]
+    assert not [message for message in messages if not message.isprintable()]
+    return report.exit_code, messages
+
+
+def trusted(*signers: Signer) -> Policy:
+    """The policy of somebody who was given the public keys."""
+    return policy.from_keys([key for signer in signers for key in keys.public_keys(signer)])
+
+
+def signed(payload: bytes, signer: Signer) -> bytes:
+    """A bundle around ``payload``."""
+    return envelope.sign(payload, signer.ed25519, keys.public_keys(signer)[0])
+
+
+def payload_of(bundle: Path) -> dict[str, Any]:
+    """What a bundle signs, unchecked."""
+    document = json.loads(bundle.read_bytes())["dsseEnvelope"]["payload"]
+    statement: dict[str, Any] = json.loads(base64.b64decode(document))
+    return statement
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a JSON file in place."""
+    document = json.loads(path.read_bytes())
+    change(document)
+    path.write_bytes(strict_json.dumps(document))
+
+
+def flip(path: Path, offset: int) -> None:
+    """Flip the lowest bit of a byte; negative offsets count from the end."""
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(bytes(data))

@@ -1,0 +1,404 @@
+"""Attacks on what lies between checkpoints: lineage, log, metrics, config."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import run_folder
+from attack import Scene, attack
+from run_folder import SampleRun
+
+from harness.format import strict_json
+from harness.provenance import log
+
+# Lineage.
+
+
+@attack("the folder was signed as step-00000030")
+def a_checkpoint_is_renamed_to_another_step(scene: Scene) -> None:
+    scene.checkpoint(30).rename(scene.checkpoint(40))
+
+
+@attack("record 1 names step-00000020")
+def a_checkpoint_is_removed_without_pruning(scene: Scene) -> None:
+    shutil.rmtree(scene.checkpoint(20))
+
+
+@attack("record 2 names step-00000030")
+def the_newest_checkpoint_is_removed(scene: Scene) -> None:
+    shutil.rmtree(scene.checkpoint(30))
+
+
+@attack("its parent")
+def the_first_checkpoint_is_removed(scene: Scene) -> None:
+    shutil.rmtree(scene.checkpoint(10))
+
+
+@attack("which is not here")
+def a_good_checkpoint_is_hidden_as_damaged(scene: Scene) -> None:
+    scene.checkpoint(30).rename(scene.checkpoint(30).with_name("damaged-step-00000030-1"))
+
+
+@attack("which is not here")
+def a_good_checkpoint_is_hidden_as_a_save_that_was_cut_off(scene: Scene) -> None:
+    scene.checkpoint(30).rename(scene.checkpoint(30).with_name(".tmp-step-00000030"))
+
+
+@attack("belongs to the run")
+def a_checkpoint_of_another_run_is_planted(scene: Scene) -> None:
+    other = run_folder.build(scene.root.parent / "other", scene.signer, name="other", steps=(10, 20, 30, 40))
+    shutil.copytree(run_folder.checkpoint(other, 40), scene.checkpoint(40))
+
+
+@attack("is not in the log")
+def a_checkpoint_of_a_twin_run_is_planted(scene: Scene) -> None:
+    """Same run id and key, other tensors: a second history of the same run."""
+    twin = run_folder.build(scene.root.parent / "twin", scene.signer, values="twin")
+    shutil.rmtree(scene.checkpoint(30))
+    shutil.copytree(run_folder.checkpoint(twin, 30), scene.checkpoint(30))
+
+
+@attack("is not here")
+def a_parent_does_not_exist(scene: Scene) -> None:
+    parent = {"checkpoint": "0" * 64, "step": 0}
+    scene.rebuild(tweak=lambda step, facts: facts.update(parent=parent, sequence=1) if step == 10 else None)
+
+
+@attack("has the sequence number 2 of step-00000030")
+def a_parent_has_two_children(scene: Scene) -> None:
+    shutil.rmtree(scene.root)
+    run = SampleRun(scene.root, scene.signer)
+    _saves(run, 10, 20, 30)
+    run.resume(at=20)
+    _saves(run, 40)
+
+
+@attack("its parent is")
+def a_sequence_number_is_left_out(scene: Scene) -> None:
+    def skip(step: int, facts: run_folder.Predicate) -> None:
+        facts["sequence"] += step == 30
+
+    scene.rebuild(tweak=skip)
+
+
+@attack("its parent is")
+def a_parent_is_the_grandparent(scene: Scene) -> None:
+    shutil.rmtree(scene.root)
+    run = SampleRun(scene.root, scene.signer)
+    _saves(run, 10, 20)
+    first = run.saved[10]
+
+    def lie(step: int, facts: run_folder.Predicate) -> None:
+        facts["parent"], facts["steps"] = first.reference, {"from": 10, "to": step}
+
+    run.tweak = lie
+    _saves(run, 30)
+
+
+@attack("the manifest that the statement is about")
+def a_pruned_folder_has_another_manifest(scene: Scene) -> None:
+    folder = run_folder.prune(scene.checkpoint(10))
+    shutil.copy(scene.checkpoint(20) / "MANIFEST.json", folder / "MANIFEST.json")
+
+
+@attack("is not in the manifest")
+def a_pruned_folder_holds_another_payload(scene: Scene) -> None:
+    folder = run_folder.prune(scene.checkpoint(10))
+    (folder / "evil.safetensors").write_bytes(b"")
+
+
+@attack("has the sequence number 1 of step-00000020")
+def a_checkpoint_is_there_complete_and_pruned(scene: Scene) -> None:
+    copy = shutil.copytree(scene.checkpoint(20), scene.root / "kept")
+    run_folder.prune(scene.checkpoint(20))
+    copy.rename(scene.checkpoint(20))
+
+
+@attack("the payload was removed", 4)
+def a_pruned_checkpoint_is_verified_alone(scene: Scene) -> None:
+    scene.target = run_folder.prune(scene.checkpoint(10))
+
+
+@attack("the newest checkpoint has no payload", 4)
+def the_payload_of_every_checkpoint_is_removed(scene: Scene) -> None:
+    for step in (10, 20, 30):
+        run_folder.prune(scene.checkpoint(step))
+
+
+@attack("was set aside as damaged")
+def a_damaged_checkpoint_is_verified_alone(scene: Scene) -> None:
+    name = "damaged-step-00000030-1"
+    scene.target = scene.checkpoint(30).rename(scene.checkpoint(30).with_name(name))
+
+
+def _saves(run: SampleRun, *steps: int) -> None:
+    for step in steps:
+        run.train(step)
+        run.save()
+
+
+# The log.
+
+
+def _log(scene: Scene) -> Path:
+    return scene.root / "log"
+
+
+def _rewrite(scene: Scene, change: Callable[[list[bytes]], list[bytes]]) -> None:
+    """Write the log anew with the right key."""
+    book = log.read(_log(scene), scene.policy.statement_keys)
+    shutil.rmtree(_log(scene))
+    for record in change(list(book.records)):
+        log.append(_log(scene), record, scene.signer, book.head.origin)
+
+
+@attack("is missing", 4)
+def the_log_is_removed(scene: Scene) -> None:
+    shutil.rmtree(_log(scene))
+
+
+@attack("is missing", 4)
+def the_head_of_the_log_is_removed(scene: Scene) -> None:
+    (_log(scene) / "checkpoint").unlink()
+
+
+@attack("the log's head is signed by none of the accepted keys")
+def the_head_of_the_log_is_signed_by_a_stranger(scene: Scene) -> None:
+    head = log.read(_log(scene), scene.policy.statement_keys).head
+    (_log(scene) / "checkpoint").write_bytes(log.sign_note(head, scene.stranger))
+
+
+@attack("the log's head is signed by none of the accepted keys")
+def the_size_in_the_head_is_changed(scene: Scene) -> None:
+    path = _log(scene) / "checkpoint"
+    path.write_bytes(path.read_bytes().replace(b"\n3\n", b"\n2\n"))
+
+
+@attack("has a broken size or root")
+def the_size_in_the_head_is_huge(scene: Scene) -> None:
+    path = _log(scene) / "checkpoint"
+    path.write_bytes(path.read_bytes().replace(b"\n3\n", b"\n" + b"9" * 100_000 + b"\n"))
+
+
+@attack("the records do not have the root that the head signs")
+def a_record_of_the_log_is_edited(scene: Scene) -> None:
+    path = _log(scene) / "tile" / "entries" / "000.p" / "3"
+    path.write_bytes(path.read_bytes().replace(b'"step":20', b'"step":21'))
+
+
+@attack("has fewer than 3 records")
+def the_records_of_the_log_are_truncated(scene: Scene) -> None:
+    path = _log(scene) / "tile" / "entries" / "000.p" / "3"
+    (length,) = struct.unpack(">H", path.read_bytes()[:2])
+    path.write_bytes(path.read_bytes()[: 2 + length])
+
+
+@attack("has bytes before or after its records")
+def the_last_record_of_the_log_is_cut_short(scene: Scene) -> None:
+    path = _log(scene) / "tile" / "entries" / "000.p" / "3"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@attack("is missing", 4)
+def the_records_of_the_log_are_removed(scene: Scene) -> None:
+    (_log(scene) / "tile" / "entries" / "000.p" / "3").unlink()
+
+
+@attack("the tile does not hold the hashes of the records")
+def a_tile_of_the_log_is_edited(scene: Scene) -> None:
+    path = _log(scene) / "tile" / "0" / "000.p" / "3"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+
+
+@attack("was signed when the log had")
+def the_records_of_the_log_are_reordered_by_the_signer(scene: Scene) -> None:
+    _rewrite(scene, lambda records: [records[1], records[0], records[2]])
+
+
+@attack("has two records of the same checkpoint")
+def a_record_of_the_log_is_repeated_by_the_signer(scene: Scene) -> None:
+    _rewrite(scene, lambda records: [*records, records[-1]])
+
+
+@attack("says something else about it")
+def a_record_of_the_log_is_edited_by_the_signer(scene: Scene) -> None:
+    _rewrite(scene, lambda records: [*records[:2], records[2].replace(b'"step":30', b'"step":31')])
+
+
+@attack("has a record that is none of a checkpoint")
+def a_record_of_the_log_has_an_unknown_field(scene: Scene) -> None:
+    _rewrite(scene, lambda records: [*records[:2], b'{"evil":1,' + records[2][1:]])
+
+
+@attack("has the key `run` twice")
+def a_record_of_the_log_has_a_key_twice(scene: Scene) -> None:
+    _rewrite(scene, lambda records: [*records[:2], b'{"run":"",' + records[2][1:]])
+
+
+@attack("saw another log of 2 records when it was signed")
+def the_history_before_a_checkpoint_is_rewritten_by_the_signer(scene: Scene) -> None:
+    def other(step: int, facts: run_folder.Predicate) -> None:
+        if step == 30:
+            facts["log"]["root"] = "0" * 64
+
+    scene.rebuild(tweak=other)
+
+
+@attack("belongs to another run than the log of")
+def the_log_of_another_run_is_put_in(scene: Scene) -> None:
+    other = run_folder.build(scene.root.parent / "other", scene.signer, name="other")
+    shutil.rmtree(_log(scene))
+    shutil.copytree(other / "log", _log(scene))
+
+
+def _before_step_30(scene: Scene) -> None:
+    """The folder as it was when it held two checkpoints: an old copy, or a rollback."""
+    shutil.rmtree(scene.checkpoint(30))
+    _rewrite(scene, lambda records: records[:2])
+    path = scene.root / "metrics.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:20]))
+
+
+@attack("has 2 records, the policy has seen 3: it was rolled back")
+def the_run_is_rolled_back_behind_the_head_that_was_seen(scene: Scene) -> None:
+    scene.trust(log_head=log.read(_log(scene), scene.policy.statement_keys).head)
+    _before_step_30(scene)
+
+
+@attack("does not continue the log that the policy has seen")
+def the_run_is_replaced_by_another_history(scene: Scene) -> None:
+    scene.trust(log_head=log.read(_log(scene), scene.policy.statement_keys).head)
+    scene.rebuild(values="other")
+
+
+@attack("is not in the log yet", 4)
+def the_newest_checkpoint_is_not_logged_yet(scene: Scene) -> None:
+    """A crash between rename and log entry looks like this: no lie, and no complete evidence."""
+    _rewrite(scene, lambda records: records[:2])
+
+
+@attack("is not in the log")
+def an_older_checkpoint_is_not_in_the_log(scene: Scene) -> None:
+    _rewrite(scene, lambda records: [records[0], records[2]])
+
+
+@attack("nonfinite-step-00000040")
+def the_log_is_rolled_back_behind_a_state_that_is_not_finite(scene: Scene) -> None:
+    shutil.rmtree(scene.root)
+    run = SampleRun(scene.root, scene.signer)
+    _saves(run, 10, 20, 30)
+    book = shutil.copytree(_log(scene), scene.root.parent / "book")
+    run.tweak = lambda step, facts: facts.update(outcome="nonfinite")
+    _saves(run, 40)
+    scene.checkpoint(40).rename(scene.checkpoint(40).with_name("nonfinite-step-00000040"))
+    shutil.rmtree(_log(scene))
+    shutil.copytree(book, _log(scene))
+    _before_step_30(scene)
+
+
+# metrics.jsonl.
+
+
+def _lines(scene: Scene, change: Callable[[list[bytes]], list[bytes]]) -> None:
+    path = scene.root / "metrics.jsonl"
+    path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+
+
+def _edited(line: bytes, **changes: object) -> bytes:
+    return strict_json.dumps(json.loads(line) | changes)
+
+
+@attack("step 15 was changed")
+def a_loss_in_the_metrics_is_edited(scene: Scene) -> None:
+    _lines(scene, lambda lines: [*lines[:14], _edited(lines[14], loss=0.5), *lines[15:]])
+
+
+@attack("no float32")
+def a_loss_in_the_metrics_is_edited_below_the_precision_of_the_chain(scene: Scene) -> None:
+    def change(lines: list[bytes]) -> list[bytes]:
+        loss = json.loads(lines[14])["loss"]
+        return [*lines[:14], _edited(lines[14], loss=loss * (1 + 1e-9)), *lines[15:]]
+
+    _lines(scene, change)
+
+
+@attack("step 15 was changed")
+def a_batch_digest_in_the_metrics_is_edited(scene: Scene) -> None:
+    _lines(scene, lambda lines: [*lines[:14], _edited(lines[14], batch="0" * 32), *lines[15:]])
+
+
+@attack("step 16 follows step 14")
+def a_line_of_the_metrics_is_removed(scene: Scene) -> None:
+    _lines(scene, lambda lines: [*lines[:14], *lines[15:]])
+
+
+@attack("step 15 follows step 15")
+def a_line_of_the_metrics_is_repeated(scene: Scene) -> None:
+    _lines(scene, lambda lines: [*lines[:15], *lines[14:]])
+
+
+@attack("step 16 follows step 14")
+def two_lines_of_the_metrics_are_swapped(scene: Scene) -> None:
+    _lines(scene, lambda lines: [*lines[:14], lines[15], lines[14], *lines[16:]])
+
+
+@attack("ends at step 25, before this checkpoint's")
+def the_metrics_are_truncated(scene: Scene) -> None:
+    _lines(scene, lambda lines: lines[:25])
+
+
+@attack("is missing", 4)
+def the_metrics_are_removed(scene: Scene) -> None:
+    (scene.root / "metrics.jsonl").unlink()
+
+
+@attack("holds NaN")
+def a_loss_in_the_metrics_is_nan(scene: Scene) -> None:
+    _lines(scene, lambda lines: [*lines[:14], lines[14].replace(b'"loss":', b'"loss":NaN,"x":'), *lines[15:]])
+
+
+@attack("has a line of more than 1048576 bytes")
+def a_line_of_the_metrics_has_no_end(scene: Scene) -> None:
+    _lines(scene, lambda lines: [*lines, b" " * (2 << 20)])
+
+
+@attack("is not what this checkpoint has signed")
+def the_metrics_are_computed_anew_with_a_good_chain(scene: Scene) -> None:
+    other = run_folder.build(scene.root.parent / "other", scene.stranger, seed=4)
+    shutil.copy(other / "metrics.jsonl", scene.root / "metrics.jsonl")
+
+
+@attack("has a broken chain, batch, rng, loss or grad_norm")
+def a_chain_in_the_metrics_is_removed_with_its_digests(scene: Scene) -> None:
+    _lines(scene, lambda lines: [*lines[:14], _edited(lines[14], batch=None, rng=None), *lines[15:]])
+
+
+# The config.
+
+
+@attack("is a config that no checkpoint has signed")
+def the_config_is_edited(scene: Scene) -> None:
+    path = scene.root / "run.yaml"
+    path.write_text(path.read_text().replace("seed: 3", "seed: 4"))
+
+
+@attack("is missing", 4)
+def the_config_is_removed(scene: Scene) -> None:
+    (scene.root / "run.yaml").unlink()
+
+
+@attack("cannot be opened")
+def the_config_becomes_a_symbolic_link(scene: Scene) -> None:
+    outside = (scene.root / "run.yaml").rename(scene.root.parent / "outside.yaml")
+    (scene.root / "run.yaml").symlink_to(outside)
+
+
+@attack("the run holds no checkpoint", 4)
+def every_checkpoint_and_the_log_are_removed(scene: Scene) -> None:
+    shutil.rmtree(scene.root / "checkpoints")
+    (scene.root / "checkpoints").mkdir()
+    shutil.rmtree(_log(scene))

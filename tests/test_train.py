@@ -1,0 +1,322 @@
+"""`harness train` through the front door: real processes, real kills, real files."""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import orjson
+import psutil
+import pytest
+from compare import differing
+from conftest import Place, finish
+from toy_task import config
+
+from harness.format import layout
+from harness.provenance import statements
+
+pytestmark = pytest.mark.slow
+
+PAUSED = '{kind: "toy_task:Toy", options: {pause: 15}}'
+
+
+def start_partly(place: Place, **extra: str) -> None:
+    """Train toy.yaml, be killed with step 12 as the newest checkpoint; the twin is in twin.yaml."""
+    place.write("toy.yaml", config(place.run, **{**extra, "task": PAUSED}))
+    place.write("twin.yaml", config(place.root / "twin", **extra))
+    place.kill_at(place.start(["train", "toy.yaml"]), "checkpoints/step-00000012")
+    assert not (place.run / "checkpoints" / "step-00000018").exists()
+
+
+def predicate(checkpoint: Path) -> dict[str, object]:
+    """What the checkpoint's statement says, read without our verifier."""
+    bundle = orjson.loads((checkpoint / layout.CHECKPOINT_BUNDLE).read_bytes())
+    payload = base64.b64decode(bundle["dsseEnvelope"]["payload"])
+    return dict(statements.parse_checkpoint(payload, where=str(checkpoint)).predicate)
+
+
+def keys(place: Place) -> list[str]:
+    """``--key`` words for the place's own public keys."""
+    folder = place.root / "config" / "harness"
+    return [word for name in ("ed25519", "p256") for word in ("--key", str(folder / f"default.{name}.pub"))]
+
+
+def ran(place: Place, command: list[str]) -> subprocess.CompletedProcess[str]:
+    """``command`` in the place, to its end."""
+    return subprocess.run(
+        command, cwd=place.root, env=place.environ, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The ranks that torchrun has started."""
+    return [child for child in psutil.Process(process.pid).children() if "harness" in child.cmdline()]
+
+
+TWO = "{steps: 4, global_batch: 12, micro_batch: 2, world_size: 2}"
+VARIANTS = {
+    "one process": (1, {"precision": "fp32"}),
+    "one process, bf16, data worker": (
+        1,
+        {"precision": "bf16", "train": "{steps: 24, global_batch: 12, micro_batch: 2, data_workers: 1}"},
+    ),
+    "one process, fp16, moving average": (1, {"precision": "fp16", "optimizer": "{ema: 0.9}"}),
+    "two processes": (2, {"precision": "fp32"}),
+    "three processes, bf16": (3, {"precision": "bf16"}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(place: Place, variant: str) -> None:
+    """Oracle: the uninterrupted twin, tensor by tensor, read by the safetensors package."""
+    processes, extra = VARIANTS[variant]
+    place.write("toy.yaml", config(place.run, **{**extra, "task": PAUSED}))
+    place.write("twin.yaml", config(place.root / "twin", **extra))
+    place.kill_at(place.start(["train", "toy.yaml"], processes), "checkpoints/step-00000012")
+    reached = place.steps()[-1]
+    again = place.harness("train", "toy.yaml", processes=processes)
+    twin = place.harness("train", "twin.yaml", processes=processes)
+    assert (again.code, twin.code) == (0, 0), again.err + twin.err
+    assert "exact: same stack and world size" in again.out
+    assert reached < 24
+    assert place.steps() == list(range(1, 25))
+    assert differing(place.run, place.root / "twin") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
+def test_a_stop_signal_saves_and_asks_to_be_requeued(place: Place, number: signal.Signals) -> None:
+    """Oracle: exit code 75, a checkpoint of the very step, and the twin."""
+    place.write("toy.yaml", config(place.run, task=PAUSED))
+    place.write("twin.yaml", config(place.root / "twin"))
+    process = place.start(["train", "toy.yaml"])
+    place.wait_for(process, "checkpoints/step-00000006")
+    process.send_signal(number)
+    stopped = finish(process)
+    assert stopped.code == 75
+    assert number.name in stopped.last_line
+    step = place.steps()[-1]
+    assert (place.run / "checkpoints" / layout.checkpoint_name(step)).is_dir()
+    again = place.harness("train", "toy.yaml")
+    assert again.code == 0
+    assert f"step {step}, checkpoint" in again.out
+    place.harness("train", "twin.yaml")
+    missing = {layout.checkpoint_name(step)} - {layout.checkpoint_name(each) for each in (6, 12, 18, 24)}
+    for name in missing:
+        (place.run / "checkpoints" / name).rename(place.root / name)
+    assert differing(place.run, place.root / "twin") == []
+
+
+def test_a_signal_on_any_one_rank_stops_all_at_the_same_step(place: Place) -> None:
+    """Oracle: one checkpoint with both ranks' generators, of the last step in the metrics; exit codes 75."""
+    place.write("toy.yaml", config(place.run, task=PAUSED))
+    process = place.start(["train", "toy.yaml"], 2)
+    place.wait_for(process, "checkpoints/step-00000006")
+    ranks = {child.environ()["RANK"]: child for child in workers(process)}
+    ranks["1"].send_signal(signal.SIGUSR1)
+    stopped = finish(process)
+    assert stopped.code != 0  # torchrun leaves with 1 whatever its workers say
+    assert "exitcode  : 75" in stopped.err or "exitcode: 75" in stopped.err
+    assert "SIGUSR1 on rank 1: stopped after step" in stopped.out + stopped.err
+    newest = sorted((place.run / "checkpoints").glob("step-*"))[-1]
+    assert int(newest.name.removeprefix("step-")) == place.steps()[-1]
+    assert {path.name for path in newest.glob("rng-*")} == {
+        f"rng-rank-0000{rank}.safetensors" for rank in (0, 1)
+    }
+
+
+def test_workers_of_a_killed_launcher_save_and_leave(place: Place) -> None:
+    """Oracle: no worker is left, and the run can be started again at once."""
+    place.write("toy.yaml", config(place.run, task=PAUSED))
+    process = place.start(["train", "toy.yaml"], 2)
+    place.wait_for(process, "checkpoints/step-00000006")
+    children = workers(process)
+    assert len(children) == 2
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+    newest = sorted((place.run / "checkpoints").glob("step-*"))[-1]
+    assert int(newest.name.removeprefix("step-")) == place.steps()[-1] < 24
+    process.communicate()
+    assert place.harness("train", "toy.yaml", processes=2).code == 0
+
+
+def test_a_nan_stops_the_run_with_a_saved_state(place: Place) -> None:
+    """Oracle: exit code 1, a signed state before the step, and a verifier that does not call it good."""
+    # Six micro-batches a step: the 50th call is in step 9.
+    place.write("toy.yaml", config(place.run, task='{kind: "toy_task:Toy", options: {poison: 50}}'))
+    broken = place.harness("train", "toy.yaml")
+    assert broken.code == 1
+    assert "step 9" in broken.last_line
+    aside = place.run / "checkpoints" / "nonfinite-step-00000008"
+    assert predicate(aside)["outcome"] == "nonfinite"
+    assert place.steps()[-1] == 8
+    verified = place.harness("verify", str(place.run), *keys(place))
+    assert verified.code == 0, verified.out
+    aside.rename(aside.with_name("step-00000008"))
+    assert place.harness("verify", str(place.run), *keys(place)).code == 1
+
+
+def test_another_config_is_another_run_unless_accepted(place: Place) -> None:
+    """Oracle: exit code 2 with the difference named; then the reason is in the signed statement."""
+    start_partly(place)
+    words = ["train", "toy.yaml", "optimizer.lr=0.5"]
+    refused = place.harness(*words)
+    assert refused.code == 2
+    assert "optimizer.lr" in refused.last_line
+    assert "--accept config --reason" in refused.last_line
+    again = place.harness(*words, "--accept", "config", "--reason", "warmer")
+    assert again.code == 0, again.err
+    segment = predicate(place.run / "checkpoints" / "step-00000018")["segment"]
+    assert isinstance(segment, dict)
+    assert segment["class"] == "accepted"
+    assert segment["accepted"] == ["config: warmer"]
+    assert [item["what"] for item in segment["differences"]] == ["optimizer.lr"]
+    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+
+
+def test_another_world_size_is_the_same_data(place: Place) -> None:
+    """Oracle: the batch digests of an uninterrupted run of one process."""
+    start_partly(place)
+    again = place.harness("train", "toy.yaml", processes=2)
+    assert again.code == 0, again.err
+    assert "same-data" in again.out
+    assert "launch.world_size: 1 → 2" in again.out
+    assert place.harness("train", "twin.yaml").code == 0
+    segment = predicate(place.run / "checkpoints" / "step-00000024")["segment"]
+    assert isinstance(segment, dict)
+    assert segment["class"] == "same-data"
+    runs = [place.run, place.root / "twin"]
+    lines = [[orjson.loads(line) for line in (run / "metrics.jsonl").open("rb")] for run in runs]
+    assert [line["batch"] for line in lines[0]] == [line["batch"] for line in lines[1]]
+    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+
+
+def test_a_damaged_checkpoint_is_named_and_skipped_and_never_deleted(place: Place) -> None:
+    """Oracle: the twin; the damaged folder is still there, and the run verifies."""
+    start_partly(place)
+    model = place.run / "checkpoints" / "step-00000012" / "model.safetensors"
+    data = bytearray(model.read_bytes())
+    data[-3] ^= 1
+    model.write_bytes(data)
+    again = place.harness("train", "toy.yaml")
+    assert again.code == 0, again.err
+    assert "step-00000012: " in again.out
+    assert "step 6, checkpoint" in again.out
+    assert place.harness("train", "twin.yaml").code == 0
+    assert differing(place.run, place.root / "twin") == []
+    (damaged,) = (place.run / "checkpoints").glob("damaged-*")
+    assert (damaged / "model.safetensors").read_bytes() == bytes(data)
+    verified = place.harness("verify", str(place.run), *keys(place))
+    assert verified.code == 0, verified.out
+
+
+def test_a_rank_that_fails_is_the_last_word_on_the_screen(place: Place) -> None:
+    """Oracle: the last line under torchrun, and the traceback in that rank's events."""
+    place.write("toy.yaml", config(place.run, task='{kind: "toy_task:Toy", options: {crash: 20}}'))
+    failed = place.harness("train", "toy.yaml", processes=2)
+    assert failed.code == 1
+    tail = failed.err.strip().splitlines()[-12:]
+    assert any("ValueError: the toy breaks here" in line for line in tail), failed.err
+    events = [orjson.loads(line) for line in (place.run / "events" / "rank-00001.jsonl").open("rb")]
+    assert "the toy breaks here" in events[-1]["traceback"]
+
+
+def test_two_jobs_cannot_train_in_one_folder(place: Place) -> None:
+    """Oracle: exit code 3 for the second, and the first goes on."""
+    place.write("toy.yaml", config(place.run, task=PAUSED))
+    first = place.start(["train", "toy.yaml"])
+    place.wait_for(first, "checkpoints/step-00000006")
+    second = place.harness("train", "toy.yaml")
+    assert second.code == 3
+    assert "another job is training in this folder" in second.last_line
+    assert finish(first).code == 0
+
+
+@pytest.mark.parametrize("limit", [6000, 9000])
+def test_a_disk_that_takes_no_more_loses_nothing(place: Place, limit: int) -> None:
+    """Oracle: exit code 3, every published checkpoint verifies, and more space is all that a resume needs."""
+    start_partly(place)
+    code = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    code += "import sys; sys.argv[0] = 'harness'; runpy.run_module('harness', run_name='__main__')"
+    words = ["-c", code, "train", "toy.yaml"]
+    full = ran(place, [sys.executable, *words])
+    assert full.returncode == 3, full.stderr
+    assert full.stderr.strip().splitlines()[-1].startswith("harness: ")
+    verified = place.harness("verify", str(place.run), *keys(place))
+    assert verified.code == 0, verified.out
+    assert place.harness("train", "toy.yaml").code == 0
+    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+
+
+def test_the_world_size_that_was_asked_for_is_checked(place: Place) -> None:
+    """Oracle: exit code 3, and no run folder."""
+    place.write(
+        "toy.yaml", config(place.run, train="{steps: 4, global_batch: 12, micro_batch: 2, world_size: 2}")
+    )
+    bare = place.harness("train", "toy.yaml")
+    assert bare.code == 3
+    assert "train.world_size is 2, but 1 process(es) run" in bare.last_line
+    assert not place.run.exists()
+
+
+def test_accelerate_launch_starts_what_it_was_asked_for_or_fails(place: Place) -> None:
+    """Oracle: two ranks in the statement; where accelerate quietly starts one, an error says so."""
+    place.write("toy.yaml", config(place.run, train="{steps: 6, global_batch: 12, micro_batch: 2}"))
+    base = "compute_environment: LOCAL_MACHINE\nuse_cpu: true\nnum_machines: 1\nnum_processes: 2\n"
+    place.write("one.yaml", base + "distributed_type: MULTI_CPU\n")
+    place.write("two.yaml", base + "distributed_type: MULTI_GPU\n")
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    train = ["-m", "harness", "train", "toy.yaml"]
+    for words in (["--cpu", "--num_processes", "2"], ["--config_file", "one.yaml"]):
+        silently_one = ran(place, [*launch, *words, *train])
+        assert silently_one.returncode != 0
+        assert "accelerate was asked for 2 processes and started 1" in silently_one.stderr
+    two = ran(place, [*launch, "--config_file", "two.yaml", *train])
+    assert two.returncode == 0, two.stderr
+    facts = predicate(place.run / "checkpoints" / "step-00000006")["launch"]
+    assert isinstance(facts, dict)
+    assert (facts["launcher"], facts["world_size"]) == ("accelerate", 2)
+
+
+def test_a_checkpoint_that_was_renamed_but_not_logged_is_completed(place: Place) -> None:
+    """Oracle: exit code 4 before, since a record is missing; 0 after the next launch."""
+    start_partly(place)
+    before = place.root / "before"
+    shutil.copytree(place.run / "log", before)
+    place.kill_at(place.start(["train", "toy.yaml"]), "checkpoints/step-00000018")
+    # As after a crash between the rename of step 18 and its record.
+    shutil.rmtree(place.run / "log")
+    shutil.copytree(before, place.run / "log")
+    verified = place.harness("verify", str(place.run), *keys(place))
+    assert verified.code == 4, verified.out
+    assert place.harness("train", "toy.yaml").code == 0
+    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+
+
+def test_keep_removes_payloads_and_lineage_survives(place: Place) -> None:
+    """Oracle: two complete checkpoints, two pruned ones without tensors, and a run that verifies."""
+    place.write("toy.yaml", config(place.run, checkpoint="{every: 6, keep: 2}"))
+    assert place.harness("train", "toy.yaml").code == 0
+    names = sorted(path.name for path in (place.run / "checkpoints").iterdir())
+    assert names == ["pruned-step-00000006", "pruned-step-00000012", "step-00000018", "step-00000024"]
+    assert not list((place.run / "checkpoints" / names[0]).glob("*.safetensors"))
+    verified = place.harness("verify", str(place.run), *keys(place))
+    assert verified.code == 0, verified.out
+
+
+def test_a_finished_run_has_nothing_to_do(place: Place) -> None:
+    """Oracle: the same command again changes no file."""
+    place.write("toy.yaml", config(place.run))
+    assert place.harness("train", "toy.yaml").code == 0
+    times = {path: path.stat().st_mtime_ns for path in (place.run / "checkpoints").rglob("*")}
+    time.sleep(0.05)
+    again = place.harness("train", "toy.yaml")
+    assert again.code == 0
+    assert "nothing to do" in again.last_line
+    assert times == {path: path.stat().st_mtime_ns for path in (place.run / "checkpoints").rglob("*")}
