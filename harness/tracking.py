@@ -2,29 +2,35 @@
 
 A tracker is given the lines of metrics.jsonl once a committed checkpoint covers them, never earlier. A step
 that a crash undoes has therefore never been sent, so a resumed run continues the same curve without a step
-twice or missing. ``tracking.json`` in the run folder remembers the last step that was handed over.
+twice or missing. What a tracker still has after a crash it says itself; for one that cannot know,
+``tracking.json`` in the run folder remembers the last step that was handed over.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from harness.errors import ConfigError, EnvironmentFault
+from harness.format import files, strict_json
 from harness.settings import Settings, Track
 
 Lines = Sequence[Mapping[str, Any]]
+
+_AT_ONCE = 10_000  # lines in memory
 
 
 class Tracker(Protocol):
     """What a user's own tracker has; named in ``track.trackers`` by its import path."""
 
-    def start(self, run_id: str, name: str, folder: Path, config: Mapping[str, Any]) -> None:
-        """The run begins or continues; the same ``run_id`` each time."""
+    def start(self, run_id: str, name: str, folder: Path, config: Mapping[str, Any]) -> int | None:
+        """The run begins or continues; the same ``run_id`` each time.
+
+        Returns the last step that an earlier launch has left, or None to rely on tracking.json.
+        """
 
     def log(self, lines: Lines) -> None:
         """Lines of metrics.jsonl, in order of step."""
@@ -34,14 +40,19 @@ class Tracker(Protocol):
 
 
 class Wandb:
-    """Weights & Biases, offline or online; imported only here."""
+    """Weights & Biases, offline or online; imported only here.
+
+    Its writer buffers, so a kill loses what it was given last. Online the server says which step it has.
+    Offline each launch writes a folder of its own, which gets the curve from step 1: `wandb sync` of the
+    newest one uploads the whole run.
+    """
 
     def __init__(self, mode: str, project: str) -> None:
         self._mode = mode
         self._project = project
         self._run: Any = None
 
-    def start(self, run_id: str, name: str, folder: Path, config: Mapping[str, Any]) -> None:
+    def start(self, run_id: str, name: str, folder: Path, config: Mapping[str, Any]) -> int:
         """Open the wandb run ``run_id``, or continue it. Never prompts.
 
         Raises `EnvironmentFault` when wandb is absent, or online without a key.
@@ -68,6 +79,8 @@ class Wandb:
             resume="allow" if self._mode == "online" else None,
             settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
         )
+        # A resumed run starts at the step after the server's last one, a new run at 0.
+        return max(int(self._run.starting_step) - 1, 0) if self._mode == "online" else 0
 
     def log(self, lines: Lines) -> None:
         """One wandb step a line; digests and times stay in metrics.jsonl."""
@@ -78,34 +91,35 @@ class Wandb:
 
     def finish(self) -> None:
         """Close the wandb run."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 class Tracking:
     """All trackers of a run, fed from metrics.jsonl up to the last committed step."""
 
-    def __init__(self, trackers: Sequence[Tracker], folder: Path, read: Callable[[int, int], Lines]) -> None:
+    def __init__(self, folder: Path, read: Callable[[int, int], Lines]) -> None:
         """``read(after, through)`` gives the lines of metrics.jsonl of those steps."""
-        self._trackers = trackers
         self._state = folder / "tracking.json"
         self._read = read
-        self._through = self._remembered()
+        self._through: dict[Tracker, int] = {}
+
+    def add(self, tracker: Tracker, through: int | None) -> None:
+        """Feed ``tracker``, which has everything up to step ``through`` (None: as remembered)."""
+        self._through[tracker] = self._remembered() if through is None else through
 
     def advance(self, step: int) -> None:
         """Everything up to ``step`` is committed: hand over what is new."""
-        if not self._trackers or step <= self._through:
-            return
-        lines = self._read(self._through, step)
-        for tracker in self._trackers:
-            tracker.log(lines)
-        self._through = step
-        temporary = self._state.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"through": step}) + "\n")
-        os.replace(temporary, self._state)
+        behind = {tracker: through for tracker, through in self._through.items() if through < step}
+        for tracker, through in behind.items():
+            for after in range(through, step, _AT_ONCE):
+                tracker.log(self._read(after, min(after + _AT_ONCE, step)))
+            self._through[tracker] = step
+        if behind:
+            files.write_durable(self._state, strict_json.dumps({"through": step}))
 
     def finish(self) -> None:
         """Close every tracker."""
-        for tracker in self._trackers:
+        for tracker in self._through:
             tracker.finish()
 
     def _remembered(self) -> int:
@@ -123,10 +137,10 @@ def start(
     read: Callable[[int, int], Lines],
 ) -> Tracking:
     """Build and start the trackers that ``settings.track`` names."""
-    trackers = build(settings.track)
-    for tracker in trackers:
-        tracker.start(run_id, settings.run_name, folder, config)
-    return Tracking(trackers, folder, read)
+    tracking = Tracking(folder, read)
+    for tracker in build(settings.track):
+        tracking.add(tracker, tracker.start(run_id, settings.run_name, folder, config))
+    return tracking
 
 
 def build(track: Track) -> list[Tracker]:

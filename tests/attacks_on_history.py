@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -402,3 +403,21 @@ def every_checkpoint_and_the_log_are_removed(scene: Scene) -> None:
     shutil.rmtree(scene.root / "checkpoints")
     (scene.root / "checkpoints").mkdir()
     shutil.rmtree(_log(scene))
+
+
+@attack("is not a regular file")
+def the_config_becomes_a_folder(scene: Scene) -> None:
+    (scene.root / "run.yaml").unlink()
+    (scene.root / "run.yaml").mkdir()
+
+
+@attack("is not a regular file")
+def the_head_of_the_log_becomes_a_folder(scene: Scene) -> None:
+    (_log(scene) / "checkpoint").unlink()
+    (_log(scene) / "checkpoint").mkdir()
+
+
+@attack("is missing", 4)
+def the_metrics_become_a_pipe(scene: Scene) -> None:
+    (scene.root / "metrics.jsonl").unlink()
+    os.mkfifo(scene.root / "metrics.jsonl")

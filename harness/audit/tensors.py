@@ -1,9 +1,9 @@
 """The tensors of two checkpoint folders, compared by the bytes in their files; no manifest is asked.
 
 A tensor is named by its part (``model``, ``optimizer``, ``rng``, ``other``) and its name, whichever file of
-the part holds it, so that another number of shards is no difference; RNG states are named with their rank. Equal
-bytes are all that "equal" means. What differs is measured (`harness.audit.ulp`) up to a limit of elements
-a tensor; differing elements are always all counted.
+the part holds it, so that another number of shards is no difference; RNG states are named with their rank.
+Equal bytes are all that "equal" means. What differs is measured (`harness.audit.ulp`) up to a limit of
+elements a tensor; differing elements are always all counted.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Difference:
     dtype: str
     shape: tuple[int, ...]
     reason: str
-    """``values``, or why there is nothing to measure: ``only in A``, ``only in B``, ``dtype …``, ``shape …``."""
+    """``values``, or why there is nothing to measure: ``only in A``, ``dtype …``, ``shape …``."""
     elements: int
     differing: int | None = None
     """Elements with other bits; None when values were not compared."""
@@ -93,8 +93,8 @@ class Folder:
 def read(path: Path) -> Folder:
     """The headers of every safetensors file in ``path``.
 
-    Raises `EvidenceIncomplete` when there is no tensor (a pruned checkpoint), `VerificationFailed` for a broken
-    header or a name that two files of a part hold.
+    Raises `EvidenceIncomplete` when there is no tensor (a pruned checkpoint), `VerificationFailed` for a
+    broken header or a name that two files of a part hold.
     """
     places: dict[Key, Place] = {}
     for file in sorted(path.glob("*.safetensors")):
@@ -119,7 +119,7 @@ def compare(one: Folder, other: Folder, limit: int, advance: Callable[[int], Non
     """
     keys = [*one.places, *(key for key in other.places if key not in one.places)]
     keys.sort(key=lambda key: PARTS.index(key[0]))
-    differences = []
+    differences: list[Difference] = []
     compared = 0
     with _Files() as files:
         for key in keys:

@@ -33,7 +33,7 @@ def capture(generators: Mapping[str, Generator]) -> dict[str, Tensor]:
     """The state of all global generators of this process and of the registered ``generators``."""
     state = _python_tensors(random.getstate(), "python") | _numpy_tensors()
     state["torch.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
         device = torch.cuda.current_device()
         state[f"torch.cuda.{device}"] = torch.cuda.get_rng_state(device)
     for name, generator in generators.items():

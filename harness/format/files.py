@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 
@@ -51,10 +52,19 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def read_limited(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file with one link and at most ``limit`` bytes.
+    """The bytes of a regular file with one link and at most ``limit`` bytes. Raises as `open_regular`."""
+    with open_regular(path) as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise VerificationFailed(f"is larger than {limit} bytes", where=str(path))
+    return data
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file with one link, open for reading.
 
     Raises `EvidenceIncomplete` when it is not there and `VerificationFailed` when it is anything else: a
-    symlink, a device, a second name of another file, or too large.
+    symlink, a folder, a device, a second name of another file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -62,12 +72,12 @@ def read_limited(path: Path, limit: int) -> bytes:
         raise EvidenceIncomplete("is missing", where=str(path)) from error
     except OSError as error:
         raise VerificationFailed(f"cannot be opened: {error.strerror}", where=str(path)) from error
-    with os.fdopen(descriptor, "rb") as stream:
-        check_regular(os.fstat(stream.fileno()), str(path))
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise VerificationFailed(f"is larger than {limit} bytes", where=str(path))
-    return data
+    try:
+        check_regular(os.fstat(descriptor), str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def check_regular(status: os.stat_result, where: str) -> None:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import EvidenceIncomplete, VerificationFailed
+from harness.errors import VerificationFailed
 from harness.format import strict_json
-from harness.format.files import check_regular
+from harness.format.files import open_regular
 
 HEADER_LIMIT = 100_000_000
 """Bytes of a header; the limit of the reference implementation."""
@@ -94,20 +94,12 @@ def header_length(first: bytes, size: int, *, where: str) -> int:
 
 
 def read_header(path: Path) -> Header:
-    """The header of the file ``path``; reads nothing behind it."""
+    """The header of the file ``path``; reads nothing behind it. Raises as `parse` and `open_regular`."""
     where = str(path)
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise EvidenceIncomplete("is missing", where=where) from error
-    except OSError as error:
-        raise VerificationFailed(f"cannot be opened: {error.strerror}", where=where) from error
-    with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(stream.fileno())
-        check_regular(status, where)
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
         first = stream.read(8)
-        length = header_length(first, status.st_size, where=where)
-        return parse(first + stream.read(length), status.st_size, where=where)
+        return parse(first + stream.read(header_length(first, size, where=where)), size, where=where)
 
 
 def build(

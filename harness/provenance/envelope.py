@@ -88,10 +88,10 @@ def unauthenticated_payload(data: bytes, *, where: str) -> bytes:
 def _parts(data: bytes, where: str) -> tuple[bytes, bytes]:
     """Payload and signature of a bundle."""
     bundle = strict_json.loads(data, where=where, limit=LIMIT)
-    envelope = _fields(bundle, {"mediaType", "verificationMaterial", "dsseEnvelope"}, "bundle", where)
+    envelope = _fields(bundle, {"mediaType", "verificationMaterial", "dsseEnvelope"}, "a bundle", where)
     if envelope["mediaType"] != MEDIA_TYPE:
         raise VerificationFailed(f"has the media type {envelope['mediaType']!r}", where=where)
-    inner = _fields(envelope["dsseEnvelope"], {"payload", "payloadType", "signatures"}, "envelope", where)
+    inner = _fields(envelope["dsseEnvelope"], {"payload", "payloadType", "signatures"}, "an envelope", where)
     if inner["payloadType"] != PAYLOAD_TYPE:
         raise VerificationFailed(f"has the payload type {inner['payloadType']!r}", where=where)
     signatures = inner["signatures"]
@@ -105,7 +105,7 @@ def _parts(data: bytes, where: str) -> tuple[bytes, bytes]:
 def _fields(value: Any, names: set[str], what: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or set(value) != names:
         raise VerificationFailed(
-            f"is a {what} with other fields than {', '.join(sorted(names))}", where=where
+            f"is {what} with other fields than {', '.join(sorted(names))}", where=where
         )
     return value
 

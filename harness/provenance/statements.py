@@ -53,7 +53,7 @@ def _either(*options: Schema) -> Schema:
     return {"anyOf": list(options)}
 
 
-_SCALAR = _either(_TEXT, {"type": "integer"}, _FLAG, _NULL)
+_SCALAR = _either(_TEXT, {**_NATURAL, "minimum": -(2**53)}, _FLAG, _NULL)
 _FACT = _either(*_SCALAR["anyOf"], _list(_TEXT), _map(_SCALAR))
 _CHECKPOINT = _object(checkpoint=_HEX64, step=_NATURAL)
 
@@ -125,7 +125,7 @@ SCHEMA: Schema = {
             evaluation=_map(_DECIMAL),
         ),
         log=_either(_object(size=_NATURAL, root=_HEX64), _NULL),
-        created={"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"},
+        created={"type": "string", "pattern": "^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$"},
         outcome={"enum": ["ok", "nonfinite"]},
     ),
 }
@@ -306,7 +306,7 @@ def _departure(value: Any, schema: Schema, path: str) -> str | None:
     if not _is_a(kind, value):
         return f"{place} is no {kind}"
     if kind == "integer":
-        low, high = schema.get("minimum", -(2**53)), schema.get("maximum", 2**53)
+        low, high = schema["minimum"], schema["maximum"]
         return None if low <= value <= high else f"{place} is {value}, outside {low} to {high}"
     if kind == "string":
         return _string_departure(value, schema, place)

@@ -72,7 +72,7 @@ class Readback:
             self._optimizer.found_inf = broken  # type: ignore[attr-defined]
         host = torch.empty(2, dtype=torch.float32, pin_memory=True)
         host.copy_(both, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event()
         event.record()
         self._pending.append((step, norm is not None, host, event))
 

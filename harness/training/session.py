@@ -296,7 +296,7 @@ def _warm_up(session: Session, size: int) -> None:
     for _ in range(_WARM_UP_PASSES):
         with session.autocast():
             loss = session.task.loss(session.wrapped, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         session.state.optimizer.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, buffer in session.model.named_buffers():
