@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.provenance import keys
 
-KEYS = keys.public_keys(
-    keys.Signer(Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1()))
-)
+KEYS = keys.public_keys(keys.Signer(Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())))
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 needs_ssh = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not installed")
 

@@ -27,7 +27,8 @@ def test_a_name_has_one_spelling(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["step-20", "step-000000020", "step-00000020 ", "step-00000020\n", "Step-00000020", "step-٠٠٠٠٠٠٢٠"]
+    "name",
+    ["step-20", "step-000000020", "step-00000020 ", "step-00000020\n", "Step-00000020", "step-٠٠٠٠٠٠٢٠"],
 )
 def test_a_near_miss_is_no_checkpoint_name(name: str) -> None:
     """Oracle: `step-` and exactly eight digits, more only when the number needs them."""

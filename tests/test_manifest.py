@@ -62,7 +62,16 @@ def changed(draw: st.DrawFn) -> bytes:
         if not isinstance(place[key], dict | list) or not place[key]:
             break
         place = place[key]
-    odd = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just([]) | st.just({}) | PATHS
+    odd = (
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text()
+        | st.just([])
+        | st.just({})
+        | PATHS
+    )
     key = draw(st.sampled_from(sorted(place) if isinstance(place, dict) else list(range(len(place)))))
     place[key] = draw(odd)
     return json.dumps(document).encode()

@@ -79,7 +79,9 @@ def test_a_file_of_the_reference_is_read_alike(layout: Layout) -> None:
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
     """A good file with some changes in header or length."""
-    document = draw(st.sampled_from([{"a": TENSOR}, {"a": TENSOR, "b": {**TENSOR, "data_offsets": [12, 24]}}, {}]))
+    document = draw(
+        st.sampled_from([{"a": TENSOR}, {"a": TENSOR, "b": {**TENSOR, "data_offsets": [12, 24]}}, {}])
+    )
     text = json.dumps({"__metadata__": {"k": "v"}, **document}).encode()
     data = bytearray(file_of(text, bytes(12 * len(document))))
     for _ in range(draw(st.integers(0, 3))):

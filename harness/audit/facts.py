@@ -1,8 +1,9 @@
 """What two checkpoint statements say differently, sorted by what it means for the training.
 
 Topics: ``config``, ``code``, ``data``, ``environment``, ``launch``, ``determinism``, ``kernels``,
-``metrics``, and ``identity`` for what only tells two runs apart and has no part in the result: run id and name, folders,
-keys, tracking, the command's words, job numbers, parents, the history of launches, the log, the clock.
+``metrics``, and ``identity`` for what only tells two runs apart and has no part in the result: run id and
+name, folders, keys, tracking, the command's words, job numbers, parents, the history of launches, the log,
+the clock.
 
 The predicate's claims are compared, signed or not; tensors are compared by their bytes elsewhere.
 """

@@ -92,9 +92,10 @@ def load_optimizer(state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     for key in [key for key in rest if key.startswith("optimizer.")]:
         name, slot = key.removeprefix("optimizer.").rsplit(".", 1)
         slots.setdefault(name, {})[slot] = rest.pop(key)
-    if slots and set(slots) != {name for name, parameter in parameters.items() if parameter.requires_grad}:
-        odd = sorted(set(slots) ^ set(parameters))
-        raise TrainingFailed(f"optimizer state does not fit the model's parameters: {odd[:3]}")
+    # A parameter that no loss has reached yet has no state, so fewer is no fault; what is there must fit.
+    odd = sorted(set(slots) - {name for name, parameter in parameters.items() if parameter.requires_grad})
+    if odd:
+        raise TrainingFailed(f"optimizer state of parameters that the model does not train: {odd[:3]}")
     _load_slots(state.optimizer, parameters, slots)
     if state.scaler is not None:
         _load_scaler(state.scaler, {key: rest.pop(key) for key in list(rest) if key.startswith("scaler.")})

@@ -6,7 +6,7 @@ statements: config key by key, code, data, environment, launch, determinism, ker
 two runs apart (ids, folders, keys, command, parents, log, clock) is listed as identity.
 
 Tensors alone decide the exit code. 0: every tensor of every common step is equal, bit for bit, even when the
-statements differ. 1: some tensor differs, or is missing on one side. 4: no step is common, or payload is gone.
+statements differ. 1: some tensor differs, or one side lacks it. 4: no step is common, or payload is missing.
 No signature is checked here; that is what `harness verify` does.
 """
 

@@ -7,12 +7,13 @@ files).
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
+from harness.errors import EnvironmentFault, EvidenceIncomplete, UsageError, VerificationFailed
 
 
 def write_durable(path: Path, data: bytes) -> None:
@@ -71,7 +72,10 @@ def open_regular(path: Path) -> BinaryIO:
     except FileNotFoundError as error:
         raise EvidenceIncomplete("is missing", where=str(path)) from error
     except OSError as error:
-        raise VerificationFailed(f"cannot be opened: {error.strerror}", where=str(path)) from error
+        if error.errno == errno.ELOOP:
+            raise VerificationFailed("is a symbolic link", where=str(path)) from error
+        what = f"cannot be read: {error.strerror or error}"
+        raise EnvironmentFault(what, where=str(path), remedy="check the disk and the permissions") from error
     try:
         check_regular(os.fstat(descriptor), str(path))
         return os.fdopen(descriptor, "rb")

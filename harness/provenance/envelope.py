@@ -104,9 +104,7 @@ def _parts(data: bytes, where: str) -> tuple[bytes, bytes]:
 
 def _fields(value: Any, names: set[str], what: str, where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or set(value) != names:
-        raise VerificationFailed(
-            f"is {what} with other fields than {', '.join(sorted(names))}", where=where
-        )
+        raise VerificationFailed(f"is {what} with other fields than {', '.join(sorted(names))}", where=where)
     return value
 
 

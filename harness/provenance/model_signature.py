@@ -78,11 +78,11 @@ def verify(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Mapping[str
 
 
 def _is_our_form(value: Any) -> bool:
-    if not isinstance(value, dict) or set(value) != set(SERIALIZATION):
+    if not isinstance(value, dict) or not isinstance(value.get("ignore_paths"), list):
         return False
-    ignored = value["ignore_paths"]
-    same = all(value[key] == SERIALIZATION[key] for key in ("method", "hash_type", "allow_symlinks"))
-    return same and isinstance(ignored, list) and sorted(map(str, ignored)) == SERIALIZATION["ignore_paths"]
+    ordered = {**value, "ignore_paths": sorted(value["ignore_paths"], key=str)}
+    # By bytes, since in Python 0 equals False.
+    return strict_json.dumps(ordered) == strict_json.dumps(SERIALIZATION)
 
 
 def _resources(value: Any, where: str) -> dict[str, str]:

@@ -27,9 +27,10 @@ def seal(folder: Path, manifest: Manifest, name: str, predicate: Mapping[str, An
     """Write MANIFEST.json, model.sig (with a P-256 key of ``signer``) and both statements into ``folder``.
 
     ``name`` is the checkpoint's folder name once published. Nothing is synced: `harness.format.files.publish`
-    does. Raises `VerificationFailed` when ``predicate`` departs from its schema.
+    does. Raises `VerificationFailed` when ``manifest`` or ``predicate`` would be refused by a verifier.
     """
     data = manifest.to_bytes()
+    Manifest.parse(data, where=name)
     identity = checkpoint_id(data)
     covered = [(entry.path, entry.sha256) for entry in manifest.files] + [(layout.MANIFEST, identity)]
     directory = dir_hash(covered)

@@ -1,0 +1,231 @@
+"""The graph of what came from what: statements in, nodes and edges out. Nothing here touches a file.
+
+Nodes are runs, launches (each first start and each resume), checkpoints, data sets, tokenizers and code. An edge
+leads from what was there first to what came of it:
+
+    run → launch           launched        checkpoint → checkpoint   parent
+    data set → launch      read            checkpoint → launch       resumed from, or skipped by it
+    tokenizer → launch     used            launch → checkpoint       saved
+    code → launch          ran
+
+A parent or a skipped checkpoint that is not among the members becomes a node whose state is ``absent``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.format import layout, strict_json
+from harness.provenance.statements import CheckpointStatement
+
+NodeKind = Literal["run", "launch", "checkpoint", "dataset", "tokenizer", "code"]
+EdgeKind = Literal["launched", "saved", "parent", "resumed", "skipped", "read", "used", "ran"]
+State = Literal["", "complete", "pruned", "nonfinite", "damaged", "elsewhere", "absent", "unreadable"]
+
+_SIDE: tuple[State, ...] = ("nonfinite", "damaged", "unreadable")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A checkpoint folder: its name, what that says it is, and what its statement says."""
+
+    name: str
+    state: State
+    statement: CheckpointStatement
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A checkpoint folder whose statement cannot be used, and why."""
+
+    name: str
+    reason: str
+    state: State = "unreadable"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A thing in the story."""
+
+    key: str
+    """Distinct in its graph; of no meaning outside."""
+    kind: NodeKind
+    title: str
+    state: State = ""
+    """Of a checkpoint; empty for all else."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Plain JSON values."""
+
+    @property
+    def aside(self) -> bool:
+        """Whether it is a checkpoint that no lineage continues from."""
+        return self.state in _SIDE
+
+
+@dataclass(frozen=True)
+class Edge:
+    """``target`` came of ``source``."""
+
+    source: str
+    target: str
+    kind: EdgeKind
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in order of first mention, edges between them."""
+
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+
+    def of_kind(self, kind: NodeKind) -> list[Node]:
+        """The nodes of one kind."""
+        return [node for node in self.nodes if node.kind == kind]
+
+    def sources(self, key: str, kind: EdgeKind) -> list[str]:
+        """Where edges of ``kind`` into ``key`` come from."""
+        return [edge.source for edge in self.edges if edge.target == key and edge.kind == kind]
+
+    def by_key(self) -> dict[str, Node]:
+        """Every node by its key."""
+        return {node.key: node for node in self.nodes}
+
+
+def graph(members: Sequence[Member], unreadable: Sequence[Unreadable] = ()) -> Graph:
+    """The graph of ``members``, whatever runs they belong to; each of ``unreadable`` is a node too."""
+    builder = _Builder()
+    ordered = sorted(members, key=lambda each: (each.statement.sequence, each.statement.step_to, each.name))
+    for member in ordered:
+        builder.add_checkpoint(member)
+    for folder in unreadable:
+        builder.add(_unreadable(folder))
+    for member in ordered:
+        builder.connect(member)
+    return Graph(tuple(builder.nodes.values()), tuple(dict.fromkeys(builder.edges)))
+
+
+def _key(kind: NodeKind, value: Any) -> str:
+    """A key that only equal values share."""
+    return f"{kind}:{hashlib.sha256(strict_json.dumps(value)).hexdigest()[:16]}"
+
+
+def _unreadable(folder: Unreadable) -> Node:
+    key = _key("checkpoint", folder.name)
+    return Node(key, "checkpoint", folder.name, folder.state, {"name": folder.name, "reason": folder.reason})
+
+
+class _Builder:
+    """Collects nodes once each."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.edges: list[Edge] = []
+        self._by_id: dict[str, str] = {}
+        """Checkpoint id → key of the folder that a lineage continues from."""
+        self._aside: dict[str, str] = {}
+        """Checkpoint id → key of a folder that was set aside."""
+
+    def add(self, node: Node) -> str:
+        """Add ``node`` unless it is known; returns its key."""
+        self.nodes.setdefault(node.key, node)
+        return node.key
+
+    def add_checkpoint(self, member: Member) -> None:
+        """The node of a member. A step that was trained again may have the id of the damaged one."""
+        node = _checkpoint(member)
+        self.add(node)
+        known = self._aside if node.aside else self._by_id
+        known.setdefault(member.statement.subject_id, node.key)
+
+    def connect(self, member: Member) -> None:
+        """The edges of a member, with the nodes that only its statement names."""
+        statement, facts = member.statement, member.statement.predicate
+        key = _checkpoint(member).key
+        launch = self._launch(statement)
+        self.edges.append(Edge(launch, key, "saved"))
+        if statement.parent_id is not None:
+            parent = self._find(statement.parent_id, statement.parent_step or 0)
+            self.edges.append(Edge(parent, key, "parent"))
+        for source, kind in _ingredients(facts):
+            self.edges.append(Edge(self.add(source), launch, kind))
+
+    def _launch(self, statement: CheckpointStatement) -> str:
+        node = _launch(statement)
+        if node.key in self.nodes:
+            return node.key
+        run = statement.predicate["run"]
+        self.edges.append(Edge(self.add(_run(run)), self.add(node), "launched"))
+        source = statement.segment["resumed_from"]
+        if source is not None:
+            found = self._find(source["checkpoint"], source["step"])
+            self.edges.append(Edge(found, node.key, "resumed"))
+        for item in statement.segment["skipped"]:
+            self.edges.append(Edge(self._skipped(item), node.key, "skipped", item["reason"]))
+        return node.key
+
+    def _find(self, identity: str, step: int) -> str:
+        """The key of the checkpoint ``identity``, which may not be here."""
+        known = self._by_id.get(identity) or self._aside.get(identity)
+        if known is not None:
+            return known
+        facts = {"id": identity, "step": step}
+        return self.add(Node(_key("checkpoint", identity), "checkpoint", f"step {step}", "absent", facts))
+
+    def _skipped(self, item: Mapping[str, Any]) -> str:
+        """The folder that a resume skipped and set aside: by its id, else by its name."""
+        identity, name = item["checkpoint"], item["name"]
+        if identity is not None and identity in self._aside:
+            return self._aside[identity]
+        prefix = f"{layout.DAMAGED}{name}-"
+        for node in self.nodes.values():
+            if node.state in _SIDE and node.title.startswith(prefix):
+                return node.key
+        facts = {"id": identity, "name": name, "reason": item["reason"]}
+        return self.add(Node(_key("checkpoint", [name, identity]), "checkpoint", name, "absent", facts))
+
+
+def _checkpoint(member: Member) -> Node:
+    statement, facts = member.statement, member.statement.predicate
+    # A folder that was set aside is known by its name, since its id may be that of its replacement.
+    title = member.name if member.state in _SIDE else f"step {statement.step_to}"
+    shown = {
+        "id": statement.subject_id,
+        "name": member.name,
+        "run": statement.run_id,
+        "step": statement.step_to,
+        "sequence": statement.sequence,
+        "created": facts["created"],
+        "loss": facts["metrics"]["loss"],
+        "evaluation": facts["metrics"]["evaluation"],
+        "state": facts["state"]["sha256"],
+    }
+    return Node(_key("checkpoint", [member.name]), "checkpoint", title, member.state, shown)
+
+
+def _launch(statement: CheckpointStatement) -> Node:
+    """Launches of one number can be two, when nothing that the first saved could be used."""
+    facts, segment = statement.predicate, statement.segment
+    launch = {
+        name: facts["launch"][name] for name in ("launcher", "world_size", "nodes", "precision", "parallel")
+    }
+    key = _key("launch", [statement.run_id, segment, launch])
+    shown = {"run": statement.run_id, **segment, "launch": launch}
+    return Node(key, "launch", f"launch {segment['number']}", facts=shown)
+
+
+def _run(run: Mapping[str, Any]) -> Node:
+    return Node(_key("run", run["id"]), "run", run["name"], facts=dict(run))
+
+
+def _ingredients(facts: Mapping[str, Any]) -> Iterator[tuple[Node, EdgeKind]]:
+    data, code = facts["data"], facts["code"]
+    corpus = {"kind": data["kind"], "sha256": data["corpus_sha256"], "counts": data["counts"]}
+    yield Node(_key("dataset", corpus), "dataset", data["kind"], facts=corpus), "read"
+    if data["tokenizer_sha256"] is not None:
+        tokenizer = {"sha256": data["tokenizer_sha256"]}
+        yield Node(_key("tokenizer", tokenizer), "tokenizer", "tokenizer", facts=tokenizer), "used"
+    yield Node(_key("code", code), "code", f"harness {code['harness']}", facts=dict(code)), "ran"
