@@ -1,0 +1,120 @@
+"""Which class a resume has, from what differs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import config
+from harness.errors import ResumeRefused
+from harness.format import strict_json
+from harness.settings import Settings
+from harness.training import resume
+from harness.training.record import RunFacts, Segment
+
+SETTINGS = {
+    "run": {"dir": "runs/x"},
+    "task": {"kind": "digits"},
+    "train": {"steps": 10, "global_batch": 4, "micro_batch": 2},
+}
+STACK = {"torch": "2.13.0", "device": "cpu", "threads": 1}
+
+
+def facts(**changes: Any) -> RunFacts:
+    """A launch, with sections changed by name."""
+    settings: dict[str, Any] = copy.deepcopy(SETTINGS)
+    for key, value in changes.pop("config", {}).items():
+        section, _, name = key.partition(".")
+        if name:
+            settings.setdefault(section, {})[name] = value
+        else:
+            settings[section] = value
+    text = config.resolved_text(Settings.model_validate(settings))
+    made = RunFacts(
+        run={"id": "ab" * 16, "name": "x", "seed": 0},
+        segment=Segment(1, "exact"),
+        launch={"world_size": 1, "backend": "none", "command": ["harness"]},
+        config={"sha256": "0" * 64, "text": text},
+        code={"harness": "1", "git_commit": "a", "task": None},
+        data={"kind": "digits", "corpus_sha256": "1" * 64, "tokenizer_sha256": None, "counts": {}},
+        environment={"stack": STACK},
+        determinism_mode="warn",
+        determinism_settings={},
+    )
+    return replace(made, **{name: {**getattr(made, name), **value} for name, value in changes.items()})
+
+
+def statement(made: RunFacts) -> Mapping[str, Any]:
+    """The part of a predicate that a resume compares."""
+    names = ("launch", "config", "code", "data", "environment")
+    return {name: getattr(made, name) for name in names}
+
+
+CLASSES: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing": ({}, "exact"),
+    "another folder and more checkpoints": ({"config": {"checkpoint": {"every": 3}}}, "exact"),
+    "another command": ({"launch": {"command": ["torchrun", "harness"]}}, "exact"),
+    "world size": ({"launch": {"world_size": 2}}, "same-data"),
+    "backend": ({"launch": {"backend": "gloo"}}, "same-data"),
+    "micro-batch": ({"config": {"train.micro_batch": 1}}, "same-data"),
+    "torch": ({"environment": {"stack": {**STACK, "torch": "2.14.0"}}}, "same-data"),
+    "a new fact of the stack": ({"environment": {"stack": {**STACK, "driver": "1"}}}, "same-data"),
+}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "seed": ({"config": {"run.seed": 5}}, "config"),
+    "batch": ({"config": {"train.global_batch": 8}}, "config"),
+    "precision": ({"config": {"precision": "bf16"}}, "config"),
+    "corpus": ({"data": {"corpus_sha256": "2" * 64}}, "data"),
+    "tokenizer": ({"data": {"tokenizer_sha256": "2" * 64}}, "tokenizer"),
+    "commit": ({"code": {"git_commit": "b"}}, "code"),
+    "the task's source": ({"code": {"task": {"import_path": "a:B", "sha256": "3" * 64}}}, "code"),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_resume_that_is_the_same_run_has_its_class(name: str) -> None:
+    """Oracle: DESIGN section 4."""
+    changes, expected = CLASSES[name]
+    kind, differences = resume.classify(statement(facts()), facts(**changes), ())
+    assert kind == expected
+    assert bool(differences) == (expected != "exact")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_another_run_is_refused_until_its_kind_is_accepted(name: str) -> None:
+    """Oracle: DESIGN section 4; the answer that the error proposes is the one that works."""
+    changes, kind = REFUSED[name]
+    before, now = statement(facts()), facts(**changes)
+    others = tuple(each for each in resume.ACCEPTABLE if each != kind)
+    for accept in ((), others):
+        with pytest.raises(ResumeRefused, match=f"--accept {kind} --reason"):
+            resume.classify(before, now, accept)
+    found, differences = resume.classify(before, now, (kind,))
+    assert found == "accepted"
+    assert len(differences) == 1
+
+
+def test_everything_that_differs_is_listed() -> None:
+    """Oracle: both kinds in the proposed answer."""
+    now = facts(config={"run.seed": 5}, data={"corpus_sha256": "2" * 64})
+    with pytest.raises(ResumeRefused, match=r"run\.seed.*data\.corpus_sha256.*--accept config,data"):
+        resume.classify(statement(facts()), now, ())
+
+
+def test_changed_corpus_files_are_named(tmp_path: Path) -> None:
+    """Oracle: one file of each kind of change."""
+    path = tmp_path / "corpus.json"
+    before = {"same": "1" * 64, "changed": "2" * 64, "gone": "3" * 64}
+    path.write_bytes(strict_json.dumps({"format": "harness-corpus/1", "files": before}))
+    now = {"same": "1" * 64, "changed": "4" * 64, "new": "5" * 64}
+    changed = {item.what: (item.before, item.after) for item in resume.changed_files(path, now)}
+    assert changed == {
+        "file changed": ("2" * 12 + "…", "4" * 12 + "…"),
+        "file gone": ("3" * 12 + "…", "absent"),
+        "file new": ("absent", "5" * 12 + "…"),
+    }
