@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusal import accepted
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import SSlibKey
@@ -136,12 +137,8 @@ def test_a_changed_byte_never_changes_what_was_signed(place: int, value: int) ->
     """Oracle: whatever still opens has the same payload and key; else our exception, no other."""
     data = bytearray(GOOD)
     data[place] = value
-    try:
-        opened = envelope.open_bundle(bytes(data), [ED25519], where="there")
-    except VerificationFailed as error:
-        assert error.where == "there"
-        return
-    assert (opened.payload, opened.key) == (b'{"a":1}', ED25519)
+    for opened in accepted(envelope.open_bundle, bytes(data), [ED25519]):
+        assert (opened.payload, opened.key) == (b'{"a":1}', ED25519)
 
 
 @given(st.binary(max_size=100))

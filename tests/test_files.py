@@ -112,7 +112,7 @@ def test_an_endless_file_is_not_read_to_its_end(tmp_path: Path) -> None:
 
 
 def test_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
-    """Oracle: symlink, folder, FIFO, device and a second hard link are wrong; a missing file is only missing."""
+    """Oracle: symlink, folder, FIFO, device and a second hard link are wrong; a missing file is missing."""
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("file")
     os.mkfifo(tmp_path / "pipe")

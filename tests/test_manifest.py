@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusal import accepted
 
 from harness.errors import VerificationFailed
 from harness.format import manifest, strict_json
@@ -81,12 +82,8 @@ def changed(draw: st.DrawFn) -> bytes:
 @settings(deadline=None, max_examples=1000)
 def test_any_bytes_are_a_manifest_or_refused(data: bytes) -> None:
     """Oracle: what is accepted writes and reads back equal; no other exception than ours."""
-    try:
-        value = Manifest.parse(data, where="there")
-    except VerificationFailed as error:
-        assert error.where == "there"
-        return
-    assert Manifest.parse(value.to_bytes(), where="there") == value
+    for value in accepted(Manifest.parse, data):
+        assert Manifest.parse(value.to_bytes(), where="there") == value
 
 
 @pytest.mark.parametrize(
@@ -95,7 +92,7 @@ def test_any_bytes_are_a_manifest_or_refused(data: bytes) -> None:
     + ["a\u202eb", "x" * 5000, "\ud800", "MANIFEST.json", "manifest.JSON", "model.sig", "provenance/x"],
 )  # fmt: skip
 def test_an_unsafe_path_is_refused(path: str) -> None:
-    """Oracle: paths that leave the folder, that file systems or terminals read otherwise, or that we reserve."""
+    """Oracle: paths that leave the folder, that systems or terminals read otherwise, or that we reserve."""
     with pytest.raises(VerificationFailed):
         manifest.check_paths([path], "there")
 
@@ -131,7 +128,7 @@ def test_paths_that_meet_on_some_file_system_are_refused(paths: list[str], reaso
         ({"tensors": (replace(GOOD.tensors[0], shape=(-1,)),)}, "broken shape"),
         ({"tensors": (replace(GOOD.tensors[0], digest="md5:" + "0" * 32),)}, "broken digest"),
         ({"tensors": (replace(GOOD.tensors[0], name="a\0"),)}, "unsafe tensor name"),
-        ({"tensors": (replace(GOOD.tensors[0], name="x"), GOOD.tensors[0])}, "not sorted by file, start, name"),
+        ({"tensors": (replace(GOOD.tensors[0], name="x"), GOOD.tensors[0])}, "not sorted by file"),
     ],
 )  # fmt: skip
 def test_a_broken_entry_is_refused(changes: dict[str, Any], reason: str) -> None:
@@ -162,7 +159,7 @@ def test_another_format_is_refused(change: dict[str, Any]) -> None:
     ],
 )
 def test_dir_hash_is_the_hash_of_go_modules(content: str, expected: str) -> None:
-    """Oracle: go.sum lines of rsc.io/quote v1.5.2 and rsc.io/sampler v1.3.0, which hash their go.mod alone."""
+    """Oracle: go.sum lines of rsc.io/quote v1.5.2 and rsc.io/sampler v1.3.0, over their go.mod alone."""
     digest = hashlib.sha256(content.encode()).hexdigest()
     assert manifest.dir_hash([("go.mod", digest)]) == expected
 

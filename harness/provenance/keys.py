@@ -174,6 +174,14 @@ def user_key_path() -> Path:
     return (Path(base) if base else Path.home() / ".config") / "harness" / "default.key"
 
 
+def expanded(path: Path) -> Path:
+    """``path`` with ``~`` resolved. Raises `UsageError` for the home of a user who has none."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UsageError("names a home that is not known", where=str(path)) from error
+
+
 def signing_key_path(configured: Path | None, run_dir: Path | None) -> tuple[Path, str]:
     """The private key to sign with, and why it is that one: config, environment, or the user's own.
 
@@ -181,9 +189,9 @@ def signing_key_path(configured: Path | None, run_dir: Path | None) -> tuple[Pat
     signed must not carry the key.
     """
     if configured is not None:
-        path, reason = configured.expanduser(), "signing.key"
+        path, reason = expanded(configured), "signing.key"
     elif os.environ.get(ENVIRONMENT):
-        path, reason = Path(os.environ[ENVIRONMENT]).expanduser(), f"${ENVIRONMENT}"
+        path, reason = expanded(Path(os.environ[ENVIRONMENT])), f"${ENVIRONMENT}"
     else:
         path, reason = user_key_path(), "your default key"
         if not path.exists():
@@ -248,9 +256,9 @@ def _read(path: Path) -> bytes:
     try:
         with open(path, "rb") as stream:
             return stream.read(_FILE_LIMIT)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise EnvironmentFault(
-            f"the key file cannot be read: {error.strerror}",
+            f"the key file cannot be read: {getattr(error, 'strerror', error)}",
             where=str(path),
             remedy="check the path, or make a key: harness keys new --out NAME",
         ) from error

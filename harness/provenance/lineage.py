@@ -1,7 +1,7 @@
 """The graph of what came from what: statements in, nodes and edges out. Nothing here touches a file.
 
-Nodes are runs, launches (each first start and each resume), checkpoints, data sets, tokenizers and code. An edge
-leads from what was there first to what came of it:
+Nodes are runs, launches (each first start and each resume), checkpoints, data sets, tokenizers and code. An
+edge leads from what was there first to what came of it:
 
     run → launch           launched        checkpoint → checkpoint   parent
     data set → launch      read            checkpoint → launch       resumed from, or skipped by it

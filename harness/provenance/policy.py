@@ -25,11 +25,12 @@ import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from harness.errors import ConfigError, UsageError
-from harness.provenance.keys import PublicKey, load_public, parse_public
+from harness.provenance.keys import PublicKey, expanded, load_public, parse_public
 from harness.provenance.log import Head
 
 FORMAT = "harness-policy/1"
@@ -156,7 +157,7 @@ def parse(text: str, *, where: str, folder: Path) -> Policy:
         tuple(identities),
         required,
         reader.threshold(value.get("threshold", 1), len(identities)),
-        frozenset(reader.digest(item, "revoked") for item in value.get("revoked", ())),
+        reader.revoked(value["revoked"]) if "revoked" in value else frozenset(),
         reader.head(value["log_head"]) if "log_head" in value else None,
     )
     if not policy.statement_keys:
@@ -192,7 +193,7 @@ class _Reader:
     lines: Mapping[tuple[str, ...], int]
     folder: Path
 
-    def fail(self, what: str, key: str) -> Any:
+    def fail(self, what: str, key: str) -> NoReturn:
         line = self.lines.get((key,), 1)
         raise ConfigError(what, where=f"{self.where}:{line}", remedy="see docs/verify.md, Policy")
 
@@ -234,14 +235,13 @@ class _Reader:
             self.fail("a key is no text", "identities")
         if value.startswith(("-----BEGIN", "ssh-")):
             return parse_public(value.encode(), where=self.where)
-        return load_public(self.folder / Path(value).expanduser())
+        return load_public(self.folder / expanded(Path(value)))
 
     def moment(self, value: Any) -> str:
-        if isinstance(value, str) and _DATE.fullmatch(value):
-            return f"{value}T00:00:00Z"
-        if not isinstance(value, str) or not _TIME.fullmatch(value):
+        written = f"{value}T00:00:00Z" if isinstance(value, str) and _DATE.fullmatch(value) else value
+        if not isinstance(written, str) or not _TIME.fullmatch(written) or not _exists(written):
             self.fail(f"{value!r} is neither 2026-01-31 nor 2026-01-31T12:00:00Z", "identities")
-        return str(value)
+        return written
 
     def kind(self, value: Any) -> str:
         if not isinstance(value, str) or not _KIND.fullmatch(value):
@@ -253,6 +253,11 @@ class _Reader:
             self.fail(f"threshold is {value!r}, not 1 to {identities}, the number of identities", "threshold")
         return int(value)
 
+    def revoked(self, value: Any) -> frozenset[str]:
+        if not isinstance(value, list):
+            self.fail("revoked is no list", "revoked")
+        return frozenset(self.digest(item, "revoked") for item in value)
+
     def digest(self, value: Any, key: str) -> str:
         if not isinstance(value, str) or not _HEX.fullmatch(value):
             self.fail(f"{key} has {value!r}, not 64 hex digits", key)
@@ -263,3 +268,12 @@ class _Reader:
         if type(fields["size"]) is not int or fields["size"] < 0:
             self.fail(f"log_head has the size {fields['size']!r}", "log_head")
         return Head(fields["size"], bytes.fromhex(self.digest(fields["root"], "log_head")))
+
+
+def _exists(moment: str) -> bool:
+    """Whether the calendar has it; a date that never comes would be a rule that never applies."""
+    try:
+        datetime.fromisoformat(moment)
+    except ValueError:
+        return False
+    return True

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -274,7 +275,10 @@ def _wrapped(model: nn.Module, settings: Settings, workers: Workers, prepare: Ac
             set(model.state_dict()) - set(dict(model.named_parameters()))
         )
         prepare.ddp_handler.gradient_as_bucket_view = True
-    wrapped: nn.Module = prepare.prepare_model(model)
+    with warnings.catch_warnings():
+        # torch 2.13 renames the argument that accelerate passes on; both mean the same here.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated", FutureWarning)
+        wrapped: nn.Module = prepare.prepare_model(model)
     if workers.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
         raise EnvironmentFault(
             f"{workers.world_size} processes run, but accelerate made no data-parallel model of them",

@@ -237,7 +237,9 @@ def first_screen(
         f"x {accumulation} accumulated"
     )
     identity = task.identity()
-    counts = ", ".join(f"{value:,} {name}" for name, value in identity.counts.items())
+    counts = ", ".join(
+        f"{value:,} {name}" for name, value in identity.counts.items() if not name.startswith("held_out")
+    )
     rows = [
         (
             "run",
@@ -249,7 +251,7 @@ def first_screen(
         ("precision", settings.precision, origins["precision"]),
         (
             "data",
-            f"{identity.kind} {identity.digests['corpus'] or ''}"[:24] + f"  {counts}",
+            f"{identity.kind} {(identity.digests['corpus'] or '')[:12]}  {counts}",
             "checked just now",
         ),
         ("resume", _resume_text(segment), "compared with the signed statement" if segment.number else ""),
@@ -299,6 +301,7 @@ def closing(settings: Settings, recorder: Recorder, desk: Desk | None, start: in
     if start >= settings.train.steps:
         return f"complete: step {start} of {settings.train.steps} was saved before; nothing to do"
     scores = "".join(f"  {name} {value:.4f}" for name, value in recorder.evaluation.items())
+    scores = scores and f"  held out:{scores}"
     loss = "" if recorder.loss is None else f"  loss {recorder.loss:.4f}"
     checkpoint = newest_id(desk)
     return (

@@ -1,0 +1,153 @@
+"""The lineage of a folder: its statements read and, with a policy, authenticated; then their graph.
+
+With a policy the signatures, statements, manifests and file sets of every checkpoint are checked and the
+lineage between them (`harness.provenance.history`); a folder that fails is drawn by its name only, and
+nothing that it says is believed. Not checked here are payload bytes, the log and the metrics: `harness verify`
+does that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.audit import story
+from harness.audit.story import Story
+from harness.errors import EvidenceIncomplete, HarnessError
+from harness.format import files, layout
+from harness.format.layout import RunFolder
+from harness.provenance import envelope, history
+from harness.provenance.history import Entry
+from harness.provenance.lineage import Graph, Member, Unreadable, graph
+from harness.provenance.policy import Policy
+from harness.provenance.statements import parse_checkpoint
+from harness.provenance.verifier import Finding, Findings
+
+_VERIFIED = "verified: signatures, statements, file sets, parents; not payload, log, metrics (harness verify)"
+_FAILED = "FAILED: the graph below holds only what could be authenticated"
+_INCOMPLETE = "cannot tell: evidence is missing"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A graph and how far it can be believed."""
+
+    path: Path
+    graph: Graph
+    checked: bool
+    """Whether a policy was given."""
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+    exit_code: int
+
+    @property
+    def verified(self) -> bool:
+        """Whether a policy was given and nothing was found against it."""
+        return self.checked and not self.findings
+
+    @property
+    def trust(self) -> str:
+        """One line for the reader."""
+        if not self.checked:
+            return story.NOT_VERIFIED
+        return {0: _VERIFIED, 1: _FAILED}.get(self.exit_code, _INCOMPLETE)
+
+    def document(self) -> dict[str, Any]:
+        """Everything as plain JSON."""
+        return {
+            "path": str(self.path),
+            "verified": self.verified,
+            "trust": self.trust,
+            "nodes": [asdict(node) for node in self.graph.nodes],
+            "edges": [asdict(edge) for edge in self.graph.edges],
+            "findings": [
+                {"check": each.check, "what": each.what, "where": each.where, "missing": each.missing}
+                for each in self.findings
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def read(path: Path, policy: Policy | None) -> Picture:
+    """The lineage of a run folder, or of one checkpoint folder, whose parent is then a node that is absent.
+
+    Raises `UsageError` when ``path`` is neither, `EvidenceIncomplete` for a run without any checkpoint,
+    `EnvironmentFault` for a disk that cannot be read.
+    """
+    findings = Findings()
+    alone = layout.kind_of(path) == "checkpoint"
+    folders = [path] if alone else list(_folders(RunFolder(path), findings))
+    if not folders:
+        raise EvidenceIncomplete("the run holds no checkpoint", where=str(path))
+    found = [_read(folder, policy, findings) for folder in folders]
+    stories = [each for each in found if isinstance(each, Story)]
+    if policy is not None and not alone:
+        _check_lineage(stories, findings)
+    members = [_member(each) for each in stories]
+    drawn = graph(members, [each for each in found if isinstance(each, Unreadable)])
+    return Picture(
+        path, drawn, policy is not None, tuple(findings.failed), tuple(findings.notes), findings.exit_code
+    )
+
+
+def _folders(run: RunFolder, findings: Findings) -> Iterator[Path]:
+    yield from (*run.complete(), *run.pruned())
+    for path in run.aside():
+        if path.name.startswith((layout.NONFINITE, layout.DAMAGED)):
+            yield path
+        else:
+            findings.note(f"not drawn: {path.name}")
+
+
+def _read(folder: Path, policy: Policy | None, findings: Findings) -> Story | Unreadable:
+    name = folder.resolve().name
+    if policy is None:
+        try:
+            return story.unverified(folder)
+        except HarnessError as error:
+            return _unreadable(name, error.what)
+    if name.startswith(layout.DAMAGED):
+        return _damaged(folder, name, policy)
+    before = len(findings.failed)
+    told = story.examined(folder, policy, findings)
+    if len(findings.failed) == before and told is not None:
+        return told
+    reasons = [each.what for each in findings.failed[before:]]
+    return _unreadable(name, reasons[0] if reasons else "could not be examined")
+
+
+def _damaged(folder: Path, name: str, policy: Policy) -> Story | Unreadable:
+    """A resume has set it aside for what is wrong in it; its statement may still be authentic."""
+    path = folder / layout.CHECKPOINT_BUNDLE
+    try:
+        data = files.read_limited(path, envelope.LIMIT)
+        opened = envelope.open_bundle(data, policy.statement_keys, where=str(path))
+        statement = parse_checkpoint(opened.payload, where=str(path))
+    except HarnessError as error:
+        return _unreadable(name, error.what)
+    signer = policy.identity(opened.key).name
+    return Story(folder, statement, "damaged", "", (signer,), opened.key.key_id)
+
+
+def _unreadable(name: str, reason: str) -> Unreadable:
+    return Unreadable(name, reason, "damaged" if name.startswith(layout.DAMAGED) else "unreadable")
+
+
+def _member(told: Story) -> Member:
+    return Member(told.folder.resolve().name, told.kind, told.statement)
+
+
+def _check_lineage(stories: Sequence[Story], findings: Findings) -> None:
+    """Parents and sequence numbers, by the rules of `harness.provenance.history`."""
+    good = [_entry(each) for each in stories if each.kind in ("complete", "pruned", "elsewhere")]
+    entries = history.in_order(good)
+    history.check_lineage(entries, findings)
+    for each in stories:
+        if each.kind == "nonfinite":
+            history.check_set_aside(_entry(each), entries, None, findings)
+
+
+def _entry(told: Story) -> Entry:
+    return Entry(str(told.folder), told.statement, told.statement.subject_id, told.bundle_sha256)

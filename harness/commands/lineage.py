@@ -1,0 +1,46 @@
+"""The graph of what came from what: checkpoints, launches and resumes, runs, data sets, tokenizers, code.
+
+PATH is a run folder, or a checkpoint folder, which is then drawn alone with its parent. Pruned, damaged and
+non-finite checkpoints are drawn as such. With --key or --policy the statements are authenticated first, and a
+folder that fails is drawn by its name only; then exit code 1 says that something is wrong, 4 that evidence is
+missing. Without, the output says that nothing was verified.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from harness.audit import lineage, lineage_html, lineage_text
+from harness.audit.lineage import Picture
+from harness.commands import Outcome
+from harness.commands.verify import add_trust, trusted
+
+EXAMPLE = "harness lineage runs/tiny --format html > lineage.html"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """PATH, the format, and whom to trust."""
+    parser.add_argument("path", type=Path, metavar="PATH", help="run folder or checkpoint folder")
+    parser.add_argument(
+        "--format",
+        choices=("text", "json", "html", "mermaid"),
+        default="text",
+        help="text: a tree, newest on top; html: one page that needs nothing else (default: %(default)s)",
+    )
+    add_trust(parser)
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Read, check when a key or a policy was given, draw."""
+    picture = lineage.read(arguments.path, trusted(arguments))
+    return Outcome(picture.document(), _render(picture, arguments.format), picture.exit_code)
+
+
+def _render(picture: Picture, form: str) -> str:
+    if form == "json":
+        return json.dumps(picture.document(), ensure_ascii=False, indent=1)
+    if form == "html":
+        return lineage_html.render(picture)
+    return lineage_text.mermaid(picture) if form == "mermaid" else lineage_text.text(picture)
