@@ -88,14 +88,15 @@ def _call(module: ModuleType, options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("harness: stopped by the keyboard", file=sys.stderr)
         return 130
+    try:
+        if options.json:
+            print(json.dumps(outcome.document, ensure_ascii=False, allow_nan=False))
+        elif outcome.text:
+            print(outcome.text)
+        sys.stdout.flush()
     except BrokenPipeError:
         # The reader of a pipe (head, less) has left; stdout must not be flushed into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    if options.json:
-        print(json.dumps(outcome.document, ensure_ascii=False, allow_nan=False))
-    elif outcome.text:
-        print(outcome.text)
     return outcome.exit_code
 
 

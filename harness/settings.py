@@ -223,7 +223,7 @@ class Train(Section):
     data_workers: Natural = Field(default=0, json_schema_extra=OPERATIONAL)
     """Loader processes of each rank; 0 loads in the training process."""
     log_every: Positive = Field(default=10, json_schema_extra=OPERATIONAL)
-    """Steps between refreshes of what is shown; metrics.jsonl has every step regardless."""
+    """Steps between two progress lines in a log, at most one a second; metrics.jsonl has every step."""
 
 
 class Checkpoint(Section):

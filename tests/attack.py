@@ -149,8 +149,8 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path.write_bytes(strict_json.dumps(document))
 
 
-def flip(path: Path, offset: int) -> None:
-    """Flip the lowest bit of a byte; negative offsets count from the end."""
+def flip(path: Path, offset: int, bits: int = 1) -> None:
+    """Flip ``bits`` of a byte; negative offsets count from the end."""
     data = bytearray(path.read_bytes())
-    data[offset] ^= 1
+    data[offset] ^= bits
     path.write_bytes(bytes(data))

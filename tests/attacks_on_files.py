@@ -90,6 +90,17 @@ def a_file_is_added_beside_the_statements(scene: Scene) -> None:
     (scene.checkpoint(20) / "provenance" / "model.safetensors").write_text("evil")
 
 
+@attack("holds folders that are nested too deeply")
+def a_file_is_hidden_deeper_than_a_path_can_name(scene: Scene) -> None:
+    here = os.getcwd()
+    os.chdir(scene.checkpoint(20))
+    for _ in range(20):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    Path("evil").touch()
+    os.chdir(here)
+
+
 @attack("is an empty folder")
 def an_empty_folder_is_added(scene: Scene) -> None:
     (scene.checkpoint(20) / "empty").mkdir()

@@ -100,6 +100,37 @@ def a_parent_is_the_grandparent(scene: Scene) -> None:
     _saves(run, 30)
 
 
+def _relaunched(scene: Scene, **claims: object) -> None:
+    """A run that was resumed at step 20, whose launch says something else."""
+
+    def lie(step: int, facts: run_folder.Predicate) -> None:
+        if step == 30:
+            facts["segment"] = facts["segment"] | claims
+
+    scene.rebuild(resumes={20: "same-data"}, tweak=lie)
+
+
+@attack("its launch does not continue that of step-00000020")
+def a_resume_names_another_checkpoint_than_its_parent(scene: Scene) -> None:
+    _relaunched(scene, resumed_from={"checkpoint": "0" * 64, "step": 20})
+
+
+@attack("its launch does not continue that of step-00000020")
+def a_launch_is_left_out(scene: Scene) -> None:
+    _relaunched(scene, number=2)
+
+
+@attack("has a launch whose reason, class and differences disagree")
+def a_resume_calls_itself_the_first_launch(scene: Scene) -> None:
+    _relaunched(scene, reason="first launch")
+
+
+@attack("has a launch whose reason, class and differences disagree")
+def a_resume_calls_itself_exact_and_lists_differences(scene: Scene) -> None:
+    difference = {"what": "world_size", "before": "1", "after": "2"}
+    _relaunched(scene, **{"class": "exact", "differences": [difference]})
+
+
 @attack("the manifest that the statement is about")
 def a_pruned_folder_has_another_manifest(scene: Scene) -> None:
     folder = run_folder.prune(scene.checkpoint(10))

@@ -6,7 +6,10 @@ must say. Oracle: the run before the change verifies with exit code 0 and no fin
 
 from __future__ import annotations
 
+import base64
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import attacks_on_files
@@ -14,7 +17,12 @@ import attacks_on_history
 import attacks_on_signatures
 import pytest
 import run_folder
-from attack import ATTACKS, Scene, judge, trusted
+from attack import ATTACKS, Scene, flip, judge, payload_of, signed, trusted
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from run_folder import SampleRun
+
+from harness.format import strict_json
 
 MODULES = (attacks_on_files, attacks_on_signatures, attacks_on_history)
 
@@ -47,6 +55,79 @@ def test_each_untouched_checkpoint_verifies_alone(scene: Scene) -> None:
         assert judge(scene) == (0, [])
 
 
+def _saves(run: SampleRun, *steps: int) -> None:
+    for step in steps:
+        run.train(step)
+        run.save()
+
+
+def _pruned(run: SampleRun) -> None:
+    _saves(run, 10, 20, 30)
+    run.prune(10)
+    run.prune(20)
+
+
+def _resumed(run: SampleRun) -> None:
+    _saves(run, 10, 20)
+    run.resume("same-data", differences=[{"what": "world_size", "before": "1", "after": "2"}])
+    _saves(run, 30)
+    run.resume()
+    _saves(run, 40, 50)
+
+
+def _resumed_before_damage(run: SampleRun) -> None:
+    _saves(run, 10, 20, 30)
+    skipped = [run.set_aside(30)]
+    run.resume(at=20, skipped=skipped)
+    _saves(run, 30, 40)
+
+
+def _ended_without_finite_numbers(run: SampleRun) -> None:
+    _saves(run, 10, 20)
+    book = shutil.copytree(run.folder.log, run.root / "book")
+    run.tweak = lambda step, facts: facts.update(outcome="nonfinite")
+    _saves(run, 30)
+    folder = run.folder.checkpoint(30)
+    folder.rename(folder.with_name(f"nonfinite-{folder.name}"))
+    shutil.rmtree(run.folder.log)
+    book.rename(run.folder.log)
+
+
+def _cut_off_while_saving(run: SampleRun) -> None:
+    _saves(run, 10, 20)
+    (run.folder.checkpoints / ".tmp-step-00000030").mkdir()
+    with open(run.folder.metrics, "ab") as stream:
+        stream.write(b'{"step":21,"lo')
+
+
+def _signed_by_two(run: SampleRun) -> None:
+    _saves(run, 10)
+    bundle = run.folder.checkpoint(10) / "provenance" / "checkpoint.sigstore.json"
+    again = signed(strict_json.dumps(payload_of(bundle)), run.signer)
+    bundle.with_name("countersignature-0.sigstore.json").write_bytes(again)
+    evaluation = payload_of(bundle) | {"predicateType": "https://example.org/evaluation/v1"}
+    name = "evaluation-0.sigstore.json"
+    bundle.with_name(name).write_bytes(signed(strict_json.dumps(evaluation), run.signer))
+
+
+STORIES = [
+    _pruned,
+    _resumed,
+    _resumed_before_damage,
+    _ended_without_finite_numbers,
+    _cut_off_while_saving,
+    _signed_by_two,
+]
+
+
+@pytest.mark.parametrize("story", STORIES, ids=lambda story: story.__name__.strip("_").replace("_", " "))
+def test_an_honest_story_verifies(story: Callable[[SampleRun], None], good: Scene, tmp_path: Path) -> None:
+    """Oracle: each of these is how a trainer leaves a folder, so nothing may be found."""
+    run = SampleRun(tmp_path / "run", good.signer)
+    story(run)
+    assert judge(Scene(run.root, good.signer, good.stranger, good.policy, run.root)) == (0, [])
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_attack_is_found_and_named(name: str, scene: Scene) -> None:
     """Oracle: what the register says of the attack."""
@@ -61,3 +142,49 @@ def test_the_register_is_large_and_every_module_adds_to_it() -> None:
     """Oracle: sigstore-conformance, the nearest must-fail corpus, holds 49 cases."""
     assert len(ATTACKS) >= 80
     assert {attack.mutate.__module__ for attack in ATTACKS.values()} == {each.__name__ for each in MODULES}
+
+
+def _unread(path: Path, run: Path) -> bool:
+    """Older partial tiles stay behind as tlog-tiles allows; nobody reads them."""
+    return path.is_relative_to(run / "log" / "tile") and path.parent.name == "000.p" and path.name != "3"
+
+
+def test_every_file_is_needed(scene: Scene) -> None:
+    """Oracle: a run without any one of its files is not verified; a finding names the file or its kind."""
+    for path in [each for each in scene.root.rglob("*") if each.is_file() and not _unread(each, scene.root)]:
+        kept = path.rename(scene.root.parent / "kept")
+        code, messages = judge(scene)
+        assert code in (1, 4), path
+        required = "the policy requires a statement of kind"
+        assert any(path.name in message or required in message for message in messages), (path, messages)
+        kept.rename(path)
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_flipped_bit_anywhere_is_found(scene: Scene, data: st.DataObject) -> None:
+    """Oracle: the run before the flip; only what no signature covers may change, and none of it is a fact.
+
+    That is: learning rate, speed and time of a metrics line; hints and last bits of base64 in a bundle that
+    the log does not name.
+    """
+    files = sorted(each for each in scene.root.rglob("*") if each.is_file() and not _unread(each, scene.root))
+    path = data.draw(st.sampled_from(files))
+    before = path.read_bytes()
+    flip(path, data.draw(st.integers(0, len(before) - 1)), 1 << data.draw(st.integers(0, 7)))
+    code, _ = judge(scene)
+    if code == 0:
+        assert path.name in ("metrics.jsonl", "slsa.sigstore.json", "model.sig")
+        assert _same_facts(path.name, before, path.read_bytes())
+    path.write_bytes(before)
+
+
+def _same_facts(name: str, before: bytes, after: bytes) -> bool:
+    """Whether a file that still passes says the same: its chain, or its payload."""
+    if name == "metrics.jsonl":
+        kept = ("step", "loss", "grad_norm", "batch", "rng", "chain")
+        lines = ([json.loads(line) for line in each.splitlines()] for each in (before, after))
+        one, other = ([{key: line.get(key) for key in kept} for line in each] for each in lines)
+        return one == other
+    one, other = (base64.b64decode(json.loads(each)["dsseEnvelope"]["payload"]) for each in (before, after))
+    return one == other

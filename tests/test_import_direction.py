@@ -20,7 +20,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "harness"
 
 ROWS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "terminal", "strict_yaml", "settings", "config", "config_errors", "environment"}),
+    frozenset(
+        {
+            "errors",
+            "terminal",
+            "strict_yaml",
+            "settings",
+            "config",
+            "config_errors",
+            "config_reference",
+            "environment",
+        }
+    ),
     frozenset({"format"}),
     frozenset({"provenance"}),
     frozenset({"report", "audit"}),

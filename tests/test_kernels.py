@@ -222,6 +222,13 @@ def test_the_verb_needs_neither_torch_nor_numpy(tmp_path):
     assert done.stdout.strip() == "[]"
 
 
+def test_names_from_strangers_cannot_command_the_terminal():
+    """Oracle: an escape sequence and a line break in an op's name are shown, not obeyed."""
+    text = render(replace(LEDGER, rows=(replace(ROW, op="\x1b[2J\ndeterministic"),)))
+    assert "\x1b" not in text
+    assert r"\x1b[2J\ndeterministic" in text
+
+
 def test_a_ledger_with_floats_cannot_be_written():
     """Oracle: a float where a count belongs is refused when it is read."""
     value = strict_json.loads(LEDGER.to_bytes(), where="test")

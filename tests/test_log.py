@@ -196,6 +196,17 @@ def test_any_bytes_are_no_note(data: bytes) -> None:
         log.open_note(data, KEYS, where="x")
 
 
+def test_the_root_of_a_prefix_is_the_root_of_its_records() -> None:
+    """Oracle: `root_hash`, which RFC 6962's recursion defines."""
+    records = tuple(str(number).encode() for number in range(70))
+    book = log.Log(log.Head(70, b""), records)
+    for size in range(71):
+        assert book.root_of_prefix(size) == log.root_hash(leaves(size))
+    for size in (-1, 71):
+        with pytest.raises(VerificationFailed, match=f"has 70 records, not {size}"):
+            book.root_of_prefix(size)
+
+
 def test_a_log_is_read_back_as_it_was_appended(tmp_path: Path) -> None:
     """Oracle: the records, and the head that each append returned as the root of that prefix."""
     records = [f"record {number}".encode() for number in range(9)] + [b""]

@@ -48,7 +48,7 @@ code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:
 
 _LEGEND = (
     "Newest on top. Filled: complete; dashed: pruned, only its signatures are left; red: set aside; yellow: "
-    "not here. Blue dashes: resumed from; red dots: skipped by a resume. Whole texts appear under the pointer."
+    "not here. Blue dashes: resumed from; red dots: skipped by a resume. Point at a box for its whole text."
 )
 
 # Pixels.

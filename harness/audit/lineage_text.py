@@ -78,13 +78,11 @@ def _row(row: Row, graph: Graph) -> Iterator[str]:
     marks[row.lane] = _mark(row.node)
     title = style(visible(row.node.title), "bold")
     yield f"{' '.join(marks).rstrip()} {title}  {visible('  '.join(words.checkpoint(row.node)))}"
-    below = " ".join("|" if each else " " for each in row.after)
     if row.launch is not None:
+        below = " ".join("|" if each else " " for each in row.after)
         heading, how, *others = words.launch(row.launch, graph, words.numbered(graph))
         for number, line in enumerate([f"{heading}, {how}", *others]):
             yield f"{below}   {'  ' if number else ''}{style(visible(line), 'dim')}".rstrip()
-    elif any(row.after):
-        yield below.rstrip()
 
 
 def _without(lanes: tuple[bool, ...], ended: tuple[int, ...]) -> Iterator[bool]:

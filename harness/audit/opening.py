@@ -32,6 +32,8 @@ MANIFEST_LIMIT = 64 << 20
 """Largest MANIFEST.json that is read, in bytes."""
 ENTRY_LIMIT = 1_000_000
 """Most files and folders of a checkpoint that are looked at."""
+_PATH_LIMIT = 3072
+"""Bytes of a folder's path; with the longest name it stays below the 4096 of Linux."""
 _TRAINER_LIMIT = 64 << 20
 _SIGNATURES = (layout.MANIFEST, layout.MODEL_SIGNATURE, layout.CHECKPOINT_BUNDLE, layout.SLSA_BUNDLE)
 
@@ -151,6 +153,9 @@ def _walk(folder: Path, findings: Findings) -> Iterator[tuple[str, os.stat_resul
     pending = [""]
     while pending:
         prefix = pending.pop()
+        if len(os.fsencode(folder / prefix)) > _PATH_LIMIT:
+            findings.bad("file set", "holds folders that are nested too deeply", str(folder))
+            continue
         names = sorted(os.listdir(folder / prefix))
         if not names:
             findings.bad("file set", "is an empty folder", str(folder / prefix))

@@ -2,6 +2,7 @@
 
 - every checkpoint belongs to the same run, names the checkpoint before it as its parent by id and step, and
   has the next sequence number; the first one is genesis
+- its launch is that of the checkpoint before, or the next one, which says that it resumed from there
 - the log holds one record for each commit, in order; what a checkpoint saw of the log when it was signed is
   the log before its own record
 - a record whose checkpoint is not there is a failure, unless a later signed statement says that a resume
@@ -118,7 +119,16 @@ def _breaks(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
         ):
             parent = "genesis" if now.parent_id is None else f"{now.parent_id[:12]}… (step {now.parent_step})"
             yield f"its parent is {parent}, not {before.statement.name} before it", entry.where
+        elif before is not None and not _continues(before, now.segment):
+            yield f"its launch does not continue that of {before.statement.name} before it", entry.where
         before = entry
+
+
+def _continues(before: Entry, segment: Mapping[str, Any]) -> bool:
+    """Whether ``segment`` is the launch of ``before``, or the next one and resumed from there."""
+    known = before.statement.segment
+    source = {"checkpoint": before.checkpoint_id, "step": before.statement.step_to}
+    return segment == known or (segment["number"], segment["resumed_from"]) == (known["number"] + 1, source)
 
 
 def _orphaned(entry: Entry, entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:

@@ -86,10 +86,6 @@ class Graph:
         """The nodes of one kind."""
         return [node for node in self.nodes if node.kind == kind]
 
-    def sources(self, key: str, kind: EdgeKind) -> list[str]:
-        """Where edges of ``kind`` into ``key`` come from."""
-        return [edge.source for edge in self.edges if edge.target == key and edge.kind == kind]
-
     def by_key(self) -> dict[str, Node]:
         """Every node by its key."""
         return {node.key: node for node in self.nodes}

@@ -19,6 +19,7 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -56,7 +57,21 @@ class Log:
         """The root that the head had at ``size`` records."""
         if not 0 <= size <= len(self.records):
             raise VerificationFailed(f"the log has {len(self.records)} records, not {size}", where="log")
-        return root_hash([leaf_hash(record) for record in self.records[:size]])
+        return self._roots[size]
+
+    @cached_property
+    def _roots(self) -> list[bytes]:
+        """The root after each number of records; subtrees are merged once, not again for each prefix."""
+        roots = [root_hash([])]
+        subtrees: list[bytes] = []
+        for number, record in enumerate(self.records):
+            node = leaf_hash(record)
+            while number & 1:
+                node = node_hash(subtrees.pop(), node)
+                number >>= 1
+            subtrees.append(node)
+            roots.append(reduce(lambda right, left: node_hash(left, right), reversed(subtrees)))
+        return roots
 
 
 def leaf_hash(record: bytes) -> bytes:

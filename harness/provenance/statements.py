@@ -241,7 +241,18 @@ def parse_checkpoint(payload: bytes, *, where: str) -> CheckpointStatement:
         raise VerificationFailed("has steps that do not follow its parent's", where=where)
     if (statement.parent_id is None) != (statement.sequence == 0):
         raise VerificationFailed("has a sequence number that does not fit its parent", where=where)
+    if not _is_sound(statement.segment):
+        raise VerificationFailed("has a launch whose reason, class and differences disagree", where=where)
     return statement
+
+
+def _is_sound(segment: Mapping[str, Any]) -> bool:
+    first = (
+        segment["reason"] == "first launch",
+        segment["class"] == "genesis",
+        segment["resumed_from"] is None,
+    )
+    return len(set(first)) == 1 and not (segment["class"] == "exact" and segment["differences"])
 
 
 def parse_statement(payload: bytes, predicate_type: str, *, where: str) -> tuple[str, str, str, Any]:

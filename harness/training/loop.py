@@ -102,7 +102,7 @@ def train(
         readback = Readback(workers.device, current.state.optimizer, scaled=current.state.scaler is not None)
         exchange = Exchange(workers, current.accumulation, digests=current.digests)
         last = settings.train.steps
-        screen.begin(start, last, task.unit)
+        screen.begin(start, last, task.unit, settings.train.log_every)
         began = time.monotonic()
 
         for step in range(start + 1, last + 1):

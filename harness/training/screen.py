@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -13,8 +14,9 @@ from tqdm import tqdm
 from harness.checkpoint.writer import Commit
 from harness.terminal import human_bytes, human_seconds, style
 
-_LINES_OF_A_LOG = 20
-"""Progress lines of a whole run when nobody watches a terminal."""
+_BAR_SECONDS = 0.1
+_LINE_SECONDS = 1.0
+"""Least time between two progress lines when nobody watches a terminal."""
 
 
 class Screen:
@@ -26,7 +28,7 @@ class Screen:
         self._unit = ""
         self._last = 0
         self._every = 1
-        self._drawn = 0.0
+        self._drawn = -_LINE_SECONDS
         self._started = time.monotonic()
         self._first = 0
         # The checkpoint writer speaks from its own thread.
@@ -37,10 +39,15 @@ class Screen:
         if not self._visible:
             return
         with self._lock:
-            if self._bar is None:
-                print(text, flush=True)
-            else:
+            if self._bar is not None:
                 self._bar.write(text, file=sys.stderr)
+                return
+            try:
+                print(text, flush=True)
+            except BrokenPipeError:
+                # Whoever read along has left; the run goes on, and its files tell the rest.
+                self._visible = False
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def table(self, rows: Sequence[tuple[str, str, str]]) -> None:
         """The first screen: what, its value, and where it came from."""
@@ -49,10 +56,9 @@ class Screen:
             where = style(f"  ({origin})", "dim") if origin else ""
             self.say(f"{style(f'{name:<{width}}', 'bold')}  {value}{where}")
 
-    def begin(self, first: int, last: int, unit: str) -> None:
-        """Steps ``first + 1`` to ``last`` are about to run."""
-        self._first, self._last, self._unit = first, last, unit
-        self._every = max(1, (last - first) // _LINES_OF_A_LOG)
+    def begin(self, first: int, last: int, unit: str, every: int) -> None:
+        """Steps ``first + 1`` to ``last`` are about to run; a log gets a line every so many steps."""
+        self._first, self._last, self._unit, self._every = first, last, unit, every
         self._started = time.monotonic()
         if self._visible and sys.stderr.isatty():
             layout = "{percentage:3.0f}% {bar:24} {n_fmt}/{total_fmt} {postfix}"
@@ -61,17 +67,18 @@ class Screen:
     def step(
         self, step: int, loss: float, rate: float, mfu: float | None, scores: Mapping[str, float] | None
     ) -> None:
-        """Step ``step`` is recorded; draws at most ten times a second."""
+        """Step ``step`` is recorded; a bar moves at most ten times a second, a log grows once a second."""
         if not self._visible:
             return
-        if self._bar is not None:
-            now = time.monotonic()
-            if now - self._drawn > 0.1 or step == self._last:
-                self._drawn = now
-                with self._lock:
-                    self._bar.n = step
-                    self._bar.set_postfix_str(self._numbers(step, loss, rate, mfu))
-        elif step == self._last or (step - self._first) % self._every == 0:
+        now = time.monotonic()
+        waited = now - self._drawn >= (_LINE_SECONDS if self._bar is None else _BAR_SECONDS)
+        due = step == self._last or (waited and (self._bar is not None or step % self._every == 0))
+        self._drawn = now if due else self._drawn
+        if due and self._bar is not None:
+            with self._lock:
+                self._bar.n = step
+                self._bar.set_postfix_str(self._numbers(step, loss, rate, mfu))
+        elif due:
             self.say(f"step {step:>6}/{self._last}  {self._numbers(step, loss, rate, mfu)}")
         if scores is not None:
             shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
