@@ -15,14 +15,15 @@ from harness.settings import Settings, effect_of, section_of
 _INTRODUCTION = """\
 # Every key of a config
 
-Made by `harness config --reference`; a test keeps it current. `harness config CONFIG` prints what a config comes
-to and where each value was written, `harness config --schema` the JSON schema for an editor.
+Made by `harness config --reference`; a test keeps it current. `harness config CONFIG` prints what a config
+comes to and where each value was written, `harness config --schema` the JSON schema for an editor.
 
-- One YAML file, then `key=value` overrides on the command line: `harness train configs/tiny.yaml train.steps=20`.
-- `extends: other.yaml` lays the file over another one, one level deep. Mappings are merged key by key, lists are
-  replaced.
-- Unknown and duplicate keys are errors. Only `true` and `false` are booleans; `1e-3` is a number. Anchors, aliases
-  and tags are refused, and `~` and `$` in paths are not expanded.
+- One YAML file, then `key=value` overrides on the command line:
+  `harness train configs/tiny.yaml train.steps=20`.
+- `extends: other.yaml` lays the file over another one, one level deep. Mappings are merged key by key, lists
+  are replaced.
+- Unknown and duplicate keys are errors. Only `true` and `false` are booleans; `1e-3` is a number. Anchors,
+  aliases and tags are refused, and `~` and `$` in paths are not expanded.
 - `run.dir` and `signing.key` are relative to the working directory; `data.files`, `data.cache` and
   `tokenizer.file` to the folder of the config that the command names.
 

@@ -7,7 +7,7 @@ Example::
     root = run_folder.build(tmp_path / "run", signer, pruned=(10,))        # the first without payload
     root = run_folder.build(tmp_path / "run", signer, tweak=change)        # change(step, predicate)
 
-For another story, write it step by step with `SampleRun`: `train`, `save`, `resume`, `set_aside`, `prune`.
+For another story, write it step by step with `SampleRun`: `train`, `save`, `advance`, `resume`, `prune`…
 Two builds with the same arguments hold the same tensors, metrics and identities; signatures of P-256 differ.
 """
 
@@ -132,6 +132,12 @@ class SampleRun:
         self.parent = Saved(folder, self.step, sequence, sealed.checkpoint_id)
         self.saved[self.step] = self.parent
         return self.parent
+
+    def advance(self, *steps: int) -> None:
+        """Train up to each of ``steps`` and save there."""
+        for step in steps:
+            self.train(step)
+            self.save()
 
     def resume(
         self, kind: str = "exact", *, at: int | None = None, skipped: Sequence[Mapping[str, Any]] = (),
@@ -274,8 +280,7 @@ def build(
     """
     run = SampleRun(root, signer, **options)
     for step in steps:
-        run.train(step)
-        run.save()
+        run.advance(step)
         if resumes is not None and step in resumes:
             run.resume(resumes[step], skipped=skipped)
     for step in pruned:

@@ -12,9 +12,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import attacks_on_bundles
 import attacks_on_files
-import attacks_on_history
-import attacks_on_signatures
+import attacks_on_formats
+import attacks_on_lineage
+import attacks_on_log
+import attacks_on_statements
 import pytest
 import run_folder
 from attack import ATTACKS, Scene, flip, judge, payload_of, signed, trusted
@@ -24,7 +27,14 @@ from run_folder import SampleRun
 
 from harness.format import strict_json
 
-MODULES = (attacks_on_files, attacks_on_signatures, attacks_on_history)
+MODULES = (
+    attacks_on_files,
+    attacks_on_formats,
+    attacks_on_bundles,
+    attacks_on_statements,
+    attacks_on_lineage,
+    attacks_on_log,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,38 +65,32 @@ def test_each_untouched_checkpoint_verifies_alone(scene: Scene) -> None:
         assert judge(scene) == (0, [])
 
 
-def _saves(run: SampleRun, *steps: int) -> None:
-    for step in steps:
-        run.train(step)
-        run.save()
-
-
 def _pruned(run: SampleRun) -> None:
-    _saves(run, 10, 20, 30)
+    run.advance(10, 20, 30)
     run.prune(10)
     run.prune(20)
 
 
 def _resumed(run: SampleRun) -> None:
-    _saves(run, 10, 20)
+    run.advance(10, 20)
     run.resume("same-data", differences=[{"what": "world_size", "before": "1", "after": "2"}])
-    _saves(run, 30)
+    run.advance(30)
     run.resume()
-    _saves(run, 40, 50)
+    run.advance(40, 50)
 
 
 def _resumed_before_damage(run: SampleRun) -> None:
-    _saves(run, 10, 20, 30)
+    run.advance(10, 20, 30)
     skipped = [run.set_aside(30)]
     run.resume(at=20, skipped=skipped)
-    _saves(run, 30, 40)
+    run.advance(30, 40)
 
 
 def _ended_without_finite_numbers(run: SampleRun) -> None:
-    _saves(run, 10, 20)
+    run.advance(10, 20)
     book = shutil.copytree(run.folder.log, run.root / "book")
     run.tweak = lambda step, facts: facts.update(outcome="nonfinite")
-    _saves(run, 30)
+    run.advance(30)
     folder = run.folder.checkpoint(30)
     folder.rename(folder.with_name(f"nonfinite-{folder.name}"))
     shutil.rmtree(run.folder.log)
@@ -94,14 +98,14 @@ def _ended_without_finite_numbers(run: SampleRun) -> None:
 
 
 def _cut_off_while_saving(run: SampleRun) -> None:
-    _saves(run, 10, 20)
+    run.advance(10, 20)
     (run.folder.checkpoints / ".tmp-step-00000030").mkdir()
     with open(run.folder.metrics, "ab") as stream:
         stream.write(b'{"step":21,"lo')
 
 
 def _signed_by_two(run: SampleRun) -> None:
-    _saves(run, 10)
+    run.advance(10)
     bundle = run.folder.checkpoint(10) / "provenance" / "checkpoint.sigstore.json"
     again = signed(strict_json.dumps(payload_of(bundle)), run.signer)
     bundle.with_name("countersignature-0.sigstore.json").write_bytes(again)

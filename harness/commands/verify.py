@@ -1,8 +1,8 @@
 """Check that a checkpoint, or a whole run, is what its signed statements say. Needs no torch and no GPU.
 
-Checks signatures, the exact set of files, every digest, statements, lineage, the log and the metrics chain. The
-keys or the policy come from you, never from the folder. Exit code 0: verified; 1: something is wrong; 4: evidence
-is missing, so it cannot tell.
+Checks signatures, the exact set of files, every digest, statements, lineage, the log and the metrics chain.
+The keys or the policy come from you, never from the folder. Exit code 0: verified; 1: something is wrong;
+4: evidence is missing, so it cannot tell.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What `harness doctor` looks at: the machine, the installation and one config, before a job is queued.
 
-Nothing is changed. torch is imported only to plan the disk space of a config, so this also runs where only the
-auditing half is installed. Each check is one function of what it needs; `run` lines them up.
+Nothing is changed. torch is imported only to plan the disk space of a config, so this also runs where only
+the auditing half is installed. Each check is one function of what it needs; `run` lines them up.
 """
 
 from __future__ import annotations

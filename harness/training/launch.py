@@ -1,8 +1,8 @@
 """How this process was started, and whether that is what was asked for.
 
 A launcher that quietly starts fewer processes than asked turns an 8-GPU run into a 1-GPU run with other
-numbers (`accelerate launch --cpu --num_processes 2` does, and a config file with MULTI_CPU outside mpirun). So
-the world size that really runs is compared with every place where one was asked for.
+numbers (`accelerate launch --cpu --num_processes 2` does, and a config file with MULTI_CPU outside mpirun).
+So the world size that really runs is compared with every place where one was asked for.
 """
 
 from __future__ import annotations

@@ -164,7 +164,7 @@ def _subject(settings: Settings, base: Path) -> _Subject:
 
 
 def _language(model: Model, data: Data, tokenizer: Tokenizer, base: Path, micro_batch: int) -> _Subject:
-    """The language task without its corpus: a tokenizer still to be trained gets the size that it is to have."""
+    """The language task without its corpus: a tokenizer still to be trained has the size it will have."""
     given = given_tokenizer(tokenizer, base)
     length = data.sequence_length
     shape = Shape(

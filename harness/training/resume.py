@@ -161,8 +161,8 @@ def _changes(before: Mapping[str, Any], facts: RunFacts) -> Iterator[tuple[str, 
     new = config.parse(str(facts.config["text"]), "this launch's config")
     for item in config.compare(old, new):
         if item.effect != "operational":
-            kind = "config" if item.effect == "another-run" else item.effect
-            yield kind, Difference(item.key, str(item.before), str(item.after))
+            effect = "config" if item.effect == "another-run" else item.effect
+            yield effect, Difference(item.key, str(item.before), str(item.after))
     for name, kind in (("kind", "data"), ("corpus_sha256", "data"), ("tokenizer_sha256", "tokenizer")):
         yield from _compared(kind, f"data.{name}", before["data"].get(name), facts.data.get(name))
     for name in sorted({*before["code"], *facts.code}):
