@@ -26,13 +26,13 @@ harness diff runs/speedrun/run runs/speedrun/twin
 
 # 5. The auditor has no torch, and the run verifies.
 scripts/must_fail.sh 1 .venv-audit/bin/python -c 'import torch'
-verify=(.venv-audit/bin/harness verify --key runs/speedrun/author.ed25519.pub --key runs/speedrun/author.p256.pub)
-"${verify[@]}" runs/speedrun/run
+keys=(--key runs/speedrun/author.ed25519.pub runs/speedrun/author.p256.pub)
+.venv-audit/bin/harness verify runs/speedrun/run "${keys[@]}"
 
 # 6. One bit of a copy is flipped: caught and located.
 cp -r runs/speedrun/run runs/speedrun/forged
 python scripts/flip_byte.py runs/speedrun/forged/checkpoints/step-00000300/model.safetensors
-scripts/must_fail.sh 1 "${verify[@]}" runs/speedrun/forged
+scripts/must_fail.sh 1 .venv-audit/bin/harness verify runs/speedrun/forged "${keys[@]}"
 
 # 7. What came out, with the loss curve as a picture.
 harness report runs/speedrun/run --out runs/speedrun/report

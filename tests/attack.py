@@ -28,6 +28,7 @@ from harness.provenance.keys import Signer
 from harness.provenance.policy import Policy
 
 MODEL = "model.safetensors"
+NOBODY = "is signed by none of the 1 accepted keys"
 
 
 @dataclass

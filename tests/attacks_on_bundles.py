@@ -8,13 +8,10 @@ import shutil
 from typing import Any
 
 import run_folder
-from attack import Scene, attack, edit_json, payload_of
+from attack import NOBODY, Scene, attack, edit_json, payload_of
 
 from harness.format import layout, strict_json
 from harness.provenance import envelope, keys
-
-SLSA, MODEL_SIG = layout.SLSA_BUNDLE, layout.MODEL_SIGNATURE
-NOBODY = "is signed by none of the 1 accepted keys"
 
 
 @attack(NOBODY)
@@ -78,7 +75,7 @@ def statements_are_swapped_between_checkpoints(scene: Scene) -> None:
 
 @attack("is a 'https://slsa.dev/provenance/v1', not urn:harness:predicate:checkpoint/v1")
 def the_slsa_statement_stands_in_for_ours(scene: Scene) -> None:
-    shutil.copy(scene.checkpoint(20) / SLSA, scene.bundle(20))
+    shutil.copy(scene.checkpoint(20) / layout.SLSA_BUNDLE, scene.bundle(20))
 
 
 def _envelope(scene: Scene, **changes: Any) -> None:

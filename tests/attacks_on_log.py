@@ -181,6 +181,10 @@ def _lines(scene: Scene, change: Callable[[list[bytes]], list[bytes]]) -> None:
     path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
 
 
+def _bare(line: bytes) -> bytes:
+    return strict_json.dumps({key: value for key, value in json.loads(line).items() if key != "evaluation"})
+
+
 def _edited(line: bytes, **changes: object) -> bytes:
     return strict_json.dumps(json.loads(line) | changes)
 
@@ -202,6 +206,26 @@ def a_loss_in_the_metrics_is_edited_below_the_precision_of_the_chain(scene: Scen
 @attack("step 15 was changed")
 def a_batch_digest_in_the_metrics_is_edited(scene: Scene) -> None:
     _lines(scene, lambda lines: [*lines[:14], _edited(lines[14], batch="0" * 32), *lines[15:]])
+
+
+@attack("has another evaluation up to step 20 than this checkpoint has signed")
+def an_evaluation_in_the_metrics_is_edited(scene: Scene) -> None:
+    better = {"accuracy": 0.99}
+    _lines(scene, lambda lines: [*lines[:19], _edited(lines[19], evaluation=better), *lines[20:]])
+
+
+@attack("has another evaluation up to step 10 than this checkpoint has signed")
+def an_evaluation_in_the_metrics_is_removed(scene: Scene) -> None:
+    _lines(scene, lambda lines: [*lines[:9], _bare(lines[9]), *lines[10:]])
+
+
+@attack("has another evaluation up to step 20 than this checkpoint has signed")
+def a_better_evaluation_is_added_to_the_metrics(scene: Scene) -> None:
+    better = {"accuracy": 0.99}
+    _lines(
+        scene,
+        lambda lines: [*lines[:18], _edited(lines[18], evaluation=better), _bare(lines[19]), *lines[20:]],
+    )
 
 
 @attack("step 16 follows step 14")

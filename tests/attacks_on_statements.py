@@ -8,7 +8,7 @@ import json
 import shutil
 from typing import Any
 
-from attack import Scene, attack, edit_json, payload_of, signed, trusted
+from attack import NOBODY, Scene, attack, edit_json, payload_of, signed, trusted
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -18,7 +18,6 @@ from harness.provenance import policy as policies
 from harness.provenance.policy import Identity
 
 SLSA, MODEL_SIG = layout.SLSA_BUNDLE, layout.MODEL_SIGNATURE
-NOBODY = "is signed by none of the 1 accepted keys"
 
 
 @attack("has steps that do not follow its parent's")
@@ -79,6 +78,12 @@ def a_statement_is_about_another_name(scene: Scene) -> None:
 @attack("shown as a good checkpoint")
 def a_state_that_is_not_finite_is_shown_as_good(scene: Scene) -> None:
     scene.rebuild(tweak=lambda step, facts: facts.update(outcome="nonfinite" if step == 30 else "ok"))
+
+
+@attack("shown as a good checkpoint")
+def a_state_that_is_not_finite_is_copied_under_another_name(scene: Scene) -> None:
+    scene.rebuild(tweak=lambda step, facts: facts.update(outcome="nonfinite" if step == 30 else "ok"))
+    scene.target = scene.checkpoint(30).rename(scene.root.parent / "final")
 
 
 @attack("a good checkpoint is shown as non-finite")

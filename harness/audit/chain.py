@@ -3,10 +3,10 @@
 - steps count from 1 without a gap or a repetition; a gap that a resume has accepted (``--accept metrics``,
   signed) restarts the chain from the signed head of the checkpoint that was resumed
 - each line's chain follows from the line before and the line's own batch, rng, loss and gradient norm
-- at each checkpoint, the head, the loss and the gradient norm are the signed ones
+- at each checkpoint, the head, the loss, the gradient norm and the newest evaluation are the signed ones
 
-What a line says besides (learning rate, speed, time, evaluation) is not in the chain. A last line without an
-end belongs to a step that no checkpoint has yet.
+What a line says besides (learning rate, speed, time, an evaluation that a newer one follows before the next
+checkpoint) is not in the chain. A last line without an end belongs to a step that no checkpoint has yet.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Anchor:
     """Hex; None when step digests were off."""
     loss: str | None
     grad_norm: str | None
+    evaluation: Mapping[str, str]
+    """The newest evaluation of the launch; empty when there was none yet."""
     where: str
 
 
@@ -54,6 +56,7 @@ def check(
     waiting = {anchor.step: anchor for anchor in anchors}
     gap_free = dict(gaps)
     head, last = chain.GENESIS, 0
+    evaluation: Any = {}
     for number, raw in enumerate(lines, start=1):
         place = f"{where}:{number}"
         if not raw.endswith(b"\n"):
@@ -78,9 +81,10 @@ def check(
         reason, head = _advance(head, line)
         if reason is not None:
             yield Broken(reason, place)
+        evaluation = line.get("evaluation", evaluation)
         anchor_here = waiting.pop(step, None)
         if anchor_here is not None:
-            yield from _compare(anchor_here, head, line, where)
+            yield from _compare(anchor_here, head, {**line, "evaluation": evaluation}, where)
         last = step
     for step in sorted(waiting):
         if waiting[step].head is not None:
@@ -129,6 +133,14 @@ def _compare(anchor: Anchor, head: bytes, line: Mapping[str, Any], where: str) -
             yield Broken(
                 f"{where} has {name} {shown} at step {anchor.step}, signed is {signed}", anchor.where
             )
+    if anchor.evaluation and not _is_signed(line["evaluation"], anchor.evaluation):
+        shown = f"{where} has another evaluation up to step {anchor.step} than this checkpoint has signed"
+        yield Broken(shown, anchor.where)
+
+
+def _is_signed(shown: Any, signed: Mapping[str, str]) -> bool:
+    numbers = shown if isinstance(shown, dict) else {}
+    return {name: repr(value) for name, value in numbers.items()} == dict(signed)
 
 
 def _digest(value: Any, size: int) -> bytes | None:

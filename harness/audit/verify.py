@@ -247,7 +247,12 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _anchor(entry: Entry) -> chain.Anchor:
     metrics = entry.statement.predicate["metrics"]
     return chain.Anchor(
-        entry.statement.step_to, metrics["chain"], metrics["loss"], metrics["grad_norm"], entry.where
+        entry.statement.step_to,
+        metrics["chain"],
+        metrics["loss"],
+        metrics["grad_norm"],
+        metrics["evaluation"],
+        entry.where,
     )
 
 

@@ -363,7 +363,7 @@ def _disagreements(
         yield f"is named {statement.name}, its step is {step}", where
     if name is not None and name != statement.name:
         yield f"the folder was signed as {statement.name}", evidence.where
-    if facts["outcome"] != "ok" and kind in ("complete", "pruned"):
+    if facts["outcome"] != "ok" and kind != "nonfinite":
         yield "the state of a run that became non-finite is shown as a good checkpoint", evidence.where
     if facts["outcome"] == "ok" and kind == "nonfinite":
         yield "a good checkpoint is shown as non-finite", evidence.where
