@@ -11,7 +11,7 @@ export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
 # 2. Everything lands in runs/speedrun, made anew. A signing key, and a look at this machine.
 rm -rf runs/speedrun && mkdir -p runs/speedrun
 harness keys new --out runs/speedrun/author
-harness doctor configs/speedrun.yaml
+harness doctor configs/speedrun.yaml run.dir=runs/speedrun/run signing.key=runs/speedrun/author.key
 
 # 3. Train on the GPUs, or as two CPU processes. SIGKILL hits at step 130; the same command resumes.
 gpus=$(python -c 'import torch; print(next((n for n in (8, 4, 2, 1) if n <= torch.cuda.device_count()), 0))')

@@ -134,8 +134,8 @@ def _compare(anchor: Anchor, head: bytes, line: Mapping[str, Any], where: str) -
                 f"{where} has {name} {shown} at step {anchor.step}, signed is {signed}", anchor.where
             )
     if anchor.evaluation and not _is_signed(line["evaluation"], anchor.evaluation):
-        shown = f"{where} has another evaluation up to step {anchor.step} than this checkpoint has signed"
-        yield Broken(shown, anchor.where)
+        what = f"{where} has another evaluation up to step {anchor.step} than this checkpoint has signed"
+        yield Broken(what, anchor.where)
 
 
 def _is_signed(shown: Any, signed: Mapping[str, str]) -> bool:
