@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from harness.audit.diff import Result, Step
 from harness.audit.facts import TOPICS, Fact
 from harness.audit.tensors import Difference
-from harness.provenance.verifier import visible
+from harness.provenance.findings import visible
 from harness.terminal import human_bytes, style
 
 _LABEL = 13

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.format.ledger import EVIDENCE, Coverage, Ledger, Row
-from harness.provenance.verifier import visible
+from harness.provenance.findings import visible
 
 _SHOWN_NAMES = 8
 _MEANING = {

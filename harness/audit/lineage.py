@@ -19,11 +19,11 @@ from harness.errors import EvidenceIncomplete, HarnessError
 from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.provenance import envelope, history
+from harness.provenance.findings import Finding, Findings
 from harness.provenance.history import Entry
 from harness.provenance.lineage import Graph, Member, Unreadable, graph
 from harness.provenance.policy import Policy
 from harness.provenance.statements import parse_checkpoint
-from harness.provenance.verifier import Finding, Findings
 
 _VERIFIED = "verified: signatures, statements, file sets, parents; not payload, log, metrics (harness verify)"
 _FAILED = "FAILED: the graph below holds only what could be authenticated"

@@ -9,8 +9,8 @@ from html import escape
 from harness.audit import lineage_words as words
 from harness.audit.lineage import Picture
 from harness.audit.lineage_rows import Row, lonely, rows
+from harness.provenance.findings import visible
 from harness.provenance.lineage import Graph, Node
-from harness.provenance.verifier import visible
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _STYLE = """

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from harness.audit import lineage_words as words
 from harness.audit.lineage import Picture
 from harness.audit.lineage_rows import Row, lonely, rows
+from harness.provenance.findings import visible
 from harness.provenance.lineage import Edge, Graph, Node, State
-from harness.provenance.verifier import visible
 from harness.terminal import Style, style
 
 _LABEL = 10

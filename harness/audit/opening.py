@@ -24,9 +24,10 @@ from harness.errors import EnvironmentFault, EvidenceIncomplete, VerificationFai
 from harness.format import files, layout, safetensors_header
 from harness.format.manifest import Manifest
 from harness.provenance import envelope, verifier
+from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
 from harness.provenance.statements import CheckpointStatement
-from harness.provenance.verifier import Evidence, Findings, Kind
+from harness.provenance.verifier import Evidence, Kind
 
 MANIFEST_LIMIT = 64 << 20
 """Largest MANIFEST.json that is read, in bytes."""

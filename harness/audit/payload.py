@@ -19,7 +19,7 @@ from pathlib import Path
 from harness.errors import VerificationFailed
 from harness.format import files
 from harness.format.manifest import FileEntry, Manifest, TensorEntry
-from harness.provenance.verifier import Findings
+from harness.provenance.findings import Findings
 from harness.terminal import Progress
 
 CHUNK = 8 << 20

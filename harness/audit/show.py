@@ -16,7 +16,7 @@ from harness.audit import story as stories
 from harness.audit.story import Story
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format.ledger import Ledger
-from harness.provenance.verifier import visible
+from harness.provenance.findings import visible
 from harness.terminal import style
 
 WIDTH = 100

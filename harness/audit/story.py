@@ -16,9 +16,10 @@ from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.format.ledger import Ledger
 from harness.provenance import envelope, verifier
+from harness.provenance.findings import Findings, visible
 from harness.provenance.policy import Policy
 from harness.provenance.statements import CheckpointStatement, parse_checkpoint
-from harness.provenance.verifier import Findings, Kind
+from harness.provenance.verifier import Kind
 
 NOT_VERIFIED = "not verified: no signature was checked (give --key PUB or --policy FILE)"
 LEDGER_LIMIT = 64 << 20
@@ -50,7 +51,7 @@ class Story:
         """One line for the reader."""
         if self.key_id is None:
             return NOT_VERIFIED
-        who = verifier.visible(", ".join(self.signers))
+        who = visible(", ".join(self.signers))
         return f"signed by {who} (ed25519 {self.key_id[:16]}…); payload bytes not hashed: harness verify does"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.audit.opening import OpenedCheckpoint
 from harness.audit.verify import Report
-from harness.provenance.verifier import Finding, visible
+from harness.provenance.findings import Finding, visible
 from harness.terminal import Style, human_bytes, style
 
 _COLOURS: dict[int, Style] = {0: "green", 1: "red", 4: "yellow"}

@@ -23,9 +23,9 @@ from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.provenance import history, log
 from harness.provenance import policy as policies
+from harness.provenance.findings import Finding, Findings
 from harness.provenance.history import Entry
 from harness.provenance.policy import Policy
-from harness.provenance.verifier import Finding, Findings
 from harness.terminal import progress
 
 _CONFIG_LIMIT = 1 << 20
@@ -85,6 +85,7 @@ def verify(path: Path, policy: Policy, *, quiet: bool = False) -> Report:
 
     Raises `UsageError` when ``path`` is neither, `EnvironmentFault` for a disk that cannot be read.
     """
+    path = path.resolve() if path.is_symlink() else path  # links are refused inside the folder, not to it
     if layout.kind_of(path) == "run":
         return verify_run(path, policy, quiet=quiet)
     return verify_checkpoint(path, policy, quiet=quiet)

@@ -17,8 +17,8 @@ from harness.commands.verify import add_trust, trusted
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout
 from harness.format.ledger import Ledger
+from harness.provenance.findings import visible
 from harness.provenance.policy import Policy
-from harness.provenance.verifier import visible
 
 EXAMPLE = "harness kernels runs/tiny --key keys/me.ed25519.pub"
 

@@ -17,37 +17,20 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.metadata
-import json
-from abc import ABC, abstractmethod
 from base64 import urlsafe_b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 from typing import Protocol
 
+from harness.data.documents import FILE_KINDS, Document
 from harness.data.extensions import check_arguments, load_class, source_digest
 from harness.errors import ConfigError, EnvironmentFault, VerificationFailed
 from harness.settings import Data
 
 # Written when a wheel is built: they differ between the CPU and CUDA builds of one version.
 _BUILD_STAMPS = frozenset({"version.py", "_version.py"})
-# A long text becomes several documents, so that some of one book can be held out.
-_TEXT_PIECE_BYTES = 1 << 16
 _NAMED_IN_ERRORS = 5
-
-
-@dataclass(frozen=True)
-class Document:
-    """One piece of text, tokenized and held out as a whole."""
-
-    name: str
-    text: bytes
-
-    def held_out(self, share: float) -> bool:
-        """Whether this is one of the ``share`` of documents that are never trained on."""
-        digest = hashlib.sha256(self.name.encode() + b"\0" + self.text).digest()
-        return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 class Files(Protocol):
@@ -118,10 +101,10 @@ def open_corpus(data: Data, base: Path) -> Corpus:
     source: Files
     if data.kind == "wheel":
         source = WheelFiles(data.packages)
-    elif data.kind in _FILE_KINDS:
-        source = _FILE_KINDS[data.kind](data, base)
+    elif data.kind in FILE_KINDS:
+        source = FILE_KINDS[data.kind](data, base)
     else:
-        kind = load_class(data.kind, base, "data.kind", ["wheel", *_FILE_KINDS, "tokens"])
+        kind = load_class(data.kind, base, "data.kind", ["wheel", *FILE_KINDS, "tokens"])
         check_arguments(kind, {"data": data, "base": base}, "data.kind")
         source = kind(data=data, base=base)
         code = {data.kind: source_digest(kind)}
@@ -135,28 +118,6 @@ def files_digest(files: Mapping[str, str]) -> str:
     """Hex sha256 over the sorted lines ``name\\0digest\\n``."""
     lines = "".join(f"{name}\0{digest}\n" for name, digest in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def matching_files(patterns: Sequence[str], base: Path) -> dict[str, Path]:
-    """Paths that match ``patterns`` (relative to ``base``), sorted, by the name they have in a digest.
-
-    A file under ``base`` is named relative to it, so that a moved folder stays the same corpus. Raises
-    `ConfigError` when there are no patterns or one matches no file.
-    """
-    if not patterns:
-        raise ConfigError("data.files is empty", remedy="list paths or patterns, relative to the config file")
-    found: dict[str, Path] = {}
-    for pattern in patterns:
-        paths = [Path(path) for path in glob(str(base / pattern), recursive=True)]
-        files = [path for path in paths if path.is_file()]
-        if not files:
-            raise ConfigError(
-                f"data.files: nothing matches {pattern!r}", where=str(base), remedy="check the path"
-            )
-        for path in files:
-            name = path.relative_to(base) if path.is_relative_to(base) else path
-            found[name.as_posix()] = path
-    return dict(sorted(found.items()))
 
 
 def recorded_files(package: str, wanted: Callable[[str], bool]) -> dict[str, tuple[Path, str]]:
@@ -235,84 +196,6 @@ class WheelFiles:
             )
 
 
-class _MatchedFiles(ABC):
-    """Files that match the patterns of the config."""
-
-    def __init__(self, data: Data, base: Path) -> None:
-        self._paths = matching_files(data.files, base)
-        self._field = data.field
-
-    def names(self) -> Sequence[str]:
-        return list(self._paths)
-
-    def read(self, name: str) -> bytes:
-        return self._paths[name].read_bytes()
-
-    @abstractmethod
-    def documents(self, name: str, content: bytes) -> Iterator[Document]: ...
-
-
-class TextFiles(_MatchedFiles):
-    """Text files; each is cut at line ends into documents of about 64 KiB, ``name#0``, ``name#1``…"""
-
-    def documents(self, name: str, content: bytes) -> Iterator[Document]:
-        """The pieces of the file; a line longer than a piece stays whole."""
-        start = 0
-        while start < len(content):
-            newline = content.find(b"\n", start + _TEXT_PIECE_BYTES - 1)
-            end = len(content) if newline < 0 else newline + 1
-            yield Document(f"{name}#{start // _TEXT_PIECE_BYTES}", content[start:end])
-            start = end
-
-
-class JsonLines(_MatchedFiles):
-    """One JSON object a line; the text is its field ``data.field``. Blank lines are left out."""
-
-    def documents(self, name: str, content: bytes) -> Iterator[Document]:
-        """The lines' texts, named ``file:line``. Raises `ConfigError` for a line without the field."""
-        for number, line in enumerate(content.split(b"\n"), start=1):
-            if line.strip():
-                where = f"{name}:{number}"
-                yield Document(where, _text_of(_parse_line(line, where), self._field, where))
-
-
-class ParquetFiles(_MatchedFiles):
-    """Parquet files; the texts are the column ``data.field``."""
-
-    def __init__(self, data: Data, base: Path) -> None:
-        super().__init__(data, base)
-        try:
-            import pyarrow.parquet
-        except ImportError as error:
-            raise EnvironmentFault(
-                "parquet files need pyarrow", remedy="pip install 'harness[parquet]'"
-            ) from error
-        self._parquet = pyarrow.parquet
-        self._buffer = pyarrow.BufferReader
-
-    def documents(self, name: str, content: bytes) -> Iterator[Document]:
-        """The rows' texts, named ``file:row`` (from 0). Raises `ConfigError` when the column is missing."""
-        try:
-            table = self._parquet.ParquetFile(self._buffer(content))
-        except ValueError as error:  # pyarrow.ArrowInvalid
-            raise ConfigError(
-                f"not a parquet file: {error}", where=name, remedy="check data.files"
-            ) from error
-        if self._field not in table.schema_arrow.names:
-            raise ConfigError(
-                f"no column {self._field!r}", where=name, remedy="set data.field to the text's column"
-            )
-        row = 0
-        for batch in table.iter_batches(columns=[self._field]):
-            for value in batch.column(0).to_pylist():
-                where = f"{name}:{row}"
-                yield Document(where, _text_of({self._field: value}, self._field, where))
-                row += 1
-
-
-_FILE_KINDS: dict[str, type[_MatchedFiles]] = {"text": TextFiles, "jsonl": JsonLines, "parquet": ParquetFiles}
-
-
 def _digests(source: Files, limit: int | None) -> dict[str, str]:
     """Name to hex sha256 of the files that are read before ``limit`` bytes of documents are reached."""
     digests: dict[str, str] = {}
@@ -329,25 +212,6 @@ def _digests(source: Files, limit: int | None) -> dict[str, str]:
 
 def _is_module(name: str) -> bool:
     return name.endswith(".py") and name.rpartition("/")[2] not in _BUILD_STAMPS
-
-
-def _parse_line(line: bytes, where: str) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"not JSON: {error}", where=where, remedy="one JSON object a line") from error
-
-
-def _text_of(row: object, field: str, where: str) -> bytes:
-    """The text of ``row`` as UTF-8. Raises `ConfigError` when there is none."""
-    if not isinstance(row, dict) or not isinstance(row.get(field), str):
-        raise ConfigError(
-            f"no text in field {field!r}", where=where, remedy="set data.field to the text's field"
-        )
-    try:
-        return str(row[field]).encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"text in field {field!r} is not Unicode: {error.reason}", where=where) from error
 
 
 def _cut(text: bytes, limit: int) -> bytes:

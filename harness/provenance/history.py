@@ -20,8 +20,8 @@ from typing import Any
 from harness.errors import VerificationFailed
 from harness.format import layout, strict_json
 from harness.provenance import log
+from harness.provenance.findings import Findings
 from harness.provenance.statements import CheckpointStatement
-from harness.provenance.verifier import Findings
 
 LINEAGE, LOG = "lineage", "log"
 """Names of the checks."""

@@ -20,102 +20,25 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
-from harness.errors import EvidenceIncomplete, HarnessError, UsageError, VerificationFailed
+from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import layout, strict_json
 from harness.format.manifest import Manifest, checkpoint_id, dir_hash, state_digest
 from harness.provenance import envelope, model_signature, statements
 from harness.provenance import policy as policies
+from harness.provenance.findings import Findings, visible
 from harness.provenance.keys import PublicKey
 from harness.provenance.policy import Policy
 from harness.provenance.statements import CheckpointStatement
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 Kind = Literal["complete", "pruned", "nonfinite", "damaged", "elsewhere"]
 
 _NONFINITE = re.compile(r"nonfinite-(step-\d{8,})(-[1-9]\d*)?")
 _LATER = re.compile(r"provenance/([a-z][a-z-]*)-(0|[1-9]\d{0,5})\.sigstore\.json")
 _COUNTERSIGNATURE = "countersignature"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, or that is missing."""
-
-    what: str
-    where: str | None
-    remedy: str | None
-    check: str
-    """The rule that it breaks: ``signature``, ``file set``, ``payload``, ``lineage``…"""
-    missing: bool
-    """Whether evidence is absent (exit code 4) rather than wrong (exit code 1)."""
-
-    def __str__(self) -> str:
-        return str(self.error)
-
-    @property
-    def error(self) -> HarnessError:
-        """The finding as an exception."""
-        kind = EvidenceIncomplete if self.missing else VerificationFailed
-        return kind(self.what, where=self.where, remedy=self.remedy)
-
-
-@dataclass
-class Findings:
-    """Collects findings, the checks that passed, and remarks."""
-
-    failed: list[Finding] = field(default_factory=list)
-    passed: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """What the reader should know and is no failure."""
-
-    def bad(self, check: str, what: str, where: str | None, remedy: str | None = None) -> None:
-        """Evidence is wrong."""
-        self._add(check, what, where, remedy, missing=False)
-
-    def missing(self, check: str, what: str, where: str | None, remedy: str | None = None) -> None:
-        """Evidence is absent."""
-        self._add(check, what, where, remedy, missing=True)
-
-    def note(self, text: str) -> None:
-        """Say something once."""
-        if text not in self.notes:
-            self.notes.append(text)
-
-    def attempt(self, check: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """``function``'s result; None and a finding when it raises `VerificationFailed` or its like."""
-        try:
-            result = function(*args, **kwargs)
-        except (VerificationFailed, EvidenceIncomplete, UsageError) as error:
-            absent = isinstance(error, EvidenceIncomplete)
-            self._add(check, error.what, error.where, error.remedy, missing=absent)
-            return None
-        self.passed.append(check)
-        return result
-
-    def all_of(self, check: str, reasons: Iterator[tuple[str, str]]) -> None:
-        """Every (what, where) of ``reasons`` is a failure of ``check``; none means that it passed."""
-        before = len(self.failed)
-        for what, where in reasons:
-            self.bad(check, what, where)
-        if len(self.failed) == before:
-            self.passed.append(check)
-
-    def _add(self, check: str, what: str, where: str | None, remedy: str | None, *, missing: bool) -> None:
-        place = None if where is None else visible(where)
-        self.failed.append(Finding(visible(what), place, remedy, check, missing))
-
-    @property
-    def exit_code(self) -> int:
-        """0 when nothing was found, 1 when something is wrong, 4 when something is only missing."""
-        if not self.failed:
-            return 0
-        return EvidenceIncomplete.exit_code if all(each.missing for each in self.failed) else 1
 
 
 @dataclass(frozen=True)
@@ -147,11 +70,6 @@ class Examined:
     """Of the key that signed provenance/checkpoint.sigstore.json."""
     bundle_sha256: str
     """Of provenance/checkpoint.sigstore.json, as the log records it."""
-
-
-def visible(text: str) -> str:
-    """``text`` with escapes for what a terminal would obey or cannot show; names come from strangers."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def kind_of_name(name: str) -> tuple[Kind, str | None]:

@@ -1,0 +1,154 @@
+"""Documents, and the files of the user's own that they are read from: text, JSON lines, parquet.
+
+A file that cannot be read, or a line of one, is an error that names it; none is skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from harness.errors import ConfigError, EnvironmentFault
+from harness.settings import Data
+
+# A long text becomes several documents, so that some of one book can be held out.
+_TEXT_PIECE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Document:
+    """One piece of text, tokenized and held out as a whole."""
+
+    name: str
+    text: bytes
+
+    def held_out(self, share: float) -> bool:
+        """Whether this is one of the ``share`` of documents that are never trained on."""
+        digest = hashlib.sha256(self.name.encode() + b"\0" + self.text).digest()
+        return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def matching_files(patterns: Sequence[str], base: Path) -> dict[str, Path]:
+    """Paths that match ``patterns`` (relative to ``base``), sorted, by the name they have in a digest.
+
+    A file under ``base`` is named relative to it, so that a moved folder stays the same corpus. Raises
+    `ConfigError` when there are no patterns or one matches no file.
+    """
+    if not patterns:
+        raise ConfigError("data.files is empty", remedy="list paths or patterns, relative to the config file")
+    found: dict[str, Path] = {}
+    for pattern in patterns:
+        paths = [Path(path) for path in glob(str(base / pattern), recursive=True)]
+        files = [path for path in paths if path.is_file()]
+        if not files:
+            raise ConfigError(
+                f"data.files: nothing matches {pattern!r}", where=str(base), remedy="check the path"
+            )
+        for path in files:
+            name = path.relative_to(base) if path.is_relative_to(base) else path
+            found[name.as_posix()] = path
+    return dict(sorted(found.items()))
+
+
+class MatchedFiles(ABC):
+    """Files that match the patterns of the config."""
+
+    def __init__(self, data: Data, base: Path) -> None:
+        self._paths = matching_files(data.files, base)
+        self._field = data.field
+
+    def names(self) -> Sequence[str]:
+        return list(self._paths)
+
+    def read(self, name: str) -> bytes:
+        return self._paths[name].read_bytes()
+
+    @abstractmethod
+    def documents(self, name: str, content: bytes) -> Iterator[Document]: ...
+
+
+class TextFiles(MatchedFiles):
+    """Text files; each is cut at line ends into documents of about 64 KiB, ``name#0``, ``name#1``…"""
+
+    def documents(self, name: str, content: bytes) -> Iterator[Document]:
+        """The pieces of the file; a line longer than a piece stays whole."""
+        start = 0
+        while start < len(content):
+            newline = content.find(b"\n", start + _TEXT_PIECE_BYTES - 1)
+            end = len(content) if newline < 0 else newline + 1
+            yield Document(f"{name}#{start // _TEXT_PIECE_BYTES}", content[start:end])
+            start = end
+
+
+class JsonLines(MatchedFiles):
+    """One JSON object a line; the text is its field ``data.field``. Blank lines are left out."""
+
+    def documents(self, name: str, content: bytes) -> Iterator[Document]:
+        """The lines' texts, named ``file:line``. Raises `ConfigError` for a line without the field."""
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            if line.strip():
+                where = f"{name}:{number}"
+                yield Document(where, _text_of(_parse_line(line, where), self._field, where))
+
+
+class ParquetFiles(MatchedFiles):
+    """Parquet files; the texts are the column ``data.field``."""
+
+    def __init__(self, data: Data, base: Path) -> None:
+        super().__init__(data, base)
+        try:
+            import pyarrow.parquet
+        except ImportError as error:
+            raise EnvironmentFault(
+                "parquet files need pyarrow", remedy="pip install 'harness[parquet]'"
+            ) from error
+        self._parquet = pyarrow.parquet
+        self._buffer = pyarrow.BufferReader
+
+    def documents(self, name: str, content: bytes) -> Iterator[Document]:
+        """The rows' texts, named ``file:row`` (from 0). Raises `ConfigError` when the column is missing."""
+        try:
+            table = self._parquet.ParquetFile(self._buffer(content))
+        except ValueError as error:  # pyarrow.ArrowInvalid
+            raise ConfigError(
+                f"not a parquet file: {error}", where=name, remedy="check data.files"
+            ) from error
+        if self._field not in table.schema_arrow.names:
+            raise ConfigError(
+                f"no column {self._field!r}", where=name, remedy="set data.field to the text's column"
+            )
+        row = 0
+        for batch in table.iter_batches(columns=[self._field]):
+            for value in batch.column(0).to_pylist():
+                where = f"{name}:{row}"
+                yield Document(where, _text_of({self._field: value}, self._field, where))
+                row += 1
+
+
+FILE_KINDS: dict[str, type[MatchedFiles]] = {"text": TextFiles, "jsonl": JsonLines, "parquet": ParquetFiles}
+"""The classes by ``data.kind``."""
+
+
+def _parse_line(line: bytes, where: str) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"not JSON: {error}", where=where, remedy="one JSON object a line") from error
+
+
+def _text_of(row: object, field: str, where: str) -> bytes:
+    """The text of ``row`` as UTF-8. Raises `ConfigError` when there is none."""
+    if not isinstance(row, dict) or not isinstance(row.get(field), str):
+        raise ConfigError(
+            f"no text in field {field!r}", where=where, remedy="set data.field to the text's field"
+        )
+    try:
+        return str(row[field]).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"text in field {field!r} is not Unicode: {error.reason}", where=where) from error

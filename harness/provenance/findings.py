@@ -1,0 +1,92 @@
+"""What a verification found: collected, so that every failure is reported and not only the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
+
+from harness.errors import EvidenceIncomplete, HarnessError, UsageError, VerificationFailed
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def visible(text: str) -> str:
+    """``text`` with escapes for what a terminal would obey or cannot show; names come from strangers."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or that is missing."""
+
+    what: str
+    where: str | None
+    remedy: str | None
+    check: str
+    """The rule that it breaks: ``signature``, ``file set``, ``payload``, ``lineage``…"""
+    missing: bool
+    """Whether evidence is absent (exit code 4) rather than wrong (exit code 1)."""
+
+    def __str__(self) -> str:
+        return str(self.error)
+
+    @property
+    def error(self) -> HarnessError:
+        """The finding as an exception."""
+        kind = EvidenceIncomplete if self.missing else VerificationFailed
+        return kind(self.what, where=self.where, remedy=self.remedy)
+
+
+@dataclass
+class Findings:
+    """Collects findings, the checks that passed, and remarks."""
+
+    failed: list[Finding] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the reader should know and is no failure."""
+
+    def bad(self, check: str, what: str, where: str | None, remedy: str | None = None) -> None:
+        """Evidence is wrong."""
+        self._add(check, what, where, remedy, missing=False)
+
+    def missing(self, check: str, what: str, where: str | None, remedy: str | None = None) -> None:
+        """Evidence is absent."""
+        self._add(check, what, where, remedy, missing=True)
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def attempt(self, check: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """``function``'s result; None and a finding when it raises `VerificationFailed` or its like."""
+        try:
+            result = function(*args, **kwargs)
+        except (VerificationFailed, EvidenceIncomplete, UsageError) as error:
+            absent = isinstance(error, EvidenceIncomplete)
+            self._add(check, error.what, error.where, error.remedy, missing=absent)
+            return None
+        self.passed.append(check)
+        return result
+
+    def all_of(self, check: str, reasons: Iterator[tuple[str, str]]) -> None:
+        """Every (what, where) of ``reasons`` is a failure of ``check``; none means that it passed."""
+        before = len(self.failed)
+        for what, where in reasons:
+            self.bad(check, what, where)
+        if len(self.failed) == before:
+            self.passed.append(check)
+
+    def _add(self, check: str, what: str, where: str | None, remedy: str | None, *, missing: bool) -> None:
+        place = None if where is None else visible(where)
+        self.failed.append(Finding(visible(what), place, remedy, check, missing))
+
+    @property
+    def exit_code(self) -> int:
+        """0 when nothing was found, 1 when something is wrong, 4 when something is only missing."""
+        if not self.failed:
+            return 0
+        return EvidenceIncomplete.exit_code if all(each.missing for each in self.failed) else 1
