@@ -17,12 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.corpus import Document, open_corpus
+from harness.data.corpus import open_corpus
+from harness.data.documents import Document
 from harness.errors import ConfigError, EnvironmentFault, HarnessError, VerificationFailed
 from harness.settings import Data
 
 OWN_CORPUS = """
-from harness.data.corpus import Document
+from harness.data.documents import Document
 
 class Poems:
     def __init__(self, data, base):

@@ -153,6 +153,7 @@ def _train_varied(ledger: Ledger) -> list[torch.Tensor]:
     return [*model.state_dict().values(), torch.get_rng_state()]
 
 
+@pytest.mark.slow
 def test_training_under_a_census_at_every_step_ends_on_the_same_bits(two_threads):
     """Oracle: the same training without a ledger; weights, running statistics and RNG state, bit for bit."""
     ledger = warn()

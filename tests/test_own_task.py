@@ -31,6 +31,7 @@ def module(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[Path, str]:
     return tmp_path / f"{name}.py", name
 
 
+@pytest.mark.slow
 def test_the_example_is_short_and_learns() -> None:
     """Oracle: under 60 lines; from a coin's 0.5 to 0.95 of held-out points, with its own config's numbers."""
     assert len((EXAMPLES / "own_task.py").read_text().splitlines()) < 60

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from harness.data.cache import prepare
-from harness.data.corpus import Document
+from harness.data.documents import Document
 from harness.data.tokenizer import BpeEncoder, ByteEncoder, train_bpe
 from harness.data.tokens import TokenData, Windows
 from harness.errors import ConfigError, VerificationFailed

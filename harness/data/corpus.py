@@ -82,7 +82,9 @@ class Corpus:
                 raise VerificationFailed("file changed while it was read", where=name, remedy="start again")
             for document in self.source.documents(name, content):
                 if left is not None and len(document.text) >= left:
-                    yield Document(document.name, _cut(document.text, left))
+                    last = Document(document.name, _cut(document.text, left))
+                    if last.text:
+                        yield last
                     return
                 left = None if left is None else left - len(document.text)
                 if document.text:

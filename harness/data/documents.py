@@ -42,9 +42,10 @@ def matching_files(patterns: Sequence[str], base: Path) -> dict[str, Path]:
     """
     if not patterns:
         raise ConfigError("data.files is empty", remedy="list paths or patterns, relative to the config file")
-    found: dict[str, Path] = {}
+    matched: dict[str, Path] = {}
     for pattern in patterns:
-        paths = [Path(path) for path in glob(str(base / pattern), recursive=True)]
+        # Not glob(base / pattern): a folder may have a bracket in its name.
+        paths = [base / found for found in glob(pattern, root_dir=base, recursive=True)]
         files = [path for path in paths if path.is_file()]
         if not files:
             raise ConfigError(
@@ -52,8 +53,8 @@ def matching_files(patterns: Sequence[str], base: Path) -> dict[str, Path]:
             )
         for path in files:
             name = path.relative_to(base) if path.is_relative_to(base) else path
-            found[name.as_posix()] = path
-    return dict(sorted(found.items()))
+            matched[name.as_posix()] = path
+    return dict(sorted(matched.items()))
 
 
 class MatchedFiles(ABC):
@@ -64,13 +65,21 @@ class MatchedFiles(ABC):
         self._field = data.field
 
     def names(self) -> Sequence[str]:
+        """The names of `matching_files`."""
         return list(self._paths)
 
     def read(self, name: str) -> bytes:
-        return self._paths[name].read_bytes()
+        """The file's bytes. Raises `ConfigError` when it cannot be read."""
+        try:
+            return self._paths[name].read_bytes()
+        except OSError as error:
+            raise ConfigError(
+                f"file cannot be read ({error.strerror})", where=str(self._paths[name]), remedy="check data.files"
+            ) from error
 
     @abstractmethod
-    def documents(self, name: str, content: bytes) -> Iterator[Document]: ...
+    def documents(self, name: str, content: bytes) -> Iterator[Document]:
+        """The documents of the file ``name`` with the bytes ``content``."""
 
 
 class TextFiles(MatchedFiles):
@@ -112,23 +121,32 @@ class ParquetFiles(MatchedFiles):
         self._buffer = pyarrow.BufferReader
 
     def documents(self, name: str, content: bytes) -> Iterator[Document]:
-        """The rows' texts, named ``file:row`` (from 0). Raises `ConfigError` when the column is missing."""
+        """The rows' texts, named ``file:row`` (from 0).
+
+        Raises `ConfigError` when the column is missing or the file is damaged.
+        """
+        row = 0
         try:
-            table = self._parquet.ParquetFile(self._buffer(content))
-        except ValueError as error:  # pyarrow.ArrowInvalid
+            for value in self._values(name, content):
+                where = f"{name}:{row}"
+                yield Document(where, _text_of({self._field: value}, self._field, where))
+                row += 1
+        except (ValueError, OSError) as error:  # pyarrow's own errors are subclasses
+            first_line = str(error).strip().partition("\n")[0]
             raise ConfigError(
-                f"not a parquet file: {error}", where=name, remedy="check data.files"
+                f"not a parquet file, or a damaged one: {first_line}",
+                where=f"{name}:{row}",
+                remedy="check data.files",
             ) from error
+
+    def _values(self, name: str, content: bytes) -> Iterator[object]:
+        table = self._parquet.ParquetFile(self._buffer(content))
         if self._field not in table.schema_arrow.names:
             raise ConfigError(
                 f"no column {self._field!r}", where=name, remedy="set data.field to the text's column"
             )
-        row = 0
         for batch in table.iter_batches(columns=[self._field]):
-            for value in batch.column(0).to_pylist():
-                where = f"{name}:{row}"
-                yield Document(where, _text_of({self._field: value}, self._field, where))
-                row += 1
+            yield from batch.column(0).to_pylist()
 
 
 FILE_KINDS: dict[str, type[MatchedFiles]] = {"text": TextFiles, "jsonl": JsonLines, "parquet": ParquetFiles}

@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.data.corpus import files_digest, matching_files
+from harness.data.corpus import files_digest
+from harness.data.documents import matching_files
 from harness.data.tokenizer import Encoder
 from harness.data.tokens import Array, TokenData, map_array
 from harness.errors import ConfigError
@@ -94,6 +95,8 @@ def _open_shard(path: Path, name: str) -> _Shard:
         arrays[key] = map_array(path, _DTYPES[span.dtype], span.start, span.shape[0])
     if "bytes" in arrays and len(arrays["bytes"]) != len(arrays["tokens"]):
         raise ConfigError("`bytes` and `tokens` differ in length", where=name)
+    if "bytes" in arrays and not arrays["bytes"].any():
+        raise ConfigError("`bytes` are all 0: leave the tensor out when they are not known", where=name)
     vocabulary = _vocabulary(header.metadata, name)
     if int(arrays["tokens"].max()) >= vocabulary:
         raise ConfigError(

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.corpus import Document
+from harness.data.documents import Document
 from harness.errors import ConfigError, EnvironmentFault
 
 END_OF_DOCUMENT = "<|endoftext|>"

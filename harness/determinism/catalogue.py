@@ -215,7 +215,7 @@ _OPERATORS: dict[str, tuple[str, ...]] = {
         "aten::upsample_bicubic2d_backward",
         "aten::upsample_trilinear3d_backward",
     ),
-    # The binary alerts in the 2-d form only: torch 2.13 (facts/determinism.md section 1).
+    # The call sites of alertNotDeterministic in the torch 2.13 CUDA build have the 2-d form only.
     "torch.nn.NLLLoss": ("aten::nll_loss2d_forward",),
     "torch.nn.CTCLoss": ("aten::_ctc_loss_backward", "aten::_cudnn_ctc_loss"),
     "torch.nn.EmbeddingBag": ("aten::_embedding_bag_dense_backward",),
@@ -256,7 +256,7 @@ _ALTERNATIVES = {
 }
 
 _ATTENTION = "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
-_ATTENTION_SOURCE = "torch alerts on it once per process only (facts: ATen attention_backward.cu)"
+_ATTENTION_SOURCE = "torch alerts on it once per process only (ATen, attention_backward.cu)"
 _CUBLAS_SOURCE = "https://docs.nvidia.com/cuda/cublas/#results-reproducibility"
 _BINARY_SOURCE = "alertNotDeterministic call in the torch 2.13 CUDA build, absent from its documentation"
 _NCCL_SOURCE = "NCCL chooses algorithm, ring order and NVLS at start, by topology"

@@ -269,7 +269,7 @@ def _plain(name: str) -> str:
     return name.rpartition("::")[2].partition(".")[0].replace("_", "").lower()
 
 
-_INSIDE = ("torch", "harness.determinism", "contextlib", "accelerate")
+_INSIDE = ("torch.", "harness.determinism.", "contextlib.", "accelerate.")
 
 
 def _user_frame() -> tuple[CodeType, int] | None:
@@ -277,7 +277,7 @@ def _user_frame() -> tuple[CodeType, int] | None:
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
-        if not name.startswith(_INSIDE):
+        if not f"{name}.".startswith(_INSIDE):
             return frame.f_code, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
     return None

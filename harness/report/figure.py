@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate
 
 Point = tuple[float, float]
 
@@ -135,15 +136,26 @@ def thin(points: Sequence[Point], bins: int = BINS) -> list[Point]:
 
 def trailing_mean(points: Sequence[Point], window: int) -> tuple[Point, ...]:
     """Each value replaced by the mean of the last ``window`` finite ones; what is not finite stays."""
-    smooth: list[Point] = []
-    recent: list[float] = []
-    for x, y in points:
-        if not math.isfinite(y):
-            smooth.append((x, y))
-            continue
-        recent = [*recent[-window + 1 :], y] if window > 1 else [y]
-        smooth.append((x, sum(value / len(recent) for value in recent)))
-    return tuple(smooth)
+    finite = [y for _, y in points if math.isfinite(y)]
+    means = iter(_window_means(finite, window))
+    return tuple((x, next(means) if math.isfinite(y) else y) for x, y in points)
+
+
+def _window_means(values: Sequence[float], window: int) -> Iterator[float]:
+    """Means of the last ``window`` values at each place, in one pass.
+
+    The values fall into blocks of ``window``; a window is the end of one block and the beginning of the next,
+    so nothing is ever subtracted and one huge value does not blur those after it.
+    """
+    ends = [0.0] * (window + 1)  # what the block before still gives at each place of this one
+    for start in range(0, len(values), window):
+        block = [value / window for value in values[start : start + window]]
+        begun = 0.0
+        for place, part in enumerate(block):
+            begun += part
+            share = (place + 1) / window if start == 0 else 1.0
+            yield (ends[place + 1] + begun) / share
+        ends = [*accumulate(reversed(block))][::-1] + [0.0]
 
 
 def draw(figure: Figure) -> str:

@@ -1,0 +1,166 @@
+"""`harness verify` as an auditor types it: exit codes, what is printed, and what it must not import."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import run_folder
+
+from harness.audit import verify
+from harness.provenance import keys, policy
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a valid run and the maker's keys, not to be changed."""
+    root = tmp_path_factory.mktemp("sample")
+    run_folder.build(root / "run", run_folder.identity(root / "me"))
+    return root
+
+
+def harness(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`harness WORDS` in ``folder``."""
+    command = [sys.executable, "-m", "harness", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+
+
+KEYS = ["--key", "me.ed25519.pub", "me.p256.pub"]
+
+
+@pytest.mark.parametrize("path", ["run", "run/checkpoints/step-00000020"])
+def test_a_good_folder_is_verified(sample: Path, path: str) -> None:
+    """Oracle: exit code 0, the verdict first, and the same as JSON."""
+    done = harness(sample, "verify", path, *KEYS)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"verified  {path}\n")
+    document = json.loads(harness(sample, "verify", path, *KEYS, "--json").stdout)
+    assert (document["verdict"], document["findings"]) == ("verified", [])
+    assert [each["steps"]["to"] for each in document["checkpoints"]] in ([10, 20, 30], [20])
+
+
+def test_keys_may_be_given_together_or_one_by_one(sample: Path) -> None:
+    """Oracle: all forms of the contract give the same verdict."""
+    forms = (
+        ["verify", "run", "--key", "me.ed25519.pub", "--key", "me.p256.pub"],
+        ["verify", "--key=me.ed25519.pub", "run"],
+        ["verify", "run", "--key", "me.p256.pub", "me.ed25519.pub"],
+    )
+    assert [harness(sample, *form).returncode for form in forms] == [0, 0, 0]
+
+
+def test_a_link_to_a_run_or_checkpoint_is_followed_and_none_inside(sample: Path, tmp_path: Path) -> None:
+    """Oracle: the auditor's own link is fine, a link in the evidence is not."""
+    (tmp_path / "link").symlink_to(sample / "run" / "checkpoints" / "step-00000010")
+    given = [word.replace("me.", f"{sample}/me.") for word in KEYS]
+    assert harness(tmp_path, "verify", "link", *given).returncode == 0
+    shutil.copytree(sample / "run", tmp_path / "run")
+    model = tmp_path / "run" / "checkpoints" / "step-00000010" / "model.safetensors"
+    model.rename(tmp_path / "elsewhere")
+    model.symlink_to(tmp_path / "elsewhere")
+    done = harness(tmp_path, "verify", "run", *given)
+    assert done.returncode == 1
+    assert "is not a regular file" in done.stdout
+
+
+def test_a_flipped_bit_is_located(sample: Path, tmp_path: Path) -> None:
+    """Oracle: the tensor whose bytes the test has changed."""
+    shutil.copytree(sample / "run", tmp_path / "run")
+    model = tmp_path / "run" / "checkpoints" / "step-00000020" / "model.safetensors"
+    data = bytearray(model.read_bytes())
+    data[-1] ^= 1
+    model.write_bytes(data)
+    given = [word.replace("me.", f"{sample}/me.") for word in KEYS]
+    done = harness(tmp_path, "verify", "run", *given)
+    assert done.returncode == 1
+    assert done.stdout.startswith("FAILED")
+    (line,) = [line for line in done.stdout.splitlines() if line.lstrip().startswith("wrong")]
+    assert f"(bytes {len(data) - 12} to {len(data)})" in line
+    assert "step-00000020/model.safetensors" in line
+
+
+def test_without_a_key_nothing_is_said_about_it(sample: Path) -> None:
+    """Oracle: a usage error, and the copy of the policy in the folder is not looked at."""
+    done = harness(sample, "verify", "run")
+    assert done.returncode == 2
+    assert "give --key" in done.stderr
+
+
+def test_another_persons_key_is_not_enough(sample: Path, tmp_path: Path) -> None:
+    """Oracle: exit code 1 with every signature refused."""
+    run_folder.identity(tmp_path / "other")
+    done = harness(sample, "verify", "run", "--key", str(tmp_path / "other.ed25519.pub"))
+    assert done.returncode == 1
+    assert done.stdout.count("is signed by none of the 1 accepted keys") == 3
+
+
+def test_a_policy_file_decides_and_its_errors_have_a_line(sample: Path, tmp_path: Path) -> None:
+    """Oracle: the same folder under three policies."""
+    given = f"keys: [{sample}/me.ed25519.pub, {sample}/me.p256.pub]"
+    head = f"format: harness-policy/1\nidentities:\n  - name: me\n    {given}\n"
+    cases = {
+        "": 0,
+        "revoked: [" + "0" * 64 + "]\n": 0,
+        "threshold: 1\nlog_head: {size: 9, root: " + "0" * 64 + "}\n": 1,
+    }
+    for number, (rest, expected) in enumerate(cases.items()):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(head + rest)
+        assert harness(sample, "verify", "run", "--policy", str(file)).returncode == expected
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(head + "treshold: 2\n")
+    done = harness(sample, "verify", "run", "--policy", str(broken))
+    assert done.returncode == 2
+    assert "broken.yaml:5" in done.stderr
+
+
+def test_a_pruned_checkpoint_alone_cannot_be_told_good(sample: Path, tmp_path: Path) -> None:
+    """Oracle: exit code 4 for the checkpoint, 0 for the run."""
+    signer = run_folder.identity(tmp_path / "me")
+    run_folder.build(tmp_path / "run", signer, pruned=(10,))
+    assert harness(tmp_path, "verify", "run", *KEYS).returncode == 0
+    done = harness(tmp_path, "verify", "run/checkpoints/pruned-step-00000010", *KEYS)
+    assert done.returncode == 4
+    assert done.stdout.startswith("cannot tell")
+
+
+def test_what_a_key_alone_does_not_check_is_said(sample: Path) -> None:
+    """Oracle: notes of a verification with the Ed25519 key only, of one checkpoint."""
+    trust = policy.from_keys([keys.load_public(sample / "me.ed25519.pub")])
+    notes = verify.verify(sample / "run" / "checkpoints" / "step-00000010", trust).notes
+    assert "model.sig: not checked (no P-256 key given)" in notes
+    assert any(note.startswith("lineage and log: not checked") for note in notes)
+
+
+def test_the_auditors_half_needs_neither_torch_nor_numpy_nor_pydantic(sample: Path) -> None:
+    """Oracle: an interpreter in which importing them is an error."""
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'numpy', 'accelerate', 'safetensors', 'pydantic', 'wandb'): sys.modules[name] = None\n"
+        "from harness.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "verify", "run", *KEYS]
+    done = subprocess.run(command, cwd=sample, env=os.environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_that_cannot_be_read_is_the_environments_fault(
+    sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: an I/O error is neither good nor forged."""
+    from harness.errors import EnvironmentFault
+
+    trust = policy.from_keys([keys.load_public(sample / "me.ed25519.pub")])
+
+    def failing(*words: object, **options: object) -> int:
+        raise OSError(5, "Input/output error", "disk")
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(EnvironmentFault, match="Input/output error"):
+        verify.verify(sample / "run", trust, quiet=True)
