@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import hashlib
 import json
 import tempfile
@@ -187,6 +188,52 @@ def test_parquet_takes_the_column(tmp_path: Path) -> None:
     assert found == [("a.parquet:0", b"one"), ("a.parquet:1", b"two")]
     with pytest.raises(ConfigError, match="no column 'body'"):
         documents(tmp_path, kind="parquet", files=["*.parquet"], field="body")
+
+
+@pytest.fixture(scope="module", params=["none", "snappy", "zstd"])
+def good_parquet(request: pytest.FixtureRequest) -> bytes:
+    """A parquet file, in each of the usual compressions."""
+    buffer = io.BytesIO()
+    table = pyarrow.table({"text": [f"text {number} " * 9 for number in range(60)]})
+    pyarrow.parquet.write_table(table, buffer, compression=request.param)
+    return buffer.getvalue()
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_damaged_parquet_file_is_documents_or_one_line_with_its_name(
+    good_parquet: bytes, data: st.DataObject
+) -> None:
+    """Oracle: no exception but the harness's own, of one line, naming the file."""
+    place = data.draw(st.integers(0, len(good_parquet) - 1))
+    byte = data.draw(st.integers(0, 255))
+    damaged = good_parquet[:place] + bytes([byte]) + good_parquet[place + 1 :]
+    if data.draw(st.booleans()):
+        damaged = good_parquet[:place]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "a.parquet").write_bytes(damaged)
+        try:
+            documents(Path(folder), kind="parquet", files=["a.parquet"])
+        except HarnessError as error:
+            assert "a.parquet" in str(error)
+            assert "\n" not in str(error)
+
+
+def test_a_file_that_vanished_is_an_error_with_its_name(tmp_path: Path) -> None:
+    """Oracle: the documented error."""
+    write(tmp_path, {"a.txt": "one"})
+    corpus = open_corpus(Data(kind="text", files=["a.txt"]), tmp_path)
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(ConfigError, match=r"a\.txt: file cannot be read"):
+        list(corpus.documents())
+
+
+def test_a_folder_with_brackets_in_its_name_is_searched(tmp_path: Path) -> None:
+    """Oracle: the document written."""
+    folder = tmp_path / "run[1]*"
+    folder.mkdir()
+    write(folder, {"a.txt": "one"})
+    assert documents(folder, kind="text", files=["*.txt"]) == [("a.txt#0", b"one")]
 
 
 @pytest.mark.parametrize("files", [[], ["nothing-*.txt"], ["gone.txt"], ["."]])

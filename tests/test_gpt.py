@@ -187,7 +187,6 @@ def test_flops_count_the_matrices_and_attention() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_compiled_model_computes_the_same() -> None:
     """Oracle: the eager logits."""
     model = make()

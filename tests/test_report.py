@@ -103,6 +103,21 @@ def test_a_trailing_mean_averages_the_last_values_and_keeps_what_is_not_finite()
     assert [y for _, y in smooth] == [1.0, 2.0, math.inf, 4.0]
 
 
+@given(st.lists(st.floats(-1e6, 1e6), max_size=60), st.integers(1, 20))
+def test_a_trailing_mean_is_the_mean_of_each_window(values: list[float], window: int) -> None:
+    """Oracle: each window's mean, computed from the window alone."""
+    points = tuple((float(step), value) for step, value in enumerate(values))
+    expected = [statistics.fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
+    smooth = [y for _, y in figure.trailing_mean(points, window)]
+    assert smooth == pytest.approx(expected, rel=1e-9, abs=1e-6)
+
+
+def test_a_spike_leaves_a_trailing_mean_with_its_window() -> None:
+    """Oracle: the mean of ones, exactly, once the spike is out of the window."""
+    points = tuple((float(step), 1e25 if step == 5 else 1.0) for step in range(40))
+    assert [y for _, y in figure.trailing_mean(points, 8)][13:] == [1.0] * 27
+
+
 def test_resumes_are_marked_where_they_happened() -> None:
     """Oracle: the position of the dashed line between the ends of the axis."""
     svg = drawn(Series("a", ((0, 1.0), (100, 2.0))), marks=(Mark(50, "resume (exact)"),))

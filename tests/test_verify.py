@@ -141,7 +141,7 @@ def test_the_auditors_half_needs_neither_torch_nor_numpy_nor_pydantic(sample: Pa
     """Oracle: an interpreter in which importing them is an error."""
     code = (
         "import sys\n"
-        "for name in ('torch', 'numpy', 'accelerate', 'safetensors', 'pydantic', 'wandb'): sys.modules[name] = None\n"
+        "for name in ('torch', 'numpy', 'accelerate', 'safetensors', 'pydantic'): sys.modules[name] = None\n"
         "from harness.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
