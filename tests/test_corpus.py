@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import hashlib
+import io
 import json
 import tempfile
 from base64 import urlsafe_b64encode
@@ -212,11 +212,13 @@ def test_a_damaged_parquet_file_is_documents_or_one_line_with_its_name(
         damaged = good_parquet[:place]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "a.parquet").write_bytes(damaged)
+        said = "a.parquet"
         try:
             documents(Path(folder), kind="parquet", files=["a.parquet"])
         except HarnessError as error:
-            assert "a.parquet" in str(error)
-            assert "\n" not in str(error)
+            said = str(error)
+        assert "a.parquet" in said
+        assert "\n" not in said
 
 
 def test_a_file_that_vanished_is_an_error_with_its_name(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_a_file_that_vanished_is_an_error_with_its_name(tmp_path: Path) -> None:
     write(tmp_path, {"a.txt": "one"})
     corpus = open_corpus(Data(kind="text", files=["a.txt"]), tmp_path)
     (tmp_path / "a.txt").unlink()
-    with pytest.raises(ConfigError, match=r"a\.txt: file cannot be read"):
+    with pytest.raises(ConfigError, match=r"file cannot be read .*a\.txt"):
         list(corpus.documents())
 
 

@@ -188,6 +188,17 @@ def test_a_backward_pass_outside_of_the_context_is_found_by_the_walk():
     assert (row.op, row.evidence, row.call_site) == ("aten.index_put", "documented", None)
 
 
+def test_a_module_whose_name_only_begins_like_torchs_is_the_user_s():
+    """Oracle: the call site is the line that is executed under that name."""
+    ledger = warn()
+    code = compile("def pick(weight, index): return weight[index]", "torchlike.py", "exec")
+    names = {"__name__": "torchlike.model"}
+    exec(code, names)
+    with ledger.observe(1):
+        names["pick"](torch.ones(3, requires_grad=True), torch.tensor([0, 0])).sum().backward()
+    assert [row.call_site for row in ledger.rows()] == ["torchlike.py:1 pick (backward)"]
+
+
 class Doubled(torch.autograd.Function):
     """A user's own autograd function."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -116,6 +117,21 @@ def test_a_spike_leaves_a_trailing_mean_with_its_window() -> None:
     """Oracle: the mean of ones, exactly, once the spike is out of the window."""
     points = tuple((float(step), 1e25 if step == 5 else 1.0) for step in range(40))
     assert [y for _, y in figure.trailing_mean(points, 8)][13:] == [1.0] * 27
+
+
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_every_name_of_the_legend_is_inside_the_picture(count: int) -> None:
+    """Oracle: the position of each name, seven pixels a letter, against the picture's own size."""
+    names = [f"seed {number} of a sweep" for number in range(count)] + ["long " * 40]
+    svg = drawn(*(Series(name, ((0, 1.0), (1, 2.0)), index) for index, name in enumerate(names)))
+    shown = [
+        text for text in svg.iter(f"{SVG}text") if "seed" in (text.text or "") or "long" in (text.text or "")
+    ]
+    assert len(shown) == count + 1
+    for text in shown:
+        assert float(text.get("x", "0")) + 7 * len(text.text or "") <= figure.WIDTH
+    heights = {text.get("y") for text in shown}
+    assert int(svg.get("height", "0")) == figure.HEIGHT + 18 * (len(heights) - 1)
 
 
 def test_resumes_are_marked_where_they_happened() -> None:
@@ -326,7 +342,7 @@ def test_seeds_get_a_mean_and_a_sample_deviation(tmp_path: Path) -> None:
     """Oracle: 1 and 3 have mean 2 and sample standard deviation √2."""
     assert claims.Summary("loss", (1.0, 3.0)).text == "2.0000 ± 1.4142"
     both = [runs.read(fake_runs.finished(tmp_path / f"s{seed}", seed=seed)) for seed in (0, 1)]
-    assert claims.seeds_only(both)
+    assert claims.no_spread(both) is None
     assert any(
         isinstance(block, Heading) and block.text == "Over seeds"
         for block in report.compose(both, [None] * 2)
@@ -339,7 +355,30 @@ def test_runs_that_differ_in_more_than_the_seed_get_no_spread(tmp_path: Path) ->
         runs.read(fake_runs.finished(tmp_path / name, steps=steps)) for name, steps in (("a", 60), ("b", 40))
     ]
     assert claims.differing_settings(both) == [("train.steps", ["60", "40"])]
-    assert not claims.seeds_only(both)
+    assert "more than their seed" in (claims.no_spread(both) or "")
+
+
+def test_runs_of_the_same_seed_get_no_spread(tmp_path: Path) -> None:
+    """Oracle: two runs of seed 0; a spread of none would read as certainty."""
+    both = [runs.read(fake_runs.finished(tmp_path / name)) for name in ("a", "b")]
+    assert "the same seed" in (claims.no_spread(both) or "")
+
+
+def test_settings_that_differ_are_written_as_yaml_has_them(tmp_path: Path) -> None:
+    """Oracle: null and lists as in a config file."""
+    both = [runs.read(fake_runs.finished(tmp_path / name)) for name in ("a", "b")]
+    for run, extra in zip(both, ("null", "[x]"), strict=True):
+        with (run.root / "run.yaml").open("a") as file:
+            file.write(f"data:\n  files: {extra}\n")
+    both = [runs.read(run.root) for run in both]
+    assert claims.differing_settings(both) == [("data.files", ["null", '["x"]'])]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    """Oracle: the folders; a run with a name of its own keeps it."""
+    roots = [fake_runs.finished(tmp_path / place) for place in ("a/run", "b/run", "c/other")]
+    found = runs.told_apart([runs.read(root) for root in roots])
+    assert [run.name for run in found] == [str(roots[0]), str(roots[1]), "other"]
 
 
 def test_a_figure_that_is_not_finite_is_not_averaged_away() -> None:

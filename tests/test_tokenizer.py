@@ -298,6 +298,14 @@ def test_a_bad_shard_is_an_error(tmp_path: Path, tokens: Any, metadata: dict[str
         prepared(tmp_path, kind="tokens", files=["*.safetensors"])
 
 
+def test_bytes_that_are_all_zero_are_an_error(tmp_path: Path) -> None:
+    """Oracle: the documented error; bits per byte would be a division by zero."""
+    tokens, sizes = np.arange(9, dtype=np.uint16), np.zeros(9, dtype=np.uint8)
+    write_shard(tmp_path / "a.safetensors", tokens, {**GOOD, "split": "held-out"}, sizes)
+    with pytest.raises(ConfigError, match="`bytes` are all 0"):
+        prepared(tmp_path, kind="tokens", files=["*.safetensors"])
+
+
 def test_shards_name_the_configured_tokenizer(tmp_path: Path) -> None:
     """Oracle: the digest of the byte tokenizer is accepted, and is the identity's."""
     metadata = {**GOOD, "vocabulary": "257", "tokenizer": ByteEncoder.digest}

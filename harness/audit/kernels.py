@@ -22,6 +22,12 @@ from harness.format.ledger import EVIDENCE, Coverage, Ledger, Row
 from harness.provenance.findings import visible
 
 _SHOWN_NAMES = 8
+_ITEMS = {
+    "census": "operator call",
+    "codegen": "generated file",
+    "graph": "graph node",
+    "profiler": "kernel call",
+}
 _MEANING = {
     "documented": "on the framework's list of nondeterministic operations, and ran",
     "observed": "known to add in no fixed order, and seen by sampling",
@@ -130,9 +136,10 @@ def _row(row: Row) -> Iterator[str]:
 
 
 def _coverage(entry: Coverage) -> str:
+    seen = _count(entry.items, _ITEMS.get(entry.observer, "item"))
     return (
         f"  {entry.observer}: {_count(entry.steps, 'time')}, steps {entry.first_step} to {entry.last_step}, "
-        f"{_ranks(entry)}, {entry.microseconds} µs of its own"
+        f"{_ranks(entry)}, at most {seen} at a time, {entry.microseconds} µs of its own"
     )
 
 

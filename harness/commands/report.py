@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read, judge, write; exit code 1 when a verification failed, 4 when it could not tell."""
-    read = [runs.read(path) for path in arguments.runs]
+    read = runs.told_apart([runs.read(path) for path in arguments.runs])
     trusting = bool(arguments.key or arguments.policy)
     judged = [_verdict(one, arguments) if trusting else (None, 0) for one in read]
     verdicts = [status for status, _ in judged]

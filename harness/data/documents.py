@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any
 
 from harness.errors import ConfigError, EnvironmentFault
 from harness.settings import Data
@@ -74,7 +73,9 @@ class MatchedFiles(ABC):
             return self._paths[name].read_bytes()
         except OSError as error:
             raise ConfigError(
-                f"file cannot be read ({error.strerror})", where=str(self._paths[name]), remedy="check data.files"
+                f"file cannot be read ({error.strerror})",
+                where=str(self._paths[name]),
+                remedy="check data.files",
             ) from error
 
     @abstractmethod

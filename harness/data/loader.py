@@ -174,11 +174,12 @@ class _WorkerStream(Iterator[Batch]):
         try:
             batch: Batch = next(self._batches)
             return batch
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            # A process may die while it hands over a batch; torch notices only deaths before and after that.
+            if str(error).startswith("Caught ") or _of_this_process(error):
                 raise
             raise EnvironmentFault(
-                f"a loader process died: {error}",
+                f"a loader process died: {str(error) or type(error).__name__}",
                 remedy="look for the out-of-memory killer, or lower train.data_workers",
             ) from error
 
@@ -203,6 +204,11 @@ def _child_signal_handler_kept() -> Iterator[None]:
     yield
     if threading.current_thread() is threading.main_thread() and handler is not None:
         signal.signal(signal.SIGCHLD, handler)
+
+
+def _of_this_process(error: Exception) -> bool:
+    """Whether ``error`` is one that torch raised here for another reason than a process that died."""
+    return isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")
 
 
 def _unchanged(batch: Any) -> Any:

@@ -5,6 +5,7 @@ Pure functions of a `harness.report.runs.Run`. A number that was not measured is
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -206,13 +207,25 @@ def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Config keys whose values differ among ``runs``, with each run's value; folders and names left out."""
     tables = [settings(run.config_text, str(run.root)) for run in runs]
     keys = sorted({key for table in tables for key in table} - {"run.dir", "run.name"})
-    rows = [(key, [str(table.get(key, "—")) for table in tables]) for key in keys]
+    rows = [(key, [_shown(table[key]) if key in table else "—" for table in tables]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def seeds_only(runs: Sequence[Run]) -> bool:
-    """Whether the runs are repetitions: the same config but for the seed."""
-    return len(runs) > 1 and {key for key, _ in differing_settings(runs)} <= {"run.seed"}
+def _shown(value: Any) -> str:
+    """A config value as YAML would have it: ``null``, not ``None``."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def no_spread(runs: Sequence[Run]) -> str | None:
+    """Why these runs say nothing about a spread over seeds; None when they do."""
+    if len(runs) == 1:
+        return "One run says nothing about other seeds: repeat it with several and report them together."
+    differing = dict(differing_settings(runs))
+    if set(differing) - {"run.seed"}:
+        return "These runs differ in more than their seed, so no spread over seeds is given."
+    if len(set(differing.get("run.seed", ()))) < len(runs):
+        return "Several of these runs have the same seed, so no spread over seeds is given."
+    return None
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

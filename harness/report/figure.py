@@ -24,6 +24,9 @@ LIMIT = 1e30
 BINS = 360
 """A curve of more points than twice this is drawn by the lowest and highest value of each bin."""
 
+_LEGEND_ROW = 18
+_LONGEST_NAME = 90
+
 # Okabe and Ito's palette, distinguishable for colour-blind readers; the second value is for dark pages.
 _COLOURS = (
     ("#0072b2", "#56b4e9"),
@@ -155,12 +158,14 @@ def _window_means(values: Sequence[float], window: int) -> Iterator[float]:
             begun += part
             share = (place + 1) / window if start == 0 else 1.0
             yield (ends[place + 1] + begun) / share
-        ends = [*accumulate(reversed(block))][::-1] + [0.0]
+        ends = [*reversed([*accumulate(reversed(block))]), 0.0]
 
 
 def draw(figure: Figure) -> str:
     """The chart as one ``<svg>`` element."""
     across, up = _scales(figure)
+    legend, rows = _legend(figure.series)
+    lower = _LEGEND_ROW * max(rows - 1, 0)
     body = [
         *_frame(figure, across, up),
         *_marks(figure.marks, across),
@@ -169,7 +174,6 @@ def draw(figure: Figure) -> str:
             for series in sorted(figure.series, key=lambda s: not s.faint)
             for text in _curve(series, across, up)
         ),
-        *_legend(figure.series),
     ]
     dark = "".join(f".hf .c{index}{{stroke:{pair[1]};fill:{pair[1]}}}" for index, pair in enumerate(_COLOURS))
     light = "".join(
@@ -177,9 +181,10 @@ def draw(figure: Figure) -> str:
     )
     style = f"{light}{_RULES}@media(prefers-color-scheme:dark){{{dark}{_DARK_RULES}.hf .curve{{fill:none}}}}"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="hf" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{escape(figure.title)}">'
-        f"<style>{style}</style>{''.join(body)}</svg>"
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="hf" viewBox="0 0 {WIDTH} {HEIGHT + lower}" '
+        f'width="{WIDTH}" height="{HEIGHT + lower}" role="img" aria-label="{escape(figure.title)}">'
+        f'<style>{style}</style><text class="title" x="{LEFT}" y="24">{escape(figure.title)}</text>'
+        f'{"".join(legend)}<g transform="translate(0 {lower})">{"".join(body)}</g></svg>'
     )
 
 
@@ -216,8 +221,7 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _frame(figure: Figure, across: Scale, up: Scale) -> Iterator[str]:
-    """Title, grid, axes and their labels."""
-    yield f'<text class="title" x="{LEFT}" y="24">{escape(figure.title)}</text>'
+    """Grid, axes and their labels."""
     for value in ticks(up.low, up.high):
         y = up(value)
         yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -283,12 +287,19 @@ def _unbroken(points: Sequence[Point]) -> Iterator[list[Point]]:
         yield part
 
 
-def _legend(series: Sequence[Series]) -> Iterator[str]:
-    x = float(LEFT)
+def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
+    """The names of the curves in as many rows as they need, and the number of rows."""
+    drawn: list[str] = []
+    x, row = float(LEFT), 0
     for one in (one for one in series if one.name):
-        kind = f"c{one.colour % len(_COLOURS)}"
-        yield f'<line class="curve {kind}" x1="{x}" x2="{x + 20}" y1="44" y2="44"/>'
+        name = one.name if len(one.name) <= _LONGEST_NAME else f"…{one.name[1 - _LONGEST_NAME :]}"
+        width = 46 + 6.6 * len(name)
+        if x > LEFT and x + width > WIDTH:
+            x, row = float(LEFT), row + 1
+        y, kind = 44 + _LEGEND_ROW * row, f"c{one.colour % len(_COLOURS)}"
+        drawn.append(f'<line class="curve {kind}" x1="{x:.1f}" x2="{x + 20:.1f}" y1="{y}" y2="{y}"/>')
         if one.dots:
-            yield f'<circle class="{kind}" cx="{x + 10}" cy="44" r="3"/>'
-        yield _text(x + 26, 48, one.name, "start")
-        x += 46 + 6.6 * len(one.name)
+            drawn.append(f'<circle class="{kind}" cx="{x + 10:.1f}" cy="{y}" r="3"/>')
+        drawn.append(_text(x + 26, y + 4, name, "start"))
+        x += width
+    return drawn, row + 1

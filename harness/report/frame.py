@@ -62,7 +62,11 @@ def seconds_a_step(lines: Sequence[Line]) -> float | None:
 
 def draw(view: View, width: int) -> list[str]:
     """The screen's lines, each at most ``width`` characters, control characters replaced."""
-    return [printable(line)[:width] for line in _lines(view, width)]
+    return [_cut(printable(line), width) for line in _lines(view, width)]
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def _lines(view: View, width: int) -> Iterator[str]:

@@ -19,6 +19,7 @@ from harness.report.figure import Figure, Mark, Series
 from harness.report.runs import Facts, Run, printable
 
 _INCIDENTS = 20
+_NAMED_IN_TITLE = 3
 _SMOOTHED_SHARE = 50
 """The training loss is shown as a mean over this fraction of its steps, with the raw curve behind."""
 
@@ -26,7 +27,8 @@ _SMOOTHED_SHARE = 50
 def compose(runs: Sequence[Run], verdicts: Sequence[Status | None]) -> list[Block]:
     """The whole report. ``verdicts`` has what a verification said of each run, None when there was none."""
     several = len(runs) > 1
-    title = f"{len(runs)} runs: {', '.join(run.name for run in runs)}" if several else f"Run {runs[0].name}"
+    listed = f": {', '.join(run.name for run in runs)}" if len(runs) <= _NAMED_IN_TITLE else ""
+    title = f"{len(runs)} runs{listed}" if several else f"Run {runs[0].name}"
     return [
         Heading(1, title),
         *(
@@ -34,6 +36,7 @@ def compose(runs: Sequence[Run], verdicts: Sequence[Status | None]) -> list[Bloc
             for run, verdict in zip(runs, verdicts, strict=True)
             for status in _standing(run, verdict, several)
         ),
+        *([] if any(verdicts) else [Status("open", "not verified: give `--key` or `--policy`")]),
         *_pictures(runs),
         Heading(2, "Results"),
         _results(runs),
@@ -138,7 +141,8 @@ def _standing(run: Run, verdict: Status | None, several: bool) -> Iterator[Block
     prefix = f"{run.name}: " if several else ""
     end = claims.ending(run)
     yield Status(end.kind, f"{prefix}{end.text}")
-    yield verdict or Status("open", f"{prefix}not verified: give `--key` or `--policy`")
+    if verdict is not None:
+        yield verdict
 
 
 def _results(runs: Sequence[Run]) -> Table:
@@ -173,7 +177,7 @@ def _results(runs: Sequence[Run]) -> Table:
 
 
 def _over_seeds(runs: Sequence[Run]) -> Iterator[Block]:
-    if not claims.seeds_only(runs):
+    if claims.no_spread(runs) is not None:
         return
     names = list(dict.fromkeys(name for run in runs for name in run.evaluation_names))
     rows = []
@@ -195,12 +199,9 @@ def _settings(runs: Sequence[Run]) -> Iterator[Block]:
 
 
 def _repetition(runs: Sequence[Run]) -> Iterator[Block]:
-    if len(runs) == 1:
-        yield Paragraph(
-            "One run says nothing about other seeds: repeat it with several and report them together."
-        )
-    elif not claims.seeds_only(runs):
-        yield Paragraph("These runs differ in more than their seed, so no spread over seeds is given.")
+    reason = claims.no_spread(runs)
+    if reason is not None:
+        yield Paragraph(reason)
 
 
 def _launches(run: Run, several: bool) -> list[Block]:

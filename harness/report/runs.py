@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +67,8 @@ class Run:
     superseded: int
     """Lines of steps that were run again after a resume."""
     config_text: str
+    label: str | None = None
+    """What to call it instead of its name, where several runs have the same."""
 
     @property
     def newest(self) -> Facts | None:
@@ -77,7 +80,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run's name in its statements, else its folder's."""
+        """The run's name in its statements, else its folder's; its label if it has one."""
+        if self.label is not None:
+            return self.label
         return printable(str(self.newest["run"]["name"])) if self.newest else self.root.resolve().name
 
     @property
@@ -131,6 +136,17 @@ def read(root: Path) -> Run:
         superseded=sum(line.get("event") == "superseded metrics" for _, line in events),
         config_text=config_text(root),
     )
+
+
+def told_apart(found: Sequence[Run]) -> list[Run]:
+    """``found``, with those that share a name labelled by their folders, by the whole path if need be."""
+    labelled = _relabelled(found, lambda run: run.root.resolve().name)
+    return _relabelled(labelled, lambda run: str(run.root))
+
+
+def _relabelled(found: Sequence[Run], label: Callable[[Run], str]) -> list[Run]:
+    names = Counter(run.name for run in found)
+    return [replace(run, label=printable(label(run))) if names[run.name] > 1 else run for run in found]
 
 
 def step_lines(lines: Iterable[Line]) -> Iterable[Line]:

@@ -152,6 +152,7 @@ class Session:
         else:
             with self.autocast():
                 loss = self.task.loss(self.wrapped, batch)
+        ledger.walk(loss)
         share = loss if count == 1 else loss / count
         (share if self._scaler is None else self._scaler.scale(share)).backward()
         return loss.detach()
@@ -160,11 +161,9 @@ class Session:
         """The global 2-norm of the unscaled gradients, a scalar; clips when the config says so."""
         if self._scaler is not None and self.wants_norm:
             self._scaler.unscale_(self._optimizer)
-        if self.clip is not None:
-            return nn.utils.clip_grad_norm_(self._parameters, self.clip)
-        if self.wants_norm:
-            return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        return None
+        if not self.wants_norm:
+            return None
+        return optimizer.gradient_norm([p.grad for p in self._parameters if p.grad is not None], self.clip)
 
     def update(self, rate: float) -> None:
         """One optimizer step at learning rate ``rate``."""

@@ -301,7 +301,7 @@ def closing(settings: Settings, recorder: Recorder, desk: Desk | None, start: in
     if start >= settings.train.steps:
         return f"complete: step {start} of {settings.train.steps} was saved before; nothing to do"
     scores = "".join(f"  {name} {value:.4f}" for name, value in recorder.evaluation.items())
-    scores = scores and f"  held out:{scores}"
+    scores = scores and f"  held out{scores}"
     loss = "" if recorder.loss is None else f"  loss {recorder.loss:.4f}"
     checkpoint = newest_id(desk)
     return (

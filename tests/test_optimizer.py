@@ -1,0 +1,61 @@
+"""Clipping and the gradient norm, against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.training import optimizer
+
+SHAPES = [(3,), (4, 5), (1,), (2, 3, 4)]
+
+
+def gradients(seed: int, scale: float) -> list[torch.Tensor]:
+    """Random tensors of several shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    return [scale * torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+@given(seed=st.integers(0, 1000), scale=st.floats(1e-6, 1e6), clip=st.none() | st.floats(1e-3, 1e3))
+def test_norm_and_clipping_are_torchs_bit_for_bit(seed: int, scale: float, clip: float | None) -> None:
+    """Oracle: `torch.nn.utils.clip_grad_norm_` on the same gradients."""
+    ours = gradients(seed, scale)
+    parameters = [torch.nn.Parameter(torch.zeros_like(each)) for each in ours]
+    for parameter, gradient in zip(parameters, ours, strict=True):
+        parameter.grad = gradient.clone()
+    limit = float("inf") if clip is None else clip
+    expected = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    assert torch.equal(optimizer.gradient_norm(ours, clip), expected)
+    for parameter, gradient in zip(parameters, ours, strict=True):
+        assert parameter.grad is not None
+        assert torch.equal(gradient, parameter.grad)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_gradients_of_several_dtypes_are_clipped_together(clip: float | None) -> None:
+    """Oracle: the norm of all of them in float64."""
+    ours = [torch.full((4,), 2.0), torch.full((4,), 2.0, dtype=torch.float64)]
+    norm = optimizer.gradient_norm(ours, clip)
+    assert norm.item() == pytest.approx(32**0.5)
+    after = sum(float(each.double().square().sum()) for each in ours) ** 0.5
+    assert after == pytest.approx(clip or 32**0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_broken_gradient_shows_in_the_norm(broken: float) -> None:
+    """Oracle: arithmetic."""
+    ours = [torch.ones(3), torch.tensor([1.0, broken])]
+    assert not torch.isfinite(optimizer.gradient_norm(ours, 1.0))
+
+
+def test_weight_decay_spares_vectors() -> None:
+    """Oracle: the groups of the optimizer."""
+    from harness.settings import Optimizer
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
+    made = optimizer.adamw(model, Optimizer(weight_decay=0.3))
+    decay = {group["weight_decay"]: {each.ndim for each in group["params"]} for group in made.param_groups}
+    assert decay == {0.3: {2}, 0.0: {1}}
+    assert all(group["fused"] for group in made.param_groups)
