@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +37,7 @@ def adamw(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
     )
 
 
-def gradient_norm(gradients: Sequence[Tensor], clip: float | None) -> Tensor:
+def gradient_norm(gradients: list[Tensor], clip: float | None) -> Tensor:
     """The global 2-norm of ``gradients``, a scalar; scales them in place to at most ``clip``, unless None.
 
     The same operations as `torch.nn.utils.clip_grad_norm_`, bit for bit, which spends most of its time on
@@ -46,13 +46,13 @@ def gradient_norm(gradients: Sequence[Tensor], clip: float | None) -> Tensor:
     first = gradients[0]
     if any(each.dtype != first.dtype or each.device != first.device for each in gradients):
         return _mixed_norm(gradients, clip)
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if clip is not None:
         torch._foreach_mul_(gradients, (clip / (norm + _CLIP_EPSILON)).clamp(max=1.0))
     return norm
 
 
-def _mixed_norm(gradients: Sequence[Tensor], clip: float | None) -> Tensor:
+def _mixed_norm(gradients: list[Tensor], clip: float | None) -> Tensor:
     norm = nn.utils.get_total_norm(gradients)
     if clip is not None:
         coefficient = (clip / (norm + _CLIP_EPSILON)).clamp(max=1.0)

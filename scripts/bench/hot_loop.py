@@ -2,9 +2,9 @@
 
 python scripts/bench/hot_loop.py [--steps 1500] [--rounds 3] [--json FILE]
 
-One layer, width 32, 32 tokens, batch 1, fp32, one thread, fused AdamW; only `every audit` clips. Each loop runs
-for real (harness: `harness.training.loop.train`), and whenever it fetches a batch, one step of the bare loop
-runs in between: every step is compared with its neighbour, and the medians are over thousands of pairs.
+One layer, width 32, 32 tokens, batch 1, fp32, one thread, fused AdamW; `every audit` clips. Each loop runs
+for real (the harness: `harness.training.loop.train`), and whenever it fetches a batch, one step of the bare
+loop runs in between: every step is compared with its neighbour, and medians are over thousands of pairs.
 Peers that are not installed are left out and named: HF Trainer and Lightning need
 `pip install transformers lightning` in an environment of their own.
 """

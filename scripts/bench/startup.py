@@ -3,8 +3,8 @@
 python scripts/bench/startup.py [--rounds 9] [--json FILE]
 
 Both are processes of their own and take turns; one thread, the tiny model of hot_loop.py. The bare script
-imports torch and the model, builds model and optimizer and takes 30 steps; the harness does what `harness train`
-does, with every audit on. Memory is the kernel's high-water mark of the process.
+imports torch and the model, builds model and optimizer and takes 30 steps; the harness does what
+`harness train` does, with every audit on. Memory is the kernel's high-water mark of the process.
 """
 
 from __future__ import annotations
