@@ -18,6 +18,7 @@ import errno
 import hashlib
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,8 @@ _CHUNK = 16 << 20
 """Bytes of one write call."""
 _SLACK = 1 << 20
 """Bytes that manifest, signatures and log may need besides the payload."""
+_NICENESS = 19
+"""Of the writing threads. On two cores the step after a save took 0.5 s longer at 0, and 0.1 s at 19."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class CheckpointWriter:
         self.check()
 
     def _work(self, save: Save) -> None:
+        _step_back()
         try:
             self._commit(save)
         except HarnessError as error:
@@ -200,7 +204,7 @@ class CheckpointWriter:
 
 def write_payload(folder: Path, images: Sequence[FileImage], files: Mapping[str, bytes]) -> Manifest:
     """Write every file into ``folder`` while hashing it, and return the manifest of what was written."""
-    with ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2)) as pool:
+    with ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2), "hash", _step_back) as pool:
         writes = [pool.submit(_write_image, folder / image.path, image) for image in images]
         hashes = [pool.submit(_sha256, image.header, image.body) for image in images]
         tensors = [pool.submit(_tensor_entries, image) for image in images]
@@ -235,6 +239,12 @@ def prune(run: RunFolder, keep: int) -> list[str]:
     for folder in run.pruned():
         _drop_payload(folder)
     return pruned
+
+
+def _step_back() -> None:
+    """Let the training threads go first where both want a core; on Linux niceness belongs to a thread."""
+    if sys.platform.startswith("linux"):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def durable_rename(source: Path, target: Path) -> None:

@@ -4,8 +4,8 @@ python scripts/bench/verify.py [--rounds 11] [--mib 512] [--json FILE]
 
 Start-up is the whole command of .venv-audit (made by `scripts/setup.sh audit`) on a run of three small
 checkpoints. Hashing is `harness.audit.payload` on one file of eight tensors, against openssl on the same
-file; every byte is hashed twice, for its file and for its tensor, on two cores, so what is compared is the time
-of one core for one byte hashed once.
+file; every byte is hashed twice, for its file and for its tensor, on two cores, so what is compared is the
+time of one core for one byte hashed once.
 """
 
 from __future__ import annotations
