@@ -94,7 +94,7 @@ def main() -> None:
             f"{name:<10} {speed:7,.0f} tokens/s  {spread([each / 1000 for each in values], '.0f')} ms a step"
         )
     ratio = sum(bare_us) / sum(loop_us)
-    text = f"harness / bare: {ratio:.3f} over {len(loop_us)} steps, {busy} of them during a save; at least {LIMIT}"
+    text = f"harness / bare: {ratio:.3f}, {len(loop_us)} steps, {busy} during a save; at least {LIMIT} wanted"
     print(verdict(text, ratio, LIMIT, at_least=True))
     keep(arguments.json, {"ratio": ratio, "steps": len(loop_us), "during_a_save": busy})
 
