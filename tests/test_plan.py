@@ -1,0 +1,91 @@
+"""`harness plan`, against the models and checkpoints that it foretells."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Place
+
+from harness import config
+from harness.cli import main
+from harness.errors import ConfigError
+from harness.tasks.build import build
+from harness.training.plan import Plan, plan
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+ROOT = CONFIGS[0].parent
+
+
+def planned(name: str, world_size: int = 1, *overrides: str) -> Plan:
+    """The plan of a shipped config."""
+    loaded = config.load(ROOT / name, list(overrides))
+    return plan(loaded.settings, loaded.path.parent, world_size)
+
+
+@pytest.mark.parametrize("name", ["tiny.yaml", "digits.yaml"])
+def test_parameters_are_those_of_the_model(name: str) -> None:
+    """Oracle: the model, really built."""
+    loaded = config.load(ROOT / name)
+    model = build(loaded.settings, loaded.path.parent).build_model()
+    assert planned(name).parameters == sum(each.numel() for each in model.parameters())
+
+
+def test_gpt_124m_has_the_size_of_its_name() -> None:
+    """Oracle: the name; 12 layers of width 768."""
+    assert 115e6 < planned("gpt-124m.yaml").parameters < 130e6
+
+
+def test_memory_of_a_rank_follows_from_the_parameters() -> None:
+    """Oracle: fp32 weights, gradients and two moments; an average costs one more copy."""
+    small = planned("tiny.yaml")
+    assert small.memory.gradients == 4 * small.parameters
+    assert small.memory.optimizer == pytest.approx(8 * small.parameters, rel=0.01)
+    assert small.memory.average == 0
+    assert planned("tiny.yaml", 1, "optimizer.ema=0.9").memory.average == 4 * small.parameters
+    bigger = planned("tiny.yaml", 1, "train.micro_batch=8").memory.activations
+    assert small.memory.activations is not None
+    assert bigger is not None
+    assert 1.7 < bigger / small.memory.activations < 2.3
+
+
+def test_the_ranks_divide_the_batch() -> None:
+    """Oracle: global batch 8 and micro-batch 4 of tiny.yaml."""
+    assert [planned("tiny.yaml", ranks).accumulation for ranks in (1, 2)] == [2, 1]
+    with pytest.raises(ConfigError, match="not a multiple"):
+        planned("tiny.yaml", 3)
+
+
+def test_what_is_kept_is_what_is_on_disk() -> None:
+    """Oracle: three checkpoints of tiny.yaml; an old one goes after the new one is there."""
+    every, two = planned("tiny.yaml"), planned("tiny.yaml", 1, "checkpoint.keep=1")
+    assert (every.checkpoints, every.disk_bytes) == (3, 3 * every.checkpoint_bytes)
+    assert two.disk_bytes == 2 * two.checkpoint_bytes
+    assert replace(two, disk_bytes=every.disk_bytes) == every
+
+
+@pytest.mark.slow
+def test_a_real_checkpoint_has_the_bytes_that_were_planned(place: Place) -> None:
+    """Oracle: the tensors of a checkpoint that training wrote; 3 % are left for headers and generators."""
+    words = [f"run.dir={place.run}", "train.steps=1", "schedule.warmup=0"]
+    done = place.harness("train", str(ROOT / "digits.yaml"), *words)
+    assert done.code == 0, done.err
+    folder = place.run / "checkpoints" / "step-00000001"
+    size = sum(
+        path.stat().st_size for path in folder.glob("*.safetensors") if not path.name.startswith("rng")
+    )
+    assert planned("digits.yaml").checkpoint_bytes == pytest.approx(size, rel=0.03)
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
+def test_every_shipped_config_can_be_planned(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: exit code 0, and the same numbers as JSON."""
+    assert main(["plan", str(file), "--world-size", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert main(["plan", str(file), "--world-size", "2", "--json"]) == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert f"{document['parameters']:,}" in shown
+    assert document["world_size"] == 2
