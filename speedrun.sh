@@ -35,4 +35,4 @@ python scripts/flip_byte.py runs/speedrun/forged/checkpoints/step-00000300/model
 scripts/must_fail.sh 1 .venv-audit/bin/harness verify runs/speedrun/forged "${keys[@]}"
 
 # 7. What came out, with the loss curve as a picture.
-harness report runs/speedrun/run --out runs/speedrun/report
+harness report runs/speedrun/run --out runs/speedrun/report "${keys[@]}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from harness.audit import kernels, story
 from harness.audit.opening import open_checkpoint
 from harness.commands import Outcome
-from harness.commands.verify import add_trust, trusted
+from harness.commands.trust import add_trust, trusted
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout
 from harness.format.ledger import Ledger

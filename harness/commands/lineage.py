@@ -15,7 +15,7 @@ from pathlib import Path
 from harness.audit import lineage, lineage_html, lineage_text
 from harness.audit.lineage import Picture
 from harness.commands import Outcome
-from harness.commands.verify import add_trust, trusted
+from harness.commands.trust import add_trust, trusted
 
 EXAMPLE = "harness lineage runs/tiny --format html > lineage.html"
 

@@ -10,8 +10,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from harness.audit.verify import verify_run
 from harness.commands import Outcome
+from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
+from harness.provenance.policy import Policy
 from harness.report import claims, html, markdown, report, runs
 from harness.report.document import Block, Picture, Status
 
@@ -24,18 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder to write the report into"
     )
-    trust = parser.add_mutually_exclusive_group()
-    trust.add_argument(
-        "--key", type=Path, nargs="+", default=[], metavar="PUB", help="public keys of the signer"
-    )
-    trust.add_argument("--policy", type=Path, metavar="FILE", help="who may sign what")
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read, judge, write; exit code 1 when a verification failed, 4 when it could not tell."""
     read = runs.told_apart([runs.read(path) for path in arguments.runs])
-    trusting = bool(arguments.key or arguments.policy)
-    judged = [_verdict(one, arguments) if trusting else (None, 0) for one in read]
+    whom = trusted(arguments)
+    judged = [(None, 0) if whom is None else _verdict(one, whom) for one in read]
     verdicts = [status for status, _ in judged]
     blocks = report.compose(read, verdicts)
     files = _write(arguments.out, blocks)
@@ -50,16 +49,9 @@ def run(arguments: argparse.Namespace) -> Outcome:
     return Outcome(document, "\n".join(lines), exit_code=max(code for _, code in judged))
 
 
-def _verdict(one: runs.Run, arguments: argparse.Namespace) -> tuple[Status, int]:
+def _verdict(one: runs.Run, whom: Policy) -> tuple[Status, int]:
     """What `harness verify` says of ``one``, and its exit code."""
-    from harness.audit import verify
-    from harness.provenance import keys, policy
-
-    if arguments.policy:
-        trusted = policy.load(arguments.policy)
-    else:
-        trusted = policy.from_keys([keys.load_public(path) for path in arguments.key])
-    judged = verify.verify_run(one.root, trusted)
+    judged = verify_run(one.root, whom)
     kind = {0: "good", 1: "bad"}.get(judged.exit_code, "open")
     first = f": {judged.findings[0]}" if judged.findings else ""
     return Status(kind, f"{one.name}: {judged.verdict}{first}"), judged.exit_code

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.audit import show, story
 from harness.commands import Outcome
-from harness.commands.verify import add_trust, trusted
+from harness.commands.trust import add_trust, trusted
 
 EXAMPLE = "harness show runs/tiny/checkpoints/step-00000500 --key alice.ed25519.pub"
 

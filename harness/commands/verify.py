@@ -12,10 +12,8 @@ from pathlib import Path
 
 from harness.audit import verdict, verify
 from harness.commands import Outcome
+from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
-from harness.provenance import policy
-from harness.provenance.keys import load_public
-from harness.provenance.policy import Policy
 
 EXAMPLE = "harness verify runs/tiny --key alice.ed25519.pub --key alice.p256.pub"
 
@@ -24,28 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """PATH and whom to trust."""
     parser.add_argument("path", type=Path, metavar="PATH", help="run folder or checkpoint folder")
     add_trust(parser)
-
-
-def add_trust(parser: argparse.ArgumentParser) -> None:
-    """``--key`` and ``--policy``, as every verb of the auditing half takes them."""
-    trust = parser.add_mutually_exclusive_group()
-    trust.add_argument(
-        "--key",
-        type=Path,
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="PUB",
-        help="public keys of the signer: Ed25519 for statements and log, P-256 for model.sig",
-    )
-    trust.add_argument("--policy", type=Path, metavar="FILE", help="who may sign what (docs/verify.md)")
-
-
-def trusted(arguments: argparse.Namespace) -> Policy | None:
-    """The policy that the arguments mean; None when they name neither key nor policy."""
-    if arguments.policy is not None:
-        return policy.load(arguments.policy)
-    return policy.from_keys([load_public(path) for path in arguments.key]) if arguments.key else None
 
 
 def run(arguments: argparse.Namespace) -> Outcome:

@@ -1,0 +1,32 @@
+"""Whom to trust: ``--key`` and ``--policy``, as every verb of the auditing half takes them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from harness.provenance import policy
+from harness.provenance.keys import load_public
+from harness.provenance.policy import Policy
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add ``--key`` and ``--policy``, one of them at most."""
+    trust = parser.add_mutually_exclusive_group()
+    trust.add_argument(
+        "--key",
+        type=Path,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="PUB",
+        help="public keys of the signer: Ed25519 for statements and log, P-256 for model.sig",
+    )
+    trust.add_argument("--policy", type=Path, metavar="FILE", help="who may sign what (docs/verify.md)")
+
+
+def trusted(arguments: argparse.Namespace) -> Policy | None:
+    """The policy that the arguments mean; None when they name neither key nor policy."""
+    if arguments.policy is not None:
+        return policy.load(arguments.policy)
+    return policy.from_keys([load_public(path) for path in arguments.key]) if arguments.key else None
