@@ -25,6 +25,7 @@ from harness.format.layout import RunFolder, checkpoint_name
 from harness.format.manifest import FileEntry, Manifest, TensorEntry, state_digest
 from harness.format.safetensors_header import build as build_header
 from harness.provenance import keys, log, seal
+from harness.provenance.history import record_of
 from harness.provenance.keys import Signer
 
 Predicate = dict[str, Any]
@@ -295,20 +296,6 @@ def prune(folder: Path) -> Path:
         if entry.name not in ("MANIFEST.json", "model.sig", "provenance"):
             entry.unlink()
     return target
-
-
-def record_of(run_id: str, sequence: int, step: int, checkpoint: str, bundle_sha256: str) -> bytes:
-    """The log entry of one checkpoint."""
-    return strict_json.dumps(
-        {
-            "kind": "checkpoint",
-            "run": run_id,
-            "sequence": sequence,
-            "step": step,
-            "checkpoint": checkpoint,
-            "bundle_sha256": bundle_sha256,
-        }
-    )
 
 
 def checkpoint(root: Path, step: int) -> Path:

@@ -37,18 +37,7 @@ class Language(Task):
         """
         self._data = data
         self._tokens = prepare(data, tokenizer, base)
-        self._shape = Shape(
-            vocabulary=self._tokens.vocabulary,
-            context=data.sequence_length,
-            layers=model.layers,
-            width=model.width,
-            heads=model.heads,
-            kv_heads=model.kv_heads or model.heads,
-            mlp=model.mlp,
-            dropout=model.dropout,
-            tie_embeddings=model.tie_embeddings,
-            rope_base=model.rope_base,
-        )
+        self._shape = shape_of(model, data.sequence_length, self._tokens.vocabulary)
         self._train = Windows(self._tokens.train, data.sequence_length)
         self._held_out = Windows(self._tokens.held_out, data.sequence_length)
         sizes = self._tokens.held_out_bytes
@@ -136,6 +125,22 @@ class Language(Task):
         if self._tokens.tokenizer_file is not None:
             files["tokenizer.json"] = self._tokens.tokenizer_file
         return files
+
+
+def shape_of(model: Model, context: int, vocabulary: int) -> Shape:
+    """The decoder that ``model`` describes, for sequences of ``context`` tokens."""
+    return Shape(
+        vocabulary=vocabulary,
+        context=context,
+        layers=model.layers,
+        width=model.width,
+        heads=model.heads,
+        kv_heads=model.kv_heads or model.heads,
+        mlp=model.mlp,
+        dropout=model.dropout,
+        tie_embeddings=model.tie_embeddings,
+        rope_base=model.rope_base,
+    )
 
 
 def _nats(model: nn.Module, tokens: Tensor, reduction: str) -> Tensor:

@@ -25,9 +25,10 @@ from torch.nn import functional as F
 
 from harness.data.cache import given_tokenizer
 from harness.errors import ConfigError
-from harness.model.gpt import GPT, Shape
+from harness.model.gpt import GPT
 from harness.settings import Data, Model, Settings, Tokenizer
 from harness.tasks.build import build
+from harness.tasks.language import shape_of
 
 _FLOAT = 4
 _VALUE_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
@@ -167,18 +168,7 @@ def _language(model: Model, data: Data, tokenizer: Tokenizer, base: Path, micro_
     """The language task without its corpus: a tokenizer still to be trained has the size it will have."""
     given = given_tokenizer(tokenizer, base)
     length = data.sequence_length
-    shape = Shape(
-        vocabulary=tokenizer.vocabulary if given is None else given.vocabulary,
-        context=length,
-        layers=model.layers,
-        width=model.width,
-        heads=model.heads,
-        kv_heads=model.kv_heads or model.heads,
-        mlp=model.mlp,
-        dropout=model.dropout,
-        tie_embeddings=model.tie_embeddings,
-        rope_base=model.rope_base,
-    )
+    shape = shape_of(model, length, tokenizer.vocabulary if given is None else given.vocabulary)
 
     def loss(built: nn.Module, mode: FakeTensorMode) -> Tensor:
         tokens = torch.zeros((micro_batch, length + 1), dtype=torch.int64)
