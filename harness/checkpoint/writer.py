@@ -43,7 +43,8 @@ _CHUNK = 16 << 20
 _SLACK = 1 << 20
 """Bytes that manifest, signatures and log may need besides the payload."""
 _NICENESS = 19
-"""Of the writing threads. On two cores the step after a save took 0.5 s longer at 0, and 0.1 s at 19."""
+"""Of the writing threads of a writer that steps back: on two cores that also train, the step after a save
+took 0.5 s longer at 0, and 0.1 s at 19."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,17 @@ class CheckpointWriter:
         head: log.Head | None,
         keep: int | Literal["all"] = "all",
         set_aside: Mapping[str, Path] | None = None,
+        step_back: bool = False,
     ) -> None:
         """``set_aside``: folders with the name of a coming checkpoint that a resume has skipped as damaged;
-        they are renamed, not overwritten."""
+        they are renamed, not overwritten. ``step_back``: leave the cores to other threads that want them, for
+        training on a CPU; on a GPU only the loader would be in the way, and a save must not starve."""
         self._run = run
         self._run_id = run_id
         self._signer = signer
         self._keep = keep
         self._set_aside = dict(set_aside or {})
+        self._step_back = step_back
         self._head = head
         self._thread: threading.Thread | None = None
         self._failure: HarnessError | None = None
@@ -136,7 +140,9 @@ class CheckpointWriter:
         self.check()
 
     def _work(self, save: Save) -> None:
-        _step_back()
+        if self._step_back and sys.platform.startswith("linux"):
+            # Niceness belongs to a thread on Linux, and the threads that it starts inherit it.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
             self._commit(save)
         except HarnessError as error:
@@ -204,7 +210,7 @@ class CheckpointWriter:
 
 def write_payload(folder: Path, images: Sequence[FileImage], files: Mapping[str, bytes]) -> Manifest:
     """Write every file into ``folder`` while hashing it, and return the manifest of what was written."""
-    with ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2), "hash", _step_back) as pool:
+    with ThreadPoolExecutor(max(2, (os.cpu_count() or 2) // 2)) as pool:
         writes = [pool.submit(_write_image, folder / image.path, image) for image in images]
         hashes = [pool.submit(_sha256, image.header, image.body) for image in images]
         tensors = [pool.submit(_tensor_entries, image) for image in images]
@@ -239,12 +245,6 @@ def prune(run: RunFolder, keep: int) -> list[str]:
     for folder in run.pruned():
         _drop_payload(folder)
     return pruned
-
-
-def _step_back() -> None:
-    """Let the training threads go first where both want a core; on Linux niceness belongs to a thread."""
-    if sys.platform.startswith("linux"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def durable_rename(source: Path, target: Path) -> None:

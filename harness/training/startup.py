@@ -176,6 +176,7 @@ def open_desk(
         head=opened.head,
         keep=loaded.settings.checkpoint.keep,
         set_aside=opened.set_aside,
+        step_back=workers.device.type == "cpu",
     )
     checkpoints.on_commit.append(partial(announce, events, screen))
     text = str(facts.config["text"]).encode()
