@@ -144,12 +144,14 @@ def train(
 
         recorder.finish()
         if recorder.last_step < last:
-            raise Interrupted(
+            stopped = Interrupted(
                 f"{signals.name_of(told.flag)} on rank {told.rank}: "
                 f"stopped after step {recorder.last_step} of {last}, saved",
                 where=str(settings.run.dir),
                 remedy="restart with the same command",
             )
+            stopped.silent = not workers.first
+            raise stopped
         screen.say(startup.closing(settings, recorder, desk, start, time.monotonic() - began))
         return Result(
             run=str(settings.run.dir),

@@ -3,10 +3,10 @@
 python scripts/bench/exactness.py [--rounds 20 10 10] [--contrast 10] [--seed N] [--json FILE]
 
 `--rounds`: how many for 1, 2 and 3 processes. A round starts `harness train`, sends SIGKILL to all its
-processes at a random moment, starts the same command again until it completes, and compares every tensor of
-every checkpoint with the twin's: weights, optimizer, generators. Dropout, generators of the task's own, a
-loader process, ten epochs; fp32 and bf16 in turn. `--contrast`: the same for accelerate's documented loop
-(accelerate_loop.py), weights only.
+processes at a random moment after the first checkpoint, starts the same command again until it completes, and
+compares every tensor of every checkpoint with the twin's: weights, optimizer, generators. Dropout, generators
+of the task's own, a loader process, ten epochs; fp32 and bf16 in turn. `--contrast`: the same for accelerate's
+documented loop (accelerate_loop.py), weights only.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 kill_tree = importlib.import_module("kill_at_step").kill_tree
 STEPS, EVERY = 42, 7
+CHECKPOINTS = STEPS // EVERY
 CONFIG = f"""\
 run: {{dir: run, seed: 3}}
 task: {{kind: "toy_task:Toy", options: {{pause: 12}}}}
@@ -49,8 +50,8 @@ class Contender:
     """Ends with an argument that the folder of the run completes."""
     pattern: str
     """Of the checkpoint folders."""
-    seconds: float = 0.0
-    """What the twin took."""
+    interval: float = 0.0
+    """Seconds between the twin's checkpoints."""
     identical: int = 0
     rounds: int = 0
     failures: list[str] = field(default_factory=list)
@@ -66,22 +67,30 @@ class Contender:
         )
 
     def twin(self, folder: str) -> None:
-        """Train without an interruption, and take the time."""
-        began = time.monotonic()
+        """Train without an interruption, and take the time from checkpoint to checkpoint."""
         process = self.start(folder)
+        self.wait(process, folder, 1)
+        began = time.monotonic()
+        self.wait(process, folder, CHECKPOINTS - 1)
+        self.interval = (time.monotonic() - began) / (CHECKPOINTS - 2)
         _, errors = process.communicate()
         if process.returncode:
             raise SystemExit(f"{self.name}: {errors.decode()[-2000:]}")
-        self.seconds = time.monotonic() - began
+
+    def wait(self, process: subprocess.Popen[bytes], folder: str, count: int) -> None:
+        """Until ``folder`` has ``count`` checkpoints, or the process has ended."""
+        while process.poll() is None and len(list((self.place / folder).glob(self.pattern))) < count:
+            time.sleep(0.002)
 
     def round(self, folder: str, twin: str, moment: float) -> None:
-        """Kill at ``moment`` seconds, restart to the end, compare."""
+        """Kill ``moment`` checkpoints after the first, restart to the end, compare."""
         process = self.start(folder)
-        try:
-            process.communicate(timeout=moment)
-        except subprocess.TimeoutExpired:
-            kill_tree(process.pid)
-            process.communicate()
+        self.wait(process, folder, 1 + int(moment))
+        time.sleep(moment % 1 * self.interval)
+        if process.poll() is not None:
+            raise SystemExit(f"{self.name}: ended before it could be killed")
+        kill_tree(process.pid)
+        process.communicate()
         for _ in range(MOST_STARTS):
             process = self.start(folder)
             _, errors = process.communicate()
@@ -156,9 +165,9 @@ def measure(processes: int, rounds: int, dice: random.Random, contrast: bool) ->
             each.twin(f"twin-{number}")
         for number in range(rounds):
             each = group[number % len(group)]
-            moment = dice.uniform(0.5, 0.98) * each.seconds
+            moment = dice.uniform(0.0, CHECKPOINTS - 2)
             each.round(f"run-{number}", f"twin-{number % len(group)}", moment)
-            print(f"{each.name}: killed after {moment:.1f} of {each.seconds:.1f} s; "
+            print(f"{each.name}: killed {moment:.2f} checkpoints after the first; "
                   f"identical {each.identical} of {each.rounds}", flush=True)  # fmt: skip
         for line in (line for each in group for line in each.failures):
             print(f"  {line}")
