@@ -237,6 +237,9 @@ def _check_metrics(run: RunFolder, entries: Sequence[Entry], findings: Findings)
         return
     broken = chain.check(_lines(run.metrics), map(_anchor, signed), _gaps(entries), str(run.metrics))
     findings.all_of("metrics", ((each.what, each.where) for each in broken))
+    findings.note(
+        f"{layout.METRICS}: signed up to step {signed[-1].statement.step_to}, later lines are not yet"
+    )
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -5,8 +5,8 @@ python scripts/bench/exactness.py [--rounds 20 10 10] [--contrast 10] [--seed N]
 `--rounds`: how many for 1, 2 and 3 processes. A round starts `harness train`, sends SIGKILL to all its
 processes at a random moment after the first checkpoint, starts the same command again until it completes, and
 compares every tensor of every checkpoint with the twin's: weights, optimizer, generators. Dropout, generators
-of the task's own, a loader process, ten epochs; fp32 and bf16 in turn. `--contrast`: the same for accelerate's
-documented loop (accelerate_loop.py), weights only.
+of the task's own, a loader process and ten epochs; fp32 and bf16 in turn. `--contrast`: the same for
+accelerate's documented loop (accelerate_loop.py), weights only.
 """
 
 from __future__ import annotations
