@@ -320,3 +320,27 @@ def test_a_finished_run_has_nothing_to_do(place: Place) -> None:
     assert again.code == 0
     assert "nothing to do" in again.last_line
     assert times == {path: path.stat().st_mtime_ns for path in (place.run / "checkpoints").rglob("*")}
+
+
+def test_a_corpus_that_changed_is_another_run_and_its_files_are_named(place: Place) -> None:
+    """Oracle: exit code 2 with the file that this test has changed; the folder is as it was."""
+    documents = place.root / "documents"
+    documents.mkdir()
+    for number in range(8):
+        (documents / f"{number}.txt").write_text(f"document {number} of eight\n" * 40)
+    text = f"run: {{dir: {place.run}}}\nmodel: {{layers: 1, width: 16, heads: 1}}\n"
+    text += "data: {kind: text, files: [documents/*.txt], sequence_length: 16, validation: 0}\n"
+    text += "train: {steps: 100000, global_batch: 2, micro_batch: 2}\ncheckpoint: {every: 20}\n"
+    place.write("text.yaml", text)
+    process = place.start(["train", "text.yaml"])
+    place.wait_for(process, "checkpoints/step-00000020")
+    process.send_signal(signal.SIGTERM)
+    assert finish(process).code == 75
+    before = sorted(place.run.rglob("*"))
+    (documents / "3.txt").write_text("something else\n" * 40)
+    refused = place.harness("train", "text.yaml")
+    assert refused.code == 2
+    assert "data.corpus_sha256" in refused.last_line
+    assert "3.txt" in refused.last_line
+    assert "1.txt" not in refused.last_line
+    assert sorted(place.run.rglob("*")) == before
