@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -151,12 +152,21 @@ def missing(names: Iterable[str]) -> list[str]:
 
 
 def install_command() -> str:
-    """What installs the training half: from the sources when this harness is a checkout."""
+    """What installs the training half, from where this harness came from."""
+    return f"{_relative(Path(sys.executable))} -m pip install '{_source()}[train]'"
+
+
+def _source() -> str:
+    """The checkout that runs, or the one that was installed (PEP 610); a name only when neither is known."""
     checkout = Path(__file__).parent.parent
-    source = (
-        f"'{_relative(checkout)}[train]'" if (checkout / "pyproject.toml").exists() else "'harness[train]'"
-    )
-    return f"{_relative(Path(sys.executable))} -m pip install {source}"
+    if (checkout / "pyproject.toml").exists():
+        return _relative(checkout)
+    try:
+        record = json.loads(metadata.distribution("harness").read_text("direct_url.json") or "{}")
+    except metadata.PackageNotFoundError:
+        record = {}
+    url = str(record.get("url", ""))
+    return _relative(Path(url.removeprefix("file://"))) if url.startswith("file://") else url or "harness"
 
 
 def _relative(path: Path) -> str:
