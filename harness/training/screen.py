@@ -61,7 +61,7 @@ class Screen:
         self._first, self._last, self._unit, self._every = first, last, unit, every
         self._started = time.monotonic()
         if self._visible and sys.stderr.isatty():
-            layout = "{percentage:3.0f}% {bar:24} {n_fmt}/{total_fmt} {postfix}"
+            layout = "{percentage:3.0f}% {bar:24} {n_fmt}/{total_fmt}{postfix}"
             self._bar = tqdm(total=last, initial=first, bar_format=layout, file=sys.stderr, leave=True)
 
     def step(
