@@ -74,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     verb, rest = words[0], words[1:]
     module = importlib.import_module(f"harness.commands.{verb}")
-    options = _verb_parser(verb, module).parse_args(rest)
+    parser = _verb_parser(verb, module)
+    # So that key=value may follow an option; argparse cannot do that where a verb has actions.
+    options = parser.parse_args(rest) if verb == "keys" else parser.parse_intermixed_args(rest)
     return _call(module, options)
 
 

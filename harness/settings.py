@@ -317,6 +317,8 @@ class Settings(Section):
     @model_validator(mode="after")
     def _agrees(self) -> Settings:
         train, schedule = self.train, self.schedule
+        if self.run_name in ("", ".."):
+            raise _disagreement("run.dir", f"run.dir {self.run.dir} gives the run no name; set run.name")
         for name in LANGUAGE_SECTIONS if self.task.kind != "language" else ():
             if getattr(self, name) is not None:
                 text = f"task.kind {self.task.kind} takes no section {name}; it has task.options"

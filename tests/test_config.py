@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from harness import config, config_reference
+from harness import config, config_reference, strict_yaml
 from harness.cli import main
 from harness.errors import ConfigError
 from harness.settings import Settings
@@ -38,6 +39,7 @@ def test_a_later_layer_wins_and_each_value_knows_where_it_came_from(path: Path) 
     loaded = config.load(path, ["optimizer.eps=1e-6", "run.seed=7"])
     made = loaded.settings
     assert (made.optimizer.lr, made.optimizer.beta1, made.optimizer.eps) == (0.25, 0.8, 1e-6)
+    assert made.data is not None
     assert made.data.files == ["c"]
     names = ("optimizer.lr", "optimizer.beta1", "optimizer.eps", "run.seed", "precision")
     assert [loaded.origins[name] for name in names] == [
@@ -55,6 +57,16 @@ WRONG: dict[str, tuple[str, list[str], str, str]] = {
     "a boolean for a number": (MINIMAL + "run: {seed: true}\n", [], "c.yaml", "run"),
     "out of range": (MINIMAL, ["optimizer.beta1=1.5"], "optimizer.beta1=1.5", "1"),
     "missing": ("run: {dir: x}\n", [], "c.yaml", "train"),
+    "twice": (MINIMAL + "run: {seed: 1}\n", [], "c.yaml:3", "duplicate key 'run', first on line 1"),
+    "overridden twice": (MINIMAL, ["run.seed=1", "run.seed=2"], "run.seed=2", "overridden twice"),
+    "overridden inside and whole": (MINIMAL, ["run={dir: a}", "run.seed=2"], "run.seed=2", "twice"),
+    "a section for a value": (MINIMAL, ["precision.bits=16"], "precision.bits=16", "precision"),
+    "home": (MINIMAL, ["run.dir=~/run"], "run.dir=~/run", "not expanded"),
+    "two lines": (MINIMAL, ['run.name="a\\nb"'], "override run.name", "one line"),
+    "warm-up": (MINIMAL, ["schedule.warmup=11"], "schedule.warmup=11", "exceeds train.steps 10"),
+    "heads": (MINIMAL, ["model.width=10"], "model.width=10", "multiple of 2 x heads"),
+    "key and value heads": (MINIMAL, ["model.kv_heads=4"], "model.kv_heads=4", "does not divide"),
+    "another task's section": (MINIMAL, ["task.kind=digits", "model.width=12"], "model.width=12", "digits"),
     "a list": ("- 1\n", [], "c.yaml", "mapping"),
     "empty": ("", [], "c.yaml", ""),
     "derived": (MINIMAL + "accumulation: 2\n", [], "c.yaml:3", "accumulation"),
@@ -79,20 +91,81 @@ def test_an_error_names_the_place_and_what_was_meant(path: Path, name: str) -> N
     assert "\n" not in message
 
 
-@given(st.text(max_size=80) | st.sampled_from([MINIMAL, "run: ", "train: {", "extends: "]).flatmap(
-    lambda start: st.text(max_size=30).map(lambda rest: start + rest)))  # fmt: skip
-def test_any_text_is_a_config_or_one_line_of_error(
-    tmp_path_factory: pytest.TempPathFactory, text: str
+def outcome(load: Callable[[], object]) -> str:
+    """What came of ``load``: nothing, or one line of error."""
+    try:
+        load()
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+STARTS = st.sampled_from([MINIMAL, "run: ", "train: {", "extends: ", "task: {kind: digits, options: "])
+
+
+@given(
+    st.text(max_size=80).map(str.encode)
+    | st.tuples(STARTS, st.text(max_size=30)).map("".join).map(str.encode)
+    | st.binary(max_size=60).map(MINIMAL.encode().__add__)
+)
+def test_any_file_is_a_config_or_one_line_of_error(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    """Oracle: no other exception; the file is named."""
+    file = tmp_path_factory.mktemp("any") / "c.yaml"
+    file.write_bytes(data)
+    message = outcome(lambda: config.load(file))
+    assert "\n" not in message
+    assert message == "" or "c.yaml" in message
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(["bf16", "all", "$x"])
+NUMBERS = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | NUMBERS | WORDS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("ab.", min_size=1), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+LEAVES = list(config.leaves(config.parse(MINIMAL, "minimal")))
+PATHS = ("run.dir", "data.cache", "tokenizer.file", "signing.key")
+
+
+@given(st.sampled_from(LEAVES), ANYTHING)
+def test_any_value_of_any_key_is_taken_as_it_is_or_one_line_of_error(
+    tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
+) -> None:
+    """Oracle: the value itself: nothing is converted; an error names the key."""
+    file = tmp_path_factory.mktemp("any") / "c.yaml"
+    file.write_text(MINIMAL)
+    made: list[config.Loaded] = []
+    override = f"{key}={strict_yaml.write(value)}"
+    message = outcome(lambda: made.append(config.load(file, [override])))
+    assert "\n" not in message
+    if not made:
+        assert key.partition(".")[0] in message
+        return
+    found = made[0].settings.model_dump(mode="json")
+    for name in key.split("."):
+        found = found[name]
+    if isinstance(value, dict) or value is None:
+        return  # a section takes its defaults
+    assert found == (str(Path(value)) if key in PATHS else value)
+    assert isinstance(found, bool) == isinstance(value, bool)
+
+
+ASSIGNED = st.tuples(st.sampled_from(LEAVES), st.text("={}[]: \n'\"a1.", max_size=9)).map("=".join)
+
+
+@given(st.lists(st.text(max_size=20) | ASSIGNED, max_size=3))
+def test_any_override_is_understood_or_one_line_of_error(
+    tmp_path_factory: pytest.TempPathFactory, overrides: list[str]
 ) -> None:
     """Oracle: no other exception."""
     file = tmp_path_factory.mktemp("any") / "c.yaml"
-    file.write_text(text, encoding="utf-8", errors="replace", newline="")
-    failure: ConfigError | None = None
-    try:
-        config.load(file)
-    except ConfigError as error:
-        failure = error
-    assert failure is None or "\n" not in str(failure)
+    file.write_text(MINIMAL)
+    assert "\n" not in outcome(lambda: config.load(file, overrides))
 
 
 OVERRIDES = st.fixed_dictionaries(

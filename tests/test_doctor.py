@@ -14,7 +14,9 @@ import pytest
 from harness import environment
 from harness.cli import main
 from harness.provenance import keys
-from harness.training import checkup
+from harness.terminal import human_bytes
+from harness.training import checkup, checkup_run
+from harness.training.checkup import Check
 
 CONFIG = """\
 run: {dir: %s}
@@ -60,8 +62,6 @@ def test_the_disk_that_is_needed_is_that_of_the_plan(path: Path, capsys: pytest.
     assert main(["plan", str(path), "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     _, checks = examine(path, capsys)
-    from harness.terminal import human_bytes
-
     assert f"{human_bytes(planned['disk_bytes'])} of checkpoints to come" in checks["disk"]["text"]
 
 
@@ -71,6 +71,9 @@ WRONG: dict[str, tuple[Sequence[str], str, str]] = {
     "folder": (["run.dir=/proc/run"], "run.dir", "cannot write"),
     "wandb": (["track.wandb=online"], "wandb", "no API key"),
     "config": (["train.stepz=3"], "config", "train.steps"),
+    "world size": (["--world-size", "2", "train.world_size=1"], "world size", "2 processes are to run"),
+    "precision": (["precision=fp8"], "precision", "fp8 is not available"),
+    "task": (["task.options={shift: 99}"], "task", "task.options.shift"),
 }
 
 
@@ -84,10 +87,33 @@ def test_what_is_wrong_is_bad_and_has_a_remedy(
     assert code == 1
     assert checks[check]["level"] == "bad"
     assert text in checks[check]["text"]
+    assert checks[check]["remedy"] or check in ("config", "signing key", "task")
+
+
+LANGUAGE: dict[str, tuple[Sequence[str], str, str]] = {
+    "wheel": (["data.packages=[torch]"], "ok", "files of kind wheel"),
+    "no wheel": (["data.packages=[no-such-package]"], "bad", "not installed"),
+    "text": (["data.kind=text", "data.files=['*.yaml']"], "ok", "1 files of kind text"),
+    "no text": (["data.kind=text", "data.files=['*.txt']"], "bad", "nothing matches '*.txt'"),
+    "tokens": (["data.kind=tokens", "data.files=['*.bin']"], "bad", "nothing matches '*.bin'"),
+    "own": (["data.kind=mine:Corpus"], "ok", "was not looked at"),
+}
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_a_corpus_that_is_not_there_is_bad(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Oracle: the files of the folder; they are looked for, not read, and torch is not needed for that."""
+    monkeypatch.setattr(environment, "missing", lambda names: list(names))
+    words, level, text = LANGUAGE[name]
+    _, checks = examine(path, capsys, "task.kind=language", *words)
+    assert checks["data"]["level"] == level
+    assert text in checks["data"]["text"]
 
 
 def test_a_job_at_work_in_the_folder_is_seen(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Oracle: the same lock that `harness train` takes."""
+    """Oracle: the lock that `harness train` takes."""
     run = path.parent / "run"
     run.mkdir()
     descriptor = os.open(run, os.O_RDONLY)
@@ -120,7 +146,7 @@ def test_without_torch_only_a_config_makes_that_bad(
 ) -> None:
     """Oracle: an auditor's machine is sound; a training machine without torch is not."""
     monkeypatch.setattr(environment, "missing", lambda names: list(names))
-    assert all(check.level != "bad" for check in checkup.run(None, [], None))
+    assert all(check.level != "bad" for check in checkup.machine(None, training=False))
     code, checks = examine(path, capsys)
     assert code == 1
     assert "torch" in checks["packages"]["text"]
@@ -132,6 +158,114 @@ def test_several_cpu_threads_are_a_warning(
 ) -> None:
     """Oracle: docs/determinism.md."""
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    monkeypatch.setattr(checkup.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     _, checks = examine(path, capsys)
     assert checks["threads"]["level"] == "warn"
+
+
+def policy_file(folder: Path, public: Sequence[Path], more: str = "") -> Path:
+    """A policy with one identity that holds ``public``."""
+    listed = ", ".join(file.name for file in public)
+    made = folder / "policy.yaml"
+    made.write_text(f"format: harness-policy/1\nidentities:\n  - name: a\n    keys: [{listed}]\n{more}")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("more", "level", "text"),
+    [
+        ("", "ok", "accepts the signing key"),
+        ('    runs: ["other-*"]\n', "bad", "may not sign for the run run"),
+        ("    valid: {until: 2020-01-01}\n", "bad", "valid until"),
+        ("surprise: 1\n", "bad", "surprise"),
+    ],
+)
+def test_a_policy_is_held_against_the_key_that_would_sign(
+    path: Path, capsys: pytest.CaptureFixture[str], more: str, level: str, text: str
+) -> None:
+    """Oracle: the policy's own rules, as docs/verify.md tells them."""
+    files = keys.create(path.parent / "me")
+    rules = policy_file(path.parent, files.public, more)
+    code, checks = examine(path, capsys, "--policy", str(rules), f"signing.key={files.private}")
+    assert code == (level == "bad")
+    assert checks["policy"]["level"] == level
+    assert text in checks["policy"]["text"]
+
+
+def test_a_policy_of_other_people_or_with_the_key_revoked_is_bad(tmp_path: Path) -> None:
+    """Oracle: two identities made here; a second signature that is asked for is a warning."""
+    mine, other = keys.create(tmp_path / "mine"), keys.create(tmp_path / "other")
+    signer = keys.load_signer(mine.private)
+    revoked = f'revoked: ["{keys.load_public(mine.public[0]).key_id}"]\n'
+    both = f"  - {{name: b, keys: [{other.public[0].name}]}}\n"
+
+    def told(public: Sequence[Path], more: str = "", by: keys.Signer | None = signer) -> Check:
+        (line,) = checkup_run.trusted(policy_file(tmp_path, public, more), by, None)
+        return line
+
+    lines = {
+        "other": told(other.public),
+        "revoked": told(mine.public, both + revoked),
+        "two": told(mine.public, both + "threshold: 2\n"),
+        "no key": told(mine.public, by=None),
+    }
+    assert {name: line.level for name, line in lines.items()} == {
+        "other": "bad", "revoked": "bad", "two": "warn", "no key": "ok",
+    }  # fmt: skip
+    assert "does not know the ed25519 key" in lines["other"].text
+    assert "is revoked" in lines["revoked"].text
+
+
+def test_versions_are_held_against_the_lock_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: a lock file and installed versions written here; a build tag is no other version."""
+    installed = {"torch": "2.13.0+cpu", "numpy": "2.0.0", "more": "1"}
+    monkeypatch.setattr(environment, "packages", lambda: installed)
+    lock = tmp_path / "requirements.lock"
+    assert list(checkup.locked(lock)) == []
+    lock.write_text("# versions\ntorch==2.13.0\nnumpy==2.0.0\nabsent==3\n")
+    (same,) = checkup.locked(lock)
+    assert (same.level, same.text) == ("ok", "2 packages are as requirements.lock says")
+    lock.write_text("torch==2.12.0\nnumpy==2.0.0\n")
+    (other,) = checkup.locked(lock)
+    assert other.level == "warn"
+    assert "torch 2.13.0+cpu (lock: 2.12.0)" in other.text
+
+
+GPUS: dict[str, tuple[str | None, str, str]] = {
+    "as many": (None, "ok", "2 GPU(s)"),
+    "fewer": ("0", "warn", "fewer than 2 processes"),
+    "hidden": ("", "warn", "would use the CPU"),
+    "beyond": ("1,7,0", "warn", "1 of them"),
+}
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_gpus_are_counted_as_cuda_shows_them(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Oracle: an nvidia-smi of this test; CUDA ignores everything from the first unknown device on."""
+    tool = path.parent / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho H200, 1 MiB, 570\necho H200, 1 MiB, 570\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(path.parent), prepend=os.pathsep)
+    shown, level, text = GPUS[name]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    found = [check for check in checkup.machine(2, training=False) if check.name == "devices"]
+    assert found[0].level == level
+    assert text in found[0].text
+
+
+def test_a_run_that_is_nearly_done_needs_only_what_is_to_come(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: one checkpoint of two is there."""
+    words = ["checkpoint.every=5"]
+    assert main(["plan", str(path), *words, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["disk_bytes"] == 2 * planned["checkpoint_bytes"]
+    (path.parent / "run" / "checkpoints" / "step-00000005").mkdir(parents=True)
+    _, checks = examine(path, capsys, *words)
+    assert f"{human_bytes(planned['checkpoint_bytes'])} of checkpoints to come" in checks["disk"]["text"]
+    assert "continues from step-00000005" in checks["run"]["text"]

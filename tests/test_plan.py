@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Place
 
 from harness import config
 from harness.cli import main
 from harness.errors import ConfigError
+from harness.model.gpt import GPT
 from harness.tasks.build import build
+from harness.tasks.language import shape_of
 from harness.training.plan import Plan, plan
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -32,6 +35,42 @@ def test_parameters_are_those_of_the_model(name: str) -> None:
     loaded = config.load(ROOT / name)
     model = build(loaded.settings, loaded.path.parent).build_model()
     assert planned(name).parameters == sum(each.numel() for each in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["tiny.yaml", "speedrun.yaml", "gpt-124m.yaml"])
+def test_parameters_of_a_decoder_are_known_without_its_corpus(name: str) -> None:
+    """Oracle: the decoder on torch's meta device, with the vocabulary written in the config."""
+    made = config.load(ROOT / name).settings
+    assert made.model is not None
+    assert made.data is not None
+    assert made.tokenizer is not None
+    vocabulary = 257 if made.tokenizer.kind == "bytes" else made.tokenizer.vocabulary
+    with torch.device("meta"):
+        model = GPT(shape_of(made.model, made.data.sequence_length, vocabulary))
+    assert planned(name).parameters == sum(each.numel() for each in model.parameters())
+
+
+def test_time_is_told_only_where_the_speed_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: none without a speed; tokens over tokens per second; an unknown GPU is an error."""
+    words = ["plan", str(ROOT / "tiny.yaml")]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"] is None
+    assert main([*words, "--tokens-per-second", "1024", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"] == 60 * 8 * 64 / 1024
+    assert main([*words, "--gpu", "Abacus"]) == 2
+    assert "'Abacus' in fp32 is not known" in capsys.readouterr().err
+    assert main([*words, "--gpu", "H100", "precision=bf16", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["seconds"] == pytest.approx(document["flops"] / (0.4 * 989.4e12))
+
+
+@pytest.mark.parametrize("words", [["--world-size", "0"], ["--tokens-per-second", "0"]])
+def test_nothing_can_run_on_no_process_or_at_no_speed(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    """Oracle: exit code 2."""
+    assert main(["plan", str(ROOT / "tiny.yaml"), *words]) == 2
+    assert "greater than 0" in capsys.readouterr().err
 
 
 def test_gpt_124m_has_the_size_of_its_name() -> None:

@@ -229,13 +229,15 @@ def test_a_rank_that_fails_is_the_last_word_on_the_screen(place: Place) -> None:
 
 def test_two_jobs_cannot_train_in_one_folder(place: Place) -> None:
     """Oracle: exit code 3 for the second, and the first goes on."""
-    place.write("toy.yaml", config(place.run, task=PAUSED))
+    long = "{steps: 100000, global_batch: 12, micro_batch: 2}"
+    place.write("toy.yaml", config(place.run, task=PAUSED, train=long))
     first = place.start(["train", "toy.yaml"])
     place.wait_for(first, "checkpoints/step-00000006")
     second = place.harness("train", "toy.yaml")
     assert second.code == 3
     assert "another job is training in this folder" in second.last_line
-    assert finish(first).code == 0
+    first.send_signal(signal.SIGTERM)
+    assert finish(first).code == 75
 
 
 @pytest.mark.parametrize("limit", [6000, 9000])
@@ -287,9 +289,13 @@ def test_accelerate_launch_starts_what_it_was_asked_for_or_fails(place: Place) -
 def test_a_checkpoint_that_was_renamed_but_not_logged_is_completed(place: Place) -> None:
     """Oracle: exit code 4 before, since a record is missing; 0 after the next launch."""
     start_partly(place)
+    head = place.run / "log" / "checkpoint"
+    process = place.start(["train", "toy.yaml"])  # enters step 12 if the kill came before its record
     before = place.root / "before"
+    while process.poll() is None and head.read_text().splitlines()[1] != "2":
+        time.sleep(0.01)
     shutil.copytree(place.run / "log", before)
-    place.kill_at(place.start(["train", "toy.yaml"]), "checkpoints/step-00000018")
+    place.kill_at(process, "checkpoints/step-00000018")
     # As after a crash between the rename of step 18 and its record.
     shutil.rmtree(place.run / "log")
     shutil.copytree(before, place.run / "log")
@@ -297,6 +303,26 @@ def test_a_checkpoint_that_was_renamed_but_not_logged_is_completed(place: Place)
     assert verified.code == 4, verified.out
     assert place.harness("train", "toy.yaml").code == 0
     assert place.harness("verify", str(place.run), *keys(place)).code == 0
+
+
+def test_a_log_that_was_cut_off_at_its_first_record_is_begun_anew(place: Place) -> None:
+    """Oracle: the run verifies afterwards; a later log without its head is an error, and so is an older one."""
+    place.write("toy.yaml", config(place.run, task=PAUSED))
+    place.kill_at(place.start(["train", "toy.yaml"]), "checkpoints/step-00000006")
+    head = place.run / "log" / "checkpoint"
+    head.unlink(missing_ok=True)  # as after a crash between the record and the head
+    place.kill_at(place.start(["train", "toy.yaml"]), "checkpoints/step-00000018")
+    older = place.root / "older"
+    shutil.copytree(place.run / "log", older)
+    assert place.harness("train", "toy.yaml").code == 0
+    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+    shutil.rmtree(place.run / "log")
+    shutil.copytree(older, place.run / "log")
+    rolled_back = place.harness("train", "toy.yaml")
+    assert rolled_back.code == 1
+    assert "restore the log" in rolled_back.last_line
+    head.unlink()
+    assert place.harness("train", "toy.yaml").code == 4
 
 
 def test_keep_removes_payloads_and_lineage_survives(place: Place) -> None:

@@ -22,7 +22,9 @@ EXAMPLE = "harness config configs/tiny.yaml train.steps=20"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The config and its overrides, or one of the two descriptions of all keys."""
     parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="YAML file of the run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=20")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="for example train.steps=20"
+    )
     described = parser.add_mutually_exclusive_group()
     described.add_argument("--schema", action="store_true", help="print the JSON schema of a config")
     described.add_argument("--reference", action="store_true", help="print the reference of every key")

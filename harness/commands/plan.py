@@ -25,7 +25,9 @@ EXAMPLE = "harness plan configs/gpt-124m.yaml --world-size 8 --gpu H100"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The config, and what it is to run on."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.micro_batch=8")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="for example train.micro_batch=8"
+    )
     parser.add_argument(
         "--world-size", type=int, metavar="N", help="processes (default: train.world_size or 1)"
     )
@@ -43,7 +45,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """Print the plan."""
     loaded = config.load(arguments.config, arguments.overrides)
     settings = loaded.settings
-    world_size = arguments.world_size or settings.train.world_size or 1
+    world_size = settings.train.world_size or 1 if arguments.world_size is None else arguments.world_size
     if world_size < 1 or (arguments.tokens_per_second is not None and not arguments.tokens_per_second > 0):
         raise UsageError("--world-size and --tokens-per-second must be greater than 0")
     environment.require_training()

@@ -23,7 +23,9 @@ _ACCEPTABLE = ("config", "data", "tokenizer", "code", "metrics", "checkpoints")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The config, overrides, and the answers to a refused resume."""
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file of the run")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=20")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="for example train.steps=20"
+    )
     parser.add_argument(
         "--accept",
         metavar="WHAT,…",

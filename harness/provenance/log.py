@@ -24,7 +24,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
+from harness.errors import UsageError, VerificationFailed
 from harness.format import files
 from harness.provenance.keys import PublicKey, Signer, public_keys
 
@@ -272,12 +272,3 @@ def _decode(text: str, where: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise VerificationFailed("has broken base64", where=where) from error
-
-
-def exists(folder: Path) -> bool:
-    """Whether there is a log. Raises `EvidenceIncomplete` for a folder without a head."""
-    if not folder.exists():
-        return False
-    if not (folder / HEAD).is_file() and any(folder.iterdir()):
-        raise EvidenceIncomplete("the log has no head", where=str(folder))
-    return (folder / HEAD).is_file()

@@ -1,15 +1,14 @@
-"""What `harness doctor` looks at: the machine, the installation and one config, before a job is queued.
+"""What `harness doctor` looks at on a machine: packages, clock, launcher, devices, limits, key, folders.
 
-Nothing is changed. torch is imported only to plan the disk space of a config, so this also runs where only
-the auditing half is installed. Each check is one function of what it needs; `run` lines them up.
+Nothing is changed, and torch is not imported, so this also runs where only the auditing half is installed.
+Each check is one function of what it needs; `machine` lines them up. What belongs to one config is in
+`harness.training.checkup_run`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
-import netrc
 import os
 import re
 import resource
@@ -18,28 +17,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness import config, environment
+from harness import environment
 from harness.errors import HarnessError
-from harness.format.layout import RunFolder
 from harness.provenance import keys
-from harness.settings import Settings
-from harness.terminal import human_bytes
 from harness.training import launch
 
 Level = Literal["ok", "warn", "bad"]
 
+LOCK = Path(environment.__file__).parent.parent / "requirements.lock"
+"""The lock file of a checkout; an installed copy of the package has none."""
+
 _TORCH = (2, 11)
 _OPEN_FILES = 1024
-_SHARED_MEMORY = 64 << 20
 _SKEW_SECONDS = 5.0
 _SLOW_SECONDS = 1.0
-_SPARE_BYTES = 64 << 20
-"""Free space that a run needs besides its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +48,14 @@ class Check:
     remedy: str | None = None
 
 
-def run(path: Path | None, overrides: list[str], world_size: int | None) -> list[Check]:
-    """Every check of this machine and, when given, of the config ``path``.
+def machine(world_size: int | None, *, training: bool) -> list[Check]:
+    """The checks that need no config.
 
     ``world_size``: processes that a launch will have; None: what this process's environment says.
+    ``training``: whether a run is to be trained here, which an auditor's machine need not be able to.
     """
-    checks = [_python(), _packages(training=path is not None), *_clock()]
-    checks += [_launcher(world_size), *_devices(), *_threads(), _open_files()]
-    if path is None:
-        return [*checks, _key(None, None), _folder(Path.cwd(), "working folder")]
-    try:
-        loaded = config.load(path, overrides)
-    except HarnessError as error:
-        return [*checks, Check("bad", "config", str(error))]
-    settings = loaded.settings
-    checks.append(Check("ok", "config", f"{path} is understood: run {settings.run_name}"))
-    processes = world_size or settings.train.world_size or _environment_size()
-    checks += [_batch(settings, processes), _key(settings.signing.key, settings.run.dir)]
-    checks += [_folder(settings.run.dir, "run.dir"), *_run(settings.run.dir)]
-    checks += _space(settings, loaded.path.parent, processes)
-    checks += [*_shared_memory(settings), *_wandb(settings, os.environ)]
-    return checks
+    checks = [_python(), _packages(training=training), *locked(LOCK), _clock(), _launcher(world_size)]
+    return [*checks, *_devices(world_size or environment_size()), *_threads(), _open_files()]
 
 
 def _python() -> Check:
@@ -86,8 +69,8 @@ def _packages(*, training: bool) -> Check:
         text = f"the auditing half; training would also need {', '.join(absent)}"
         return Check("ok", "packages", text)
     if absent:
-        text = f"{', '.join(absent)} not installed"
-        return Check("bad", "packages", text, environment.install_command())
+        text = f"training needs {', '.join(absent)}, not installed"
+        return Check("bad", "packages", text, f"run: {environment.install_command()}")
     version = importlib.metadata.version("torch")
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < _TORCH:
         return Check("bad", "packages", f"torch {version} is older than 2.11", "install a newer torch")
@@ -95,16 +78,38 @@ def _packages(*, training: bool) -> Check:
     return Check("ok", "packages", f"torch {version}, {others}")
 
 
-def _clock() -> Iterator[Check]:
+def locked(lock: Path) -> Iterator[Check]:
+    """Installed versions against the file ``lock``; nothing without one. A build tag (``+cpu``) is no
+    difference.
+    """
+    try:
+        lines = lock.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    wanted = dict(line.split("==") for line in lines if re.fullmatch(r"[\w.-]+==[\w.!+-]+", line))
+    installed = {name: version for name, version in environment.packages().items() if name in wanted}
+    differing = [
+        f"{name} {version} (lock: {wanted[name]})"
+        for name, version in installed.items()
+        if (version or "").partition("+")[0] != wanted[name]
+    ]
+    if differing:
+        shown = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
+        yield Check("warn", "lock file", f"other versions than tested: {shown}", "scripts/setup.sh")
+    else:
+        yield Check("ok", "lock file", f"{len(installed)} packages are as {lock.name} says")
+
+
+def _clock() -> Check:
     now = time.gmtime()
     shown = time.strftime("%Y-%m-%dT%H:%M:%SZ", now)
     if not 2025 <= now.tm_year < 2100:
-        yield Check("bad", "clock", f"says {shown}", "set it: statements carry the time")
-    else:
-        yield Check("ok", "clock", shown)
+        return Check("bad", "clock", f"says {shown}", "set it: statements carry the time")
+    return Check("ok", "clock", shown)
 
 
-def _environment_size() -> int:
+def environment_size() -> int:
+    """Processes of the launch that this process is part of; 1 when it was started by hand."""
     text = os.environ.get("WORLD_SIZE", "1")
     return int(text) if text.isdigit() and int(text) else 1
 
@@ -114,16 +119,14 @@ def _launcher(world_size: int | None) -> Check:
         found = launch.detect()
     except HarnessError as error:
         return Check("bad", "launcher", error.what, error.remedy)
-    scheduler = next(
-        (name for name in ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST") if name in os.environ), None
-    )
-    inside = {"SLURM_JOB_ID": "in a Slurm job", "KUBERNETES_SERVICE_HOST": "in Kubernetes", None: "by hand"}
-    planned = f"; {world_size} asked for" if world_size and world_size != found.world_size else ""
-    text = f"{found.launcher}, {inside[scheduler]}, {found.world_size} process(es){planned}"
-    return Check("ok", "launcher", text)
+    where = "in a Slurm job" if "SLURM_JOB_ID" in os.environ else "by hand"
+    where = "in Kubernetes" if "KUBERNETES_SERVICE_HOST" in os.environ else where
+    count = f"{found.world_size} process{'' if found.world_size == 1 else 'es'}"
+    planned = f"; {world_size} planned" if world_size and world_size != found.world_size else ""
+    return Check("ok", "launcher", f"{found.launcher}, {where}, {count} here{planned}")
 
 
-def _devices() -> Iterator[Check]:
+def _devices(processes: int) -> Iterator[Check]:
     gpus = _nvidia()
     if gpus is None:
         yield Check("ok", "devices", f"no NVIDIA GPU; {_cores()} CPU cores")
@@ -131,11 +134,39 @@ def _devices() -> Iterator[Check]:
     if isinstance(gpus, str):
         yield Check("bad", "devices", f"nvidia-smi fails: {gpus}", "check the driver")
         return
-    yield Check("ok", "devices", f"{len(gpus)} GPU(s): {', '.join(sorted(set(gpus)))}")
+    visible = _visible(len(gpus), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    shown = "" if visible == len(gpus) else f", {visible} of them in CUDA_VISIBLE_DEVICES"
+    yield _enough(visible, processes, f"{len(gpus)} GPU(s): {', '.join(sorted(set(gpus)))}{shown}")
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         version = importlib.metadata.version("torch")
         if version.endswith("+cpu"):
             yield Check("bad", "devices", f"torch {version} cannot use them", "install a CUDA build of torch")
+
+
+def _enough(visible: int, processes: int, text: str) -> Check:
+    """GPUs against the processes of a launch, of which another machine may run some."""
+    if visible == 0:
+        return Check("warn", "devices", f"{text}; training would use the CPU", "check CUDA_VISIBLE_DEVICES")
+    if processes > visible:
+        remedy = f"start at most {visible} processes on this machine (torchrun --nproc-per-node {visible})"
+        return Check("warn", "devices", f"{text}; fewer than {processes} processes", remedy)
+    if processes < visible and processes == 1:
+        remedy = f"to use all: torchrun --nproc-per-node {visible} -m harness train …"
+        return Check("ok", "devices", f"{text}; one process uses one", remedy)
+    return Check("ok", "devices", text)
+
+
+def _visible(installed: int, variable: str | None) -> int:
+    """GPUs that CUDA shows to this process: its list ends at the first entry that is no device."""
+    if variable is None:
+        return installed
+    count = 0
+    for entry in variable.split(","):
+        name = entry.strip()
+        if not name.startswith(("GPU-", "MIG-")) and not (name.isdigit() and int(name) < installed):
+            break
+        count += 1
+    return count
 
 
 def _nvidia() -> list[str] | str | None:
@@ -175,48 +206,30 @@ def _open_files() -> Check:
     return Check("ok", "open files", f"the limit is {soft}")
 
 
-def _batch(settings: Settings, processes: int) -> Check:
-    train = settings.train
-    per_pass = train.micro_batch * processes
-    if train.global_batch % per_pass:
-        text = (
-            f"global batch {train.global_batch} is no multiple of {train.micro_batch} x {processes} processes"
-        )
-        return Check("bad", "batch", text, "change train.micro_batch or the number of processes")
-    steps = train.global_batch // per_pass
-    text = f"{train.global_batch} = {train.micro_batch} x {processes} processes x {steps} accumulated"
-    return Check("ok", "batch", text)
-
-
-def _key(configured: Path | None, run_dir: Path | None) -> Check:
+def signing_key(configured: Path | None, run_dir: Path | None) -> tuple[Check, keys.Signer | None]:
+    """Who would sign, without making the key that a first run makes."""
     if configured is None and not os.environ.get(keys.ENVIRONMENT) and not keys.user_key_path().exists():
         text = f"none yet; the first run makes {keys.user_key_path()}"
-        return Check("warn", "signing key", text, "or make your own: harness keys new --out NAME")
+        return Check("warn", "signing key", text, "or make your own: harness keys new --out NAME"), None
     try:
         path, reason = keys.signing_key_path(configured, run_dir)
         signer = keys.load_signer(path)
     except HarnessError as error:
-        return Check("bad", "signing key", str(error))
+        return Check("bad", "signing key", str(error)), None
     if signer.p256 is None:
         text = f"{path} ({reason}) has no P-256 key, so there will be no model.sig"
-        return Check("warn", "signing key", text, "harness keys new --out NAME")
-    return Check("ok", "signing key", f"{signer.ed25519_id[:16]}…  {path} ({reason})")
+        return Check("warn", "signing key", text, "harness keys new --out NAME"), signer
+    return Check("ok", "signing key", f"{signer.ed25519_id[:16]}…  {path} ({reason})"), signer
 
 
-def _folder(folder: Path, name: str) -> Check:
-    """Whether a file can be written, synced and renamed there, and how long that takes."""
-    there = _existing(folder)
+def writable(folder: Path, name: str) -> Check:
+    """Whether a file can be written, synced and renamed in ``folder``, or in what is there of its path."""
     try:
-        with tempfile.TemporaryDirectory(prefix=".tmp-doctor-", dir=there) as probe:
+        with tempfile.TemporaryDirectory(prefix=".tmp-doctor-", dir=existing(folder)) as probe:
             started = time.perf_counter()
-            target = Path(probe) / "new"
-            with open(target, "wb") as stream:
-                stream.write(b"0" * 4096)
-                stream.flush()
-                os.fsync(stream.fileno())
-            target.rename(Path(probe) / "final")
+            modified = _write_durably(Path(probe))
             seconds = time.perf_counter() - started
-            skew = abs((Path(probe) / "final").stat().st_mtime - time.time())
+            skew = abs(modified - time.time())
     except OSError as error:
         text = f"{folder}: cannot write, sync and rename: {error.strerror or error}"
         return Check("bad", name, text, "change run.dir or its permissions")
@@ -229,86 +242,18 @@ def _folder(folder: Path, name: str) -> Check:
     return Check("ok", name, f"{folder}: a durable write takes {1000 * seconds:.0f} ms")
 
 
-def _existing(folder: Path) -> Path:
+def _write_durably(folder: Path) -> float:
+    """Write, sync and rename a file in ``folder``; returns when the file system says that was."""
+    with open(folder / "new", "wb") as stream:
+        stream.write(b"0" * 4096)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return (folder / "new").rename(folder / "final").stat().st_mtime
+
+
+def existing(folder: Path) -> Path:
+    """The deepest folder on the way to ``folder`` that is there."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
     return folder
-
-
-def _run(root: Path) -> Iterator[Check]:
-    """What run.dir holds already, and whether a job is at work in it."""
-    complete = RunFolder(root).complete()
-    if complete:
-        yield Check("ok", "run", f"continues from {complete[-1].name}, if that verifies")
-    if not root.is_dir():
-        return
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        yield Check("bad", "run", f"another job is training in {root}", "wait for it or stop it")
-    finally:
-        os.close(descriptor)
-
-
-def _space(settings: Settings, base: Path, processes: int) -> Iterator[Check]:
-    """Free space against what the run's checkpoints will take."""
-    free = shutil.disk_usage(_existing(settings.run.dir)).free
-    needed = _needed(settings, base, processes)
-    if needed is None:
-        level: Level = "ok" if free > _SPARE_BYTES else "bad"
-        yield Check(level, "disk", f"{human_bytes(free)} free; what the run will take cannot be planned here")
-        return
-    each, total = needed
-    text = f"{human_bytes(free)} free, {human_bytes(total)} of checkpoints to come ({human_bytes(each)} each)"
-    if free < 2 * each + _SPARE_BYTES:
-        yield Check("bad", "disk", text, "free space or change run.dir")
-    elif free < total:
-        yield Check("warn", "disk", text, "set checkpoint.keep, or checkpoint less often")
-    else:
-        yield Check("ok", "disk", text)
-
-
-def _needed(settings: Settings, base: Path, processes: int) -> tuple[int, int] | None:
-    """Bytes of one checkpoint and of all that are kept at once; None when they cannot be planned here."""
-    if environment.missing(("torch", "numpy")):
-        return None
-    try:
-        from harness.training.plan import plan
-
-        planned = plan(settings, base, processes)
-    except HarnessError:
-        return None
-    return planned.checkpoint_bytes, planned.disk_bytes
-
-
-def _shared_memory(settings: Settings) -> Iterator[Check]:
-    if settings.train.data_workers and Path("/dev/shm").is_dir():
-        free = shutil.disk_usage("/dev/shm").free
-        if free < _SHARED_MEMORY:
-            text = f"{human_bytes(free)} free in /dev/shm, and train.data_workers is on"
-            yield Check(
-                "warn", "shared memory", text, "docker run --shm-size=1g, or an emptyDir of medium Memory"
-            )
-        else:
-            yield Check("ok", "shared memory", f"{human_bytes(free)} free in /dev/shm")
-
-
-def _wandb(settings: Settings, environ: Mapping[str, str]) -> Iterator[Check]:
-    mode = settings.track.wandb
-    if mode == "off":
-        return
-    if environment.missing(("wandb",)):
-        yield Check("bad", "wandb", f"track.wandb is {mode} and wandb is not installed", "pip install wandb")
-    elif mode == "online" and not (environ.get("WANDB_API_KEY") or _in_netrc("api.wandb.ai")):
-        yield Check("bad", "wandb", "online, and no API key", "wandb login, or set WANDB_API_KEY")
-    else:
-        yield Check("ok", "wandb", f"{mode}, {importlib.metadata.version('wandb')}")
-
-
-def _in_netrc(host: str) -> bool:
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

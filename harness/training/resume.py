@@ -22,12 +22,12 @@ from harness import config
 from harness.checkpoint import restore, writer
 from harness.checkpoint.restore import Found, Skipped
 from harness.checkpoint.writer import Commit
-from harness.errors import EnvironmentFault, ResumeRefused
+from harness.errors import EnvironmentFault, ResumeRefused, VerificationFailed
 from harness.format import files as durable
 from harness.format import layout, strict_json
 from harness.format.layout import RunFolder
 from harness.provenance import history, keys, log, policy
-from harness.provenance.keys import Signer
+from harness.provenance.keys import PublicKey, Signer
 from harness.settings import Settings
 from harness.training.record import Difference, RunFacts, Segment
 
@@ -84,13 +84,13 @@ def open_run(settings: Settings, wanted: Callable[[str], bool], accept: Sequence
             remedy=f"signed with another key than {path}? Start again from step 0 with --accept checkpoints",
         )
     aside = _set_aside(folder, found.skipped)
-    entries = log.read(folder.log, publics) if folder.log.exists() else None
+    entries = _read_log(folder, found, publics)
     records = (
         [strict_json.loads(record, where=str(folder.log)) for record in entries.records] if entries else []
     )
     run_id = str(records[0]["run"]) if records else None
     if found.loaded is not None and found.loaded.checkpoint not in {each["checkpoint"] for each in records}:
-        head = _log_tip(folder, found, signer)
+        head = _log_tip(folder, found, signer, len(records))
         return OpenRun(folder, lock, signer, reason, found, head, run_id, aside)
     found = Found(found.loaded, found.statement, (*found.skipped, *_lost(found, records)))
     return OpenRun(folder, lock, signer, reason, found, entries.head if entries else None, run_id, aside)
@@ -212,11 +212,29 @@ def _lock(folder: RunFolder) -> int:
     return descriptor
 
 
-def _log_tip(folder: RunFolder, found: Found, signer: Signer) -> log.Head:
-    """Enter the newest checkpoint into the log: a crash came between its rename and its entry."""
+def _read_log(folder: RunFolder, found: Found, publics: Sequence[PublicKey]) -> log.Log | None:
+    """The run's log; None when a crash came before its first head was on disk."""
+    begun = found.statement is not None and found.statement.sequence > 0
+    if not begun and not (folder.log / log.HEAD).exists():
+        return None
+    return log.read(folder.log, publics)
+
+
+def _log_tip(folder: RunFolder, found: Found, signer: Signer, size: int) -> log.Head:
+    """Enter the newest checkpoint into the log of ``size``: a crash came between its rename and its entry.
+
+    Raises `VerificationFailed` when the log is not the one that the checkpoint saw when it was signed.
+    """
     loaded, statement = found.loaded, found.statement
     if loaded is None or statement is None:
         raise ResumeRefused("there is no checkpoint to enter into the log", where=str(folder.log))
+    seen = 0 if statement.predicate["log"] is None else int(statement.predicate["log"]["size"])
+    if seen != size:
+        raise VerificationFailed(
+            f"the log has {size} records, and {loaded.folder.name} was signed when it had {seen}",
+            where=str(folder.log),
+            remedy="restore the log that belongs to this run folder",
+        )
     bundle = durable.read_limited(loaded.folder / layout.CHECKPOINT_BUNDLE, _BUNDLE_LIMIT)
     digest = hashlib.sha256(bundle).hexdigest()
     record = history.record_of(

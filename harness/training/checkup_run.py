@@ -1,0 +1,245 @@
+"""What `harness doctor` looks at for one config: batch, key, policy, folder, data, trackers, disk space.
+
+Nothing is changed. torch is imported only for what cannot be told without it: the size of a checkpoint and
+whether the device has the precision.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import netrc
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from harness import config, environment
+from harness.data.corpus import WheelFiles
+from harness.data.documents import FILE_KINDS, matching_files
+from harness.errors import HarnessError
+from harness.format.layout import RunFolder
+from harness.provenance import keys, policy
+from harness.provenance.policy import Policy
+from harness.settings import Data, Settings
+from harness.terminal import human_bytes
+from harness.training.checkup import Check, Level, environment_size, existing, signing_key, writable
+
+_SHARED_MEMORY = 64 << 20
+_SPARE_BYTES = 64 << 20
+"""Free space that a run needs besides its checkpoints."""
+
+
+def of_run(path: Path, overrides: list[str], world_size: int | None, rules: Path | None) -> Iterator[Check]:
+    """The checks of the config ``path``.
+
+    ``world_size``: processes that a launch will have; None: what the config asks for, else what this
+    process's environment says. ``rules``: the policy that the run's checkpoints are to satisfy.
+    """
+    try:
+        loaded = config.load(path, overrides)
+    except HarnessError as error:
+        yield Check("bad", "config", str(error))
+        return
+    settings, base = loaded.settings, loaded.path.parent
+    yield Check("ok", "config", f"{path} is understood: run {settings.run_name}")
+    yield from _world_size(settings.train.world_size, world_size)
+    yield _batch(settings, world_size or settings.train.world_size or environment_size())
+    key, signer = signing_key(settings.signing.key, settings.run.dir)
+    yield key
+    if rules is not None:
+        yield from trusted(rules, signer, settings.run_name)
+    yield writable(settings.run.dir, "run.dir")
+    yield from _run(settings.run.dir)
+    yield from _data(settings, base)
+    yield from _shared_memory(settings)
+    yield from _wandb(settings, os.environ)
+    yield from _with_torch(settings, base)
+
+
+def _world_size(asked: int | None, planned: int | None) -> Iterator[Check]:
+    """`train.world_size` against the launch that is planned, or that this process is part of."""
+    if asked is None:
+        return
+    started = planned or (environment_size() if "WORLD_SIZE" in os.environ else None)
+    if started is not None and started != asked:
+        text = f"train.world_size is {asked}, and {started} processes are to run"
+        yield Check("bad", "world size", text, f"torchrun --nproc-per-node {asked} -m harness train …")
+    elif started is None and asked > 1:
+        text = f"{asked} by train.world_size: launch with torchrun --nproc-per-node {asked}"
+        yield Check("ok", "world size", text)
+    else:
+        yield Check("ok", "world size", f"{asked}, as train.world_size says")
+
+
+def _batch(settings: Settings, processes: int) -> Check:
+    train = settings.train
+    per_pass = train.micro_batch * processes
+    if train.global_batch % per_pass:
+        text = (
+            f"global batch {train.global_batch} is no multiple of {train.micro_batch} x {processes} processes"
+        )
+        return Check("bad", "batch", text, "change train.micro_batch or the number of processes")
+    steps = train.global_batch // per_pass
+    text = f"{train.global_batch} = {train.micro_batch} x {processes} processes x {steps} accumulated"
+    return Check("ok", "batch", text)
+
+
+def trusted(file: Path, signer: keys.Signer | None, run_name: str | None) -> Iterator[Check]:
+    """Whether the policy in ``file`` accepts what ``signer`` signs now, for ``run_name`` when it is known."""
+    try:
+        rules = policy.load(file)
+    except HarnessError as error:
+        yield Check("bad", "policy", str(error))
+        return
+    accepted = ", ".join(identity.name for identity in rules.identities)
+    if signer is None:
+        yield Check("ok", "policy", f"{file} is understood; it accepts {accepted}")
+        return
+    objections = list(_objections(rules, signer, run_name))
+    if objections:
+        yield Check("bad", "policy", f"{file}: {'; '.join(objections)}", "change the key or the policy")
+    elif rules.threshold > 1:
+        text = f"{file}: {rules.threshold} people must sign, and a run has one signer"
+        yield Check("warn", "policy", text, "the others sign afterwards")
+    else:
+        yield Check("ok", "policy", f"{file} accepts the signing key; it accepts {accepted}")
+
+
+def _objections(rules: Policy, signer: keys.Signer, run_name: str | None) -> Iterator[str]:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    for key in keys.public_keys(signer):
+        known = rules.statement_keys if key.algorithm == "ed25519" else rules.model_keys
+        if key.key_id in rules.revoked:
+            yield f"the {key.algorithm} key {key.key_id[:16]}… is revoked"
+        elif key.key_id not in {each.key_id for each in known}:
+            if key.algorithm == "ed25519" or policy.MODEL_SIGNATURE in rules.required:
+                yield f"it does not know the {key.algorithm} key {key.key_id[:16]}…"
+        elif run_name is not None:
+            objection = rules.identity(key).objection(run_name, run_name, now)
+            if objection is not None and key.algorithm == "ed25519":
+                yield objection
+    if signer.p256 is None and policy.MODEL_SIGNATURE in rules.required:
+        yield "it requires model.sig, and the signing key has no P-256 half"
+
+
+def _run(root: Path) -> Iterator[Check]:
+    """What run.dir holds already, and whether a job is at work in it."""
+    try:
+        complete = RunFolder(root).complete()
+        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return  # not there yet, or what `writable` has told
+    if complete:
+        yield Check("ok", "run", f"continues from {complete[-1].name}, if that verifies")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield Check("bad", "run", f"another job is training in {root}", "wait for it or stop it")
+    finally:
+        os.close(descriptor)
+
+
+def _data(settings: Settings, base: Path) -> Iterator[Check]:
+    """Whether the files of the corpus are there; they are not read."""
+    data = settings.data
+    if data is None:
+        return
+    try:
+        count = _files(data, base)
+    except HarnessError as error:
+        yield Check("bad", "data", str(error))
+        return
+    if count is None:
+        yield Check("ok", "data", f"{data.kind} is the user's own and was not looked at")
+    else:
+        yield Check("ok", "data", f"{count:,} files of kind {data.kind}")
+
+
+def _files(data: Data, base: Path) -> int | None:
+    """Number of the corpus's files; None for a user's own kind. Raises what opening the corpus raises."""
+    if data.kind == "wheel":
+        return len(WheelFiles(data.packages).names())
+    if data.kind in FILE_KINDS:
+        return len(FILE_KINDS[data.kind](data, base).names())
+    return len(matching_files(data.files, base)) if data.kind == "tokens" else None
+
+
+def _shared_memory(settings: Settings) -> Iterator[Check]:
+    if settings.train.data_workers and Path("/dev/shm").is_dir():
+        free = shutil.disk_usage("/dev/shm").free
+        if free < _SHARED_MEMORY:
+            text = f"{human_bytes(free)} free in /dev/shm, and train.data_workers is on"
+            remedy = "docker run --shm-size=1g, or an emptyDir of medium Memory"
+            yield Check("warn", "shared memory", text, remedy)
+        else:
+            yield Check("ok", "shared memory", f"{human_bytes(free)} free in /dev/shm")
+
+
+def _wandb(settings: Settings, environ: Mapping[str, str]) -> Iterator[Check]:
+    mode = settings.track.wandb
+    if mode == "off":
+        return
+    if environment.missing(("wandb",)):
+        yield Check("bad", "wandb", f"track.wandb is {mode} and wandb is not installed", "pip install wandb")
+    elif mode == "online" and not (environ.get("WANDB_API_KEY") or _in_netrc("api.wandb.ai")):
+        yield Check("bad", "wandb", "online, and no API key", "wandb login, or set WANDB_API_KEY")
+    else:
+        yield Check("ok", "wandb", f"{mode}, {importlib.metadata.version('wandb')}")
+
+
+def _in_netrc(host: str) -> bool:
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _with_torch(settings: Settings, base: Path) -> Iterator[Check]:
+    """Precision and disk space; without torch only how much is free."""
+    try:
+        free = shutil.disk_usage(existing(settings.run.dir)).free
+    except OSError:
+        return  # `writable` has told
+    if environment.missing(("torch", "numpy")):
+        level: Level = "ok" if free > _SPARE_BYTES else "bad"
+        yield Check(level, "disk", f"{human_bytes(free)} free; what the run takes cannot be told here")
+        return
+    if settings.precision != "fp32":
+        yield _precision(settings.precision)
+    try:
+        from harness.training.plan import plan
+
+        # The number of processes changes no checkpoint.
+        planned = plan(settings, base, 1)
+    except HarnessError as error:
+        yield Check("bad", "task", str(error))
+        return
+    already = len(RunFolder(settings.run.dir).complete()) * planned.checkpoint_bytes
+    yield _space(free, planned.checkpoint_bytes, max(planned.disk_bytes - already, 0))
+
+
+def _precision(name: str) -> Check:
+    import torch
+
+    from harness.training.optimizer import precision
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = precision(name, device)
+    except HarnessError as error:
+        return Check("bad", "precision", error.what, error.remedy)
+    if name == "fp8" and environment.missing(("torchao",)):
+        return Check("bad", "precision", "fp8 needs torchao, which is not installed", "pip install torchao")
+    return Check("ok", "precision", f"{name} on {device.type}: {chosen.reason}")
+
+
+def _space(free: int, each: int, total: int) -> Check:
+    """Free bytes against those of one checkpoint and of all that are still to come at once."""
+    text = f"{human_bytes(free)} free, {human_bytes(total)} of checkpoints to come ({human_bytes(each)} each)"
+    if free < min(2 * each, total) + _SPARE_BYTES:
+        return Check("bad", "disk", text, "free space or change run.dir")
+    if free < total + _SPARE_BYTES:
+        return Check("warn", "disk", text, "set checkpoint.keep, or checkpoint less often")
+    return Check("ok", "disk", text)
