@@ -306,7 +306,7 @@ def test_a_checkpoint_that_was_renamed_but_not_logged_is_completed(place: Place)
 
 
 def test_a_log_that_was_cut_off_at_its_first_record_is_begun_anew(place: Place) -> None:
-    """Oracle: the run verifies afterwards; a later log without its head is an error, and so is an older one."""
+    """Oracle: the run verifies afterwards; a later log without head is an error, and so is an older one."""
     place.write("toy.yaml", config(place.run, task=PAUSED))
     place.kill_at(place.start(["train", "toy.yaml"]), "checkpoints/step-00000006")
     head = place.run / "log" / "checkpoint"
