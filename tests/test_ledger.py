@@ -415,6 +415,7 @@ def test_a_compiled_embedding_is_observed_differs_and_stays_compiled_under_the_c
     ledger = warn()
     torch._dynamo.reset()  # what other tests have compiled makes torch generalise, and compile once more
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    modules = len(codegen.loaded_modules())  # those of other tests in this process
 
     def gradients(step: int, watch: Ledger) -> tuple[bytes, bytes]:
         model.zero_grad()
@@ -446,7 +447,7 @@ def test_a_compiled_embedding_is_observed_differs_and_stays_compiled_under_the_c
     assert (found[0].count, found[0].first_step, found[0].last_step) == (1, 1, 25)
     shown = ledger.coverage()
     assert shown["compiled_regions"] == 1
-    assert shown["codegen_items"] == 2  # forward and backward
+    assert shown["codegen_items"] == modules + 2  # forward and backward
     assert shown["unreadable_sources"] == 0
 
 
