@@ -18,6 +18,12 @@ Example::
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_STORAGE = (*_NO_SPACE, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+
 
 class HarnessError(Exception):
     """Root of the tree. ``what`` went wrong, ``where``, and the ``remedy``."""
@@ -82,3 +88,18 @@ class Interrupted(HarnessError):
     """Stopped by a signal after saving; restart with the same command."""
 
     exit_code = 75
+
+
+def storage_fault(error: OSError, doing: str, folder: Path | str) -> EnvironmentFault:
+    """``error`` of the file system while ``doing`` ("writing a checkpoint") in ``folder``, as one line."""
+    where = str(error.filename or folder)
+    if error.errno in _NO_SPACE:
+        remedy = "free space or set checkpoint.keep, then restart with the same command"
+        return EnvironmentFault(f"no space left while {doing}", where=where, remedy=remedy)
+    what = f"{doing} failed: {error.strerror or error}"
+    return EnvironmentFault(what, where=where, remedy="check the disk, then restart with the same command")
+
+
+def is_storage(error: BaseException) -> bool:
+    """Whether the disk, not the program, is the reason: full, over a limit, read-only, broken, gone."""
+    return isinstance(error, OSError) and error.errno in _STORAGE

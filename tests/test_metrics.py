@@ -80,3 +80,17 @@ def test_read_steps_gives_the_lines_between_two_steps(tmp_path: Path) -> None:
     """Oracle: the half-open interval of its docstring."""
     path = write(tmp_path, 9)
     assert [line["step"] for line in read_steps(path, 3, 6)] == [4, 5, 6]
+
+
+def test_an_event_after_a_torn_line_is_a_line_of_its_own(tmp_path: Path) -> None:
+    """Oracle: the torn bytes are kept, and the next event parses."""
+    path = tmp_path / "events" / "rank-00000.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(b'{"event": "sav')
+    for _ in range(2):
+        events = Events(path)
+        events.write("launch")
+        events.close()
+    torn, *whole = path.read_text().splitlines()
+    assert torn == '{"event": "sav'
+    assert [json.loads(line)["event"] for line in whole] == ["launch", "launch"]

@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.checkpoint.snapshot import FileImage
-from harness.errors import EnvironmentFault, HarnessError, UsageError
+from harness.errors import EnvironmentFault, HarnessError, UsageError, storage_fault
 from harness.format import files as durable
 from harness.format import layout
 from harness.format.layout import RunFolder
@@ -148,7 +147,7 @@ class CheckpointWriter:
         except HarnessError as error:
             self._failure = error
         except OSError as error:
-            self._failure = _fault(error, self._run.checkpoints)
+            self._failure = storage_fault(error, "writing a checkpoint", self._run.checkpoints)
         except Exception as error:
             self._failure = HarnessError(f"writing a checkpoint failed: {type(error).__name__}: {error}")
             self._failure.__cause__ = error
@@ -320,12 +319,3 @@ def _require_space(folder: Path, save: Save) -> None:
             where=str(folder),
             remedy="free space or set checkpoint.keep, then restart with the same command",
         )
-
-
-def _fault(error: OSError, folder: Path) -> EnvironmentFault:
-    where = str(error.filename or folder)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "free space or set checkpoint.keep, then restart with the same command"
-        return EnvironmentFault("no space left while writing a checkpoint", where=where, remedy=remedy)
-    what = f"writing a checkpoint failed: {error.strerror or error}"
-    return EnvironmentFault(what, where=where, remedy="check the disk, then restart with the same command")

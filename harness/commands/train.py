@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         failure.report(error, loaded.settings.run.dir)
         raise
     except Exception as error:
-        explained = failure.explain(error)
+        explained = failure.explain(error, loaded.settings.run.dir)
         failure.report(explained, loaded.settings.run.dir)
         raise explained from error
     return Outcome(asdict(result), "")

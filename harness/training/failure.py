@@ -8,10 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
+import traceback
+from contextlib import closing
 from pathlib import Path
 
-from harness.errors import EnvironmentFault, HarnessError, Interrupted, TrainingFailed
+from harness.errors import (
+    EnvironmentFault,
+    HarnessError,
+    Interrupted,
+    TrainingFailed,
+    is_storage,
+    storage_fault,
+)
 from harness.format.layout import RunFolder
 from harness.training.metrics import Events
 
@@ -24,8 +34,8 @@ _LOST_PEER = (
 )
 
 
-def explain(error: Exception) -> HarnessError:
-    """An unexpected ``error`` as one line; its cause keeps the traceback."""
+def explain(error: Exception, run_dir: Path) -> HarnessError:
+    """An unexpected ``error`` of the run in ``run_dir`` as one line; its cause keeps the traceback."""
     rank = int(os.environ.get("RANK", "0"))
     text = " ".join(str(error).split())
     explained: HarnessError
@@ -38,6 +48,8 @@ def explain(error: Exception) -> HarnessError:
             where=text[:120],
             remedy="another rank failed or was killed first: its line is above, its traceback in events/",
         )
+    elif isinstance(error, OSError) and is_storage(error):
+        explained = storage_fault(error, "writing the run folder", run_dir)
     else:
         remedy = "the traceback is in the run folder's events/; resume with the same command once fixed"
         explained = TrainingFailed(f"{type(error).__name__}: {text}", where=f"rank {rank}", remedy=remedy)
@@ -46,15 +58,21 @@ def explain(error: Exception) -> HarnessError:
 
 
 def report(error: HarnessError, run_dir: Path) -> None:
-    """Write ``error`` to this rank's events and, under torchrun, to its error file."""
+    """Write ``error`` to this rank's events and, under torchrun, to its error file.
+
+    A disk that takes neither does not hide ``error``: the traceback then goes to stderr.
+    """
     rank = int(os.environ.get("RANK", "0"))
-    if run_dir.is_dir():
-        events = Events(RunFolder(run_dir).events(rank))
-        events.failure(error)
-        events.close()
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path and not isinstance(error, Interrupted):
-        _write_error_file(Path(path), error)
+    try:
+        if run_dir.is_dir():
+            with closing(Events(RunFolder(run_dir).events(rank))) as events:
+                events.failure(error)
+        path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        if path and not isinstance(error, Interrupted):
+            _write_error_file(Path(path), error)
+    except OSError as unwritten:
+        traceback.print_exception(error)
+        print(f"harness: not written to events/ ({unwritten.strerror}): the traceback above", file=sys.stderr)
 
 
 def _write_error_file(path: Path, error: HarnessError) -> None:

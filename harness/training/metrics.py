@@ -26,12 +26,22 @@ class Events:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._stream = open(path, "ab", buffering=0)  # noqa: SIM115
+        self._stream = open(path, "a+b", buffering=0)  # noqa: SIM115
+        self._end_partial_line()
+
+    def _end_partial_line(self) -> None:
+        """A line that an earlier launch could not finish must not swallow the next one."""
+        if self._stream.tell() > 0:
+            self._stream.seek(-1, os.SEEK_END)
+            if self._stream.read(1) != b"\n":
+                self._stream.write(b"\n")
 
     def write(self, event: str, level: str = "info", **fields: Any) -> None:
         """Append one event; ``level`` is info, warning or error."""
         line = {"time": time.time(), "level": level, "event": event, **fields}
-        self._stream.write(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE))
+        data = orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        while data:  # an unbuffered write may take a part: a disk that fills up, a limit
+            data = data[self._stream.write(data) :]
 
     def failure(self, error: BaseException) -> None:
         """Append ``error`` with its full traceback."""
@@ -66,10 +76,12 @@ class MetricsLog:
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        """Flush, sync and close."""
-        self._stream.flush()
-        self.sync()
-        self._stream.close()
+        """Flush, sync and close; a flush that fails still closes."""
+        try:
+            self._stream.flush()
+            self.sync()
+        finally:
+            self._stream.close()
 
 
 def rewind(path: Path, step: int, events: Events, *, accept_gap: bool = False) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -157,11 +158,12 @@ class Recorder:
         self._screen.close()
 
     def close(self) -> None:
-        """Close the files; also after an error."""
+        """Close the files, each of them; also after an error."""
         if self._desk is not None:
-            self._screen.close()
-            self._desk.metrics.close()
-            self._desk.tracking.finish()
+            with ExitStack() as last_to_first:
+                last_to_first.callback(self._desk.tracking.finish)
+                last_to_first.callback(self._desk.metrics.close)
+                last_to_first.callback(self._screen.close)
 
     def _wait(self) -> None:
         """Until rank 0 has nothing in flight; its failure is raised on every rank."""
