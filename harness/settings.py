@@ -226,13 +226,44 @@ class Train(Section):
     """Steps between two progress lines in a log, at most one a second; metrics.jsonl has every step."""
 
 
+class BestCheckpoints(Section):
+    """Checkpoints with the best values of a metric."""
+
+    metric: Word = Field(json_schema_extra=OPERATIONAL)
+    """Name of an evaluation score, or `train_loss`."""
+    mode: Literal["min", "max"] = Field(default="min", json_schema_extra=OPERATIONAL)
+    """Which values are good."""
+    count: Positive = Field(default=1, json_schema_extra=OPERATIONAL)
+    """How many stay."""
+
+
+class Keep(Section):
+    """Which checkpoints keep their tensors; one that any key wants stays."""
+
+    newest: Positive = Field(default=1, json_schema_extra=OPERATIONAL)
+    """Number of newest ones."""
+    every: Natural = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Those whose step is a multiple of this; 0 for none."""
+    best: BestCheckpoints | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Those with the best values of a metric."""
+    pinned: list[Positive] = Field(default_factory=list, json_schema_extra=OPERATIONAL)
+    """Steps that always stay."""
+
+
 class Checkpoint(Section):
     """When a checkpoint is written and which are kept."""
 
     every: Positive = Field(default=100, json_schema_extra=OPERATIONAL)
     """Steps between checkpoints; the last step and an interruption are always saved."""
-    keep: Literal["all"] | Positive = Field(default="all", json_schema_extra=OPERATIONAL)
-    """`all`, or the number of newest checkpoints whose tensors are kept."""
+    keep: Literal["all"] | Positive | Keep = Field(default="all", json_schema_extra=OPERATIONAL)
+    """Which checkpoints keep their tensors: `all`, the number of newest ones, or a mapping of `newest`,
+    `every`, `best` and `pinned`, each of which adds to the kept ones. Statements of the others stay."""
+    on_failure: Literal["stop", "continue"] = Field(default="stop", json_schema_extra=OPERATIONAL)
+    """When a checkpoint cannot be written: `stop` the run, or `continue` to the next one, with a warning. The
+    last checkpoint of a launch must be written either way."""
+    file_bytes: Positive = Field(default=512 << 20, json_schema_extra=OPERATIONAL)
+    """Weights and optimizer state are split into files of at most this many bytes (a larger tensor has a file
+    of its own), and further so that each rank writes some, as long as that gives each 1/16 of it."""
 
 
 class Evaluate(Section):
@@ -296,8 +327,10 @@ class Settings(Section):
     track: Track = Track()
     precision: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
     """Arithmetic of the forward and backward pass; weights and optimizer state stay fp32."""
-    parallel: Literal["ddp"] = Field(default="ddp", json_schema_extra=SAME_DATA)
-    """How ranks share the work."""
+    parallel: Literal["ddp", "fsdp2"] = Field(default="ddp", json_schema_extra=SAME_DATA)
+    """How ranks share the work: `ddp` keeps the whole model on each, `fsdp2` a shard of every tensor
+    (PyTorch's fully_shard; modules of the classes in the model's `_no_split_modules` are gathered one at a
+    time)."""
     compile: StrictBool = Field(default=False, json_schema_extra=SAME_DATA)
     """Whether the model goes through torch.compile."""
 

@@ -92,7 +92,7 @@ def the_manifest_names_a_tensor_otherwise(scene: Scene) -> None:
 
 @attack("has another digest in the manifest")
 def the_manifest_has_another_tensor_digest(scene: Scene) -> None:
-    scene.manifest(20, lambda document: document["tensors"][0].update(digest="sha256:" + "0" * 64))
+    scene.manifest(20, lambda document: document["tensors"][0].update(digest="blake3:" + "0" * 64))
 
 
 # safetensors headers; the file keeps its size, since the header is padded.

@@ -24,6 +24,7 @@ from harness.format import chain, ledger, strict_json
 from harness.format.layout import RunFolder, checkpoint_name
 from harness.format.manifest import FileEntry, Manifest, TensorEntry, state_digest
 from harness.format.safetensors_header import build as build_header
+from harness.format.tensor_digests import tensor_digest
 from harness.provenance import keys, log, seal
 from harness.provenance.history import record_of
 from harness.provenance.keys import Signer
@@ -192,7 +193,7 @@ class SampleRun:
             contents[file] = header + b"".join(bodies)
             tensors += [
                 TensorEntry(
-                    span.name, file, span.dtype, span.shape, span.start, span.end, f"sha256:{_sha256(body)}"
+                    span.name, file, span.dtype, span.shape, span.start, span.end, tensor_digest(body)
                 )
                 for span, body in zip(spans, bodies, strict=True)
             ]

@@ -35,7 +35,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"format"}),
     frozenset({"provenance"}),
     frozenset({"report", "audit"}),
-    frozenset({"checkpoint", "determinism", "data", "model"}),
+    frozenset({"workers", "checkpoint", "determinism", "data", "model"}),
     frozenset({"tasks"}),
     frozenset({"training", "tracking"}),
     frozenset({"commands", "cli", "__main__"}),

@@ -24,7 +24,7 @@ PARTS = st.text("abcABC.-_ä0", min_size=1, max_size=4).filter(lambda part: part
 PATHS = st.lists(PARTS, min_size=1, max_size=3).map("/".join)
 GOOD = Manifest(
     (FileEntry("config.json", 3, "0" * 64), FileEntry("model.safetensors", 100, "1" * 64)),
-    (TensorEntry("w", "model.safetensors", "F32", (3,), 88, 100, "sha256:" + "2" * 64),),
+    (TensorEntry("w", "model.safetensors", "F32", (3,), 88, 100, "blake3:" + "2" * 64),),
 )
 
 
@@ -38,7 +38,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         for name in draw(st.lists(PARTS, max_size=2, unique=True)):
             start = draw(st.integers(0, entry.size))
             end = draw(st.integers(start, entry.size))
-            digest = f"sha256:{draw(DIGESTS)}"
+            digest = f"blake3:{draw(DIGESTS)}"
             tensors.append(TensorEntry(name, entry.path, "F32", (1, 2), start, end, digest))
     return Manifest(files, tuple(sorted(tensors, key=lambda each: (each.file, each.start, each.name))))
 
@@ -205,10 +205,10 @@ def test_the_checkpoint_id_is_the_sha256_of_the_file() -> None:
 def test_the_state_digest_does_not_depend_on_files_or_places() -> None:
     """Oracle: the definition in the docstring, computed by hand; generator states do not count."""
     tensor = GOOD.tensors[0]
-    line = b"w\0F32\x003\0sha256:" + b"2" * 64 + b"\n"
+    line = b"w\0F32\x003\0blake3:" + b"2" * 64 + b"\n"
     assert manifest.state_digest([tensor]) == hashlib.sha256(line).hexdigest()
     moved = replace(tensor, file="model-00001-of-00002.safetensors", start=0, end=12)
     rng = replace(tensor, file="rng-rank-00000.safetensors", name="other")
     assert manifest.state_digest([moved, rng]) == manifest.state_digest([tensor])
-    for change in ({"name": "v"}, {"dtype": "I32"}, {"shape": (1, 3)}, {"digest": "sha256:" + "3" * 64}):
+    for change in ({"name": "v"}, {"dtype": "I32"}, {"shape": (1, 3)}, {"digest": "blake3:" + "3" * 64}):
         assert manifest.state_digest([replace(tensor, **change)]) != manifest.state_digest([tensor])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from harness.checkpoint import state
+from harness.checkpoint.shards import Group
 from harness.checkpoint.state import TrainingState
 from harness.errors import TrainingFailed
 
@@ -54,13 +56,29 @@ def everything(made: TrainingState) -> dict[str, Tensor]:
     return {**state.model_tensors(made.model)[0], **state.optimizer_tensors(made)}
 
 
+@dataclass
+class Held:
+    """Tensors in memory as a restore finds them: `state.Source`."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+
+    def described(self, group: Group) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of each tensor of a group."""
+        return {name: (each.dtype, tuple(each.shape)) for name, each in getattr(self, group).items()}
+
+    def fill(self, group: Group, name: str, target: Tensor) -> None:
+        """Copy a tensor into ``target``."""
+        target.copy_(getattr(self, group)[name])
+
+
 def restored(source: TrainingState, target: TrainingState) -> None:
     """Carry what is saved of ``source`` over to ``target``."""
     tensors, aliases = state.model_tensors(source.model)
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
     others = {name: tensor.clone() for name, tensor in state.optimizer_tensors(source).items()}
-    state.load_model(target.model, copies, aliases)
-    state.load_optimizer(target, others)
+    state.load_model(target.model, Held(copies), aliases)
+    state.load_optimizer(target, Held({}, others))
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
@@ -105,7 +123,7 @@ def test_a_model_that_does_not_fit_is_an_error(change: str) -> None:
     alter, message = CHANGES[change]
     alter(tensors)
     with pytest.raises(TrainingFailed, match=message):
-        state.load_model(model, tensors, aliases)
+        state.load_model(model, Held(tensors), aliases)
 
 
 def test_weights_shared_in_another_way_are_an_error() -> None:
@@ -113,7 +131,7 @@ def test_weights_shared_in_another_way_are_an_error() -> None:
     model = Tied()
     tensors, _ = state.model_tensors(model)
     with pytest.raises(TrainingFailed, match="shared weights differ"):
-        state.load_model(model, tensors, {})
+        state.load_model(model, Held(tensors), {})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +148,7 @@ def test_a_state_without_an_owner_is_an_error(name: str, message: str) -> None:
     made = trained(1, 1)
     tensors = {**state.optimizer_tensors(made), name: torch.ones(2)}
     with pytest.raises(TrainingFailed, match=message):
-        state.load_optimizer(made, tensors)
+        state.load_optimizer(made, Held({}, tensors))
 
 
 def test_the_loss_scaler_comes_back() -> None:

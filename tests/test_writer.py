@@ -15,9 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from harness.audit.verify import verify_run
-from harness.checkpoint import snapshot, writer
-from harness.checkpoint.snapshot import Arena
-from harness.checkpoint.writer import CheckpointWriter, Commit, Save
+from harness.checkpoint import publisher, snapshot
+from harness.checkpoint.keeping import Keep
+from harness.checkpoint.publisher import Commit, Publication, Publisher
+from harness.checkpoint.shards import Part
+from harness.checkpoint.snapshot import Arena, FileImage
+from harness.checkpoint.writer import CheckpointWriter, Save
 from harness.errors import EnvironmentFault, HarnessError
 from harness.format import layout, strict_json
 from harness.format.layout import RunFolder
@@ -26,9 +29,10 @@ from harness.provenance import keys, log
 from harness.provenance.policy import from_keys
 from harness.training import record
 from harness.training.record import RunFacts, Segment, StepFacts
+from harness.workers import Workers
 
 RUN_ID = "ab" * 16
-TENSORS = {"model.safetensors": {"w": torch.arange(5000, dtype=torch.float32), "b": torch.ones(3).half()}}
+TENSORS = {"w": torch.arange(5000, dtype=torch.float32), "b": torch.ones(3).half()}
 CONFIG = "run: {}\n"
 
 
@@ -66,7 +70,14 @@ def save_of(step: int) -> Save:
     def predicate(manifest: Manifest, parent: Commit | None, head: log.Head | None) -> dict[str, Any]:
         return record.predicate(facts(), now, manifest, parent, head)
 
-    return Save(step, Arena().fill(TENSORS), {layout.TRAINER: strict_json.dumps(trainer)}, predicate)
+    files = {layout.TRAINER: strict_json.dumps(trainer)}
+    return Save(step, images_of(TENSORS), Publication(files, 1 << 16, predicate))
+
+
+def images_of(tensors: dict[str, torch.Tensor], arena: Arena | None = None) -> tuple[FileImage, ...]:
+    """The image of a model file with ``tensors``."""
+    part = Part("model.safetensors", "model", tuple(tensors), 0, 0)
+    return (arena or Arena(Workers.alone())).fill([part], {"model": tensors})
 
 
 def made(tmp_path: Path, signer: keys.Signer, **options: Any) -> CheckpointWriter:
@@ -74,7 +85,8 @@ def made(tmp_path: Path, signer: keys.Signer, **options: Any) -> CheckpointWrite
     run = RunFolder(tmp_path / "run")
     run.root.mkdir(exist_ok=True)
     run.run_config.write_text(CONFIG)
-    return CheckpointWriter(run, RUN_ID, signer, parent=None, head=None, **options)
+    publishing = Publisher(run, RUN_ID, signer, parent=None, head=None, **options)
+    return CheckpointWriter(run, Workers.alone(), publishing)
 
 
 def exit_code(tmp_path: Path, signer: keys.Signer) -> int:
@@ -89,11 +101,11 @@ def test_what_is_written_is_what_the_safetensors_package_reads(tmp_path: Path, s
     writing.wait()
     loaded = load_file(tmp_path / "run" / "checkpoints" / "step-00000001" / "model.safetensors")
     assert {name: tensor.dtype for name, tensor in loaded.items()} == {"w": torch.float32, "b": torch.float16}
-    assert all(torch.equal(loaded[name], TENSORS["model.safetensors"][name]) for name in loaded)
+    assert all(torch.equal(loaded[name], TENSORS[name]) for name in loaded)
     assert exit_code(tmp_path, signer) == 0
 
 
-CALLS = ["write", "fsync", "rename", "open", "posix_fallocate", "replace"]
+CALLS = ["write", "pwrite", "fsync", "rename", "open", "posix_fallocate", "replace"]
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -148,14 +160,15 @@ def test_a_failure_in_the_background_is_raised_once_and_by_the_next_call(
 
 def test_keep_prunes_only_after_the_next_commit(tmp_path: Path, signer: keys.Signer) -> None:
     """Oracle: the folders, at each commit."""
-    writing = made(tmp_path, signer, keep=1)
-    seen = []
-    writing.on_commit.append(lambda _: seen.append(sorted(path.name for path in folder.iterdir())))
+    seen: list[list[str]] = []
     folder = tmp_path / "run" / "checkpoints"
+    listed = [lambda _: seen.append(sorted(path.name for path in folder.iterdir()))]
+    writing = made(tmp_path, signer, keep=Keep(newest=1), on_commit=listed)
     for step in (1, 2):
         writing.save(save_of(step))
         writing.wait()
-    assert seen == [["step-00000001"], ["pruned-step-00000001", "step-00000002"]]
+    assert seen == [["step-00000001"], ["step-00000001", "step-00000002"]]
+    assert sorted(path.name for path in folder.iterdir()) == ["pruned-step-00000001", "step-00000002"]
     assert exit_code(tmp_path, signer) == 0
 
 
@@ -167,7 +180,7 @@ def test_a_pruning_that_was_cut_off_is_completed(tmp_path: Path, signer: keys.Si
         writing.wait()
     folder = tmp_path / "run" / "checkpoints"
     (folder / "step-00000001").rename(folder / "pruned-step-00000001")  # and then the power failed
-    writer.prune(RunFolder(tmp_path / "run"), 1)
+    publisher.prune(RunFolder(tmp_path / "run"), [])
     assert sorted(path.name for path in (folder / "pruned-step-00000001").iterdir()) == [
         "MANIFEST.json",
         "model.sig",
@@ -191,13 +204,13 @@ def test_an_arena_is_reused_and_laid_out_anew_when_shapes_change() -> None:
     """Oracle: the bytes of the tensors themselves, by the safetensors package."""
     from safetensors.torch import load
 
-    arena = Arena()
+    arena = Arena(Workers.alone())
     for size in (4, 4, 7):
         tensors = {"a": torch.rand(size), "b": torch.arange(size)}
-        (image,) = arena.fill({"f.safetensors": tensors})
-        loaded = load(image.header + bytes(image.body))
+        (image,) = images_of(tensors, arena)
+        loaded = load(bytes(image.data))
         assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
-        assert len(image.header) % 4096 == 0
+        assert min(span.start for span in image.spans) % 4096 == 0
 
 
 def test_a_dtype_that_safetensors_cannot_hold_is_an_error() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from harness.errors import VerificationFailed
 from harness.format import files
 from harness.format.manifest import FileEntry, Manifest, TensorEntry
+from harness.format.tensor_digests import TensorDigests
 from harness.provenance.findings import Findings
 from harness.terminal import Progress
 
@@ -108,8 +109,8 @@ def _hash(descriptor: int, job: Job, counter: _Counter) -> list[Problem]:
     files.check_regular(before, str(job.path))
     if before.st_size != job.entry.size:
         return []  # the file set says so, and no digest can agree
-    tensors = _Tensors(job.tensors)
-    digest = _read_and_hash(descriptor, job, tensors, counter)
+    tensors = sorted(job.tensors, key=lambda entry: (entry.start, entry.end))
+    digest, found = _read_and_hash(descriptor, job, TensorDigests(tensors), counter)
     after = os.fstat(descriptor)
     if (before.st_size, before.st_mtime_ns, before.st_ctime_ns) != (
         after.st_size,
@@ -117,10 +118,13 @@ def _hash(descriptor: int, job: Job, counter: _Counter) -> list[Problem]:
         after.st_ctime_ns,
     ):
         return [Problem("changed while it was read")]
-    return _located(job, digest == job.entry.sha256, tensors.wrong)
+    wrong = [entry for entry, each in zip(tensors, found, strict=True) if entry.digest != each]
+    return _located(job, digest == job.entry.sha256, wrong)
 
 
-def _read_and_hash(descriptor: int, job: Job, tensors: _Tensors, counter: _Counter) -> str:
+def _read_and_hash(
+    descriptor: int, job: Job, tensors: TensorDigests, counter: _Counter
+) -> tuple[str, list[str]]:
     whole = hashlib.sha256()
     size = job.entry.size
     spare = bytearray(min(CHUNK, max(size, 1)))
@@ -143,8 +147,7 @@ def _read_and_hash(descriptor: int, job: Job, tensors: _Tensors, counter: _Count
             counter.add(count)
         if pending is not None:
             pending.result()
-    tensors.finish()
-    return whole.hexdigest()
+    return whole.hexdigest(), tensors.finish()
 
 
 def _update(
@@ -154,36 +157,6 @@ def _update(
         return helper.submit(whole.update, view)
     whole.update(view)
     return None
-
-
-class _Tensors:
-    """Hashes tensors as the file goes by; they lie one after the other."""
-
-    def __init__(self, entries: Sequence[TensorEntry]) -> None:
-        self._pending = deque(sorted(entries, key=lambda entry: (entry.start, entry.end)))
-        self._digest = hashlib.sha256()
-        self.wrong: list[TensorEntry] = []
-
-    def update(self, offset: int, view: memoryview) -> None:
-        """The bytes of the file from ``offset`` on."""
-        end = offset + len(view)
-        while self._pending and self._pending[0].start <= end:
-            entry = self._pending[0]
-            self._digest.update(view[max(entry.start - offset, 0) : max(entry.end - offset, 0)])
-            if entry.end > end:
-                return
-            self._finish_first()
-
-    def finish(self) -> None:
-        """The file has ended."""
-        while self._pending:
-            self._finish_first()
-
-    def _finish_first(self) -> None:
-        entry = self._pending.popleft()
-        if f"sha256:{self._digest.hexdigest()}" != entry.digest:
-            self.wrong.append(entry)
-        self._digest = hashlib.sha256()
 
 
 def _located(job: Job, same: bool, wrong: Sequence[TensorEntry]) -> list[Problem]:

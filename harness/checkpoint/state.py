@@ -1,7 +1,7 @@
 """What is saved: weights, optimizer, scaler, averages, buffers; named tensors and a few JSON facts.
 
-The model goes to ``model.safetensors`` under its public names, a shared weight once. Everything else that a
-step reads goes to ``optimizer-00001-of-00001.safetensors``:
+The model goes to ``model*.safetensors`` under its public names, a shared weight once. Everything else that a
+step reads goes to ``optimizer-*.safetensors`` (`harness.checkpoint.shards` says which tensor to which file):
 
 - ``optimizer.PARAMETER.SLOT`` for every tensor of the optimizer's state (``exp_avg``, ``step``…)
 - ``ema.PARAMETER`` for an exponential moving average of the weights
@@ -15,15 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from harness.checkpoint.shards import Group, Item, Part, divide
 from harness.errors import TrainingFailed
-
-MODEL_FILE = "model.safetensors"
-OPTIMIZER_FILE = "optimizer-00001-of-00001.safetensors"
 
 
 @dataclass(frozen=True)
@@ -43,14 +41,53 @@ def rng_file(rank: int) -> str:
     return f"rng-rank-{rank:05d}.safetensors"
 
 
+def tensors_of(state: TrainingState) -> dict[Group, dict[str, Tensor]]:
+    """Everything that is saved, by group and name; the live tensors, not copies."""
+    return {"model": model_tensors(state.model)[0], "optimizer": optimizer_tensors(state)}
+
+
+def parts_of(
+    state: TrainingState, tensors: Mapping[Group, Mapping[str, Tensor]], world_size: int, file_bytes: int
+) -> tuple[Part, ...]:
+    """The files of a checkpoint of ``tensors`` (from `tensors_of`) and which rank writes each.
+
+    Under DDP the ranks hold equal parameters, and so equal optimizer states and averages of them. Buffers may
+    differ (each rank's batch statistics), so rank 0's are the ones that are saved.
+    """
+    parameters = {name for name, _ in state.model.named_parameters(remove_duplicate=False)}
+    items: dict[Group, list[Item]] = {"model": [], "optimizer": []}
+    for group, named in tensors.items():
+        for name, tensor in named.items():
+            known = name if group == "model" else name.removeprefix("ema.")
+            anywhere = known in parameters or name.startswith("optimizer.")
+            items[group].append(Item(name, tensor.numel() * tensor.element_size(), anywhere))
+    return divide(items["model"], items["optimizer"], world_size, file_bytes)
+
+
+class Source(Protocol):
+    """Where a restore takes tensors from; every rank asks for the same ones in the same order."""
+
+    def described(self, group: Group) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of each tensor of a group."""
+
+    def fill(self, group: Group, name: str, target: Tensor) -> None:
+        """Copy a tensor into ``target``, of the same dtype and (whole) shape."""
+
+
 def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The model's tensors by name, and the aliases (name → the name it shares its memory with)."""
+    """The model's tensors by name, and the aliases (name → the name it shares its tensor with)."""
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
-    owners: dict[tuple[Any, ...], str] = {}
-    for name, tensor in model.state_dict().items():
-        identity = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-        owner = owners.setdefault(identity, name) if tensor.numel() else name
+    owners: dict[int, str] = {}
+    # First of all, since under FSDP2 it frees the whole parameters that an evaluation has left behind.
+    saved = model.state_dict()
+    # A state dict holds detached tensors, and a rank's shard of a small one may be empty: only the module's
+    # own objects tell which are shared.
+    objects: dict[str, Tensor] = {}
+    objects |= model.named_parameters(remove_duplicate=False)
+    objects |= model.named_buffers(remove_duplicate=False)
+    for name, tensor in saved.items():
+        owner = owners.setdefault(id(objects[name]), name) if name in objects else name
         if owner == name:
             tensors[name] = tensor
         else:
@@ -76,32 +113,31 @@ def optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
     return tensors
 
 
-def load_model(model: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
-    """Copy ``tensors`` into ``model``; shared weights must be shared in the same way."""
+def load_model(model: nn.Module, source: Source, aliases: Mapping[str, str]) -> None:
+    """Fill ``model`` from ``source``; shared weights must be shared in the same way."""
     expected, model_aliases = model_tensors(model)
     if model_aliases != dict(aliases):
         raise TrainingFailed(f"shared weights differ: checkpoint {dict(aliases)}, model {model_aliases}")
-    _copy_all(expected, tensors, MODEL_FILE)
+    _fill_all(source, "model", expected, source.described("model"))
 
 
-def load_optimizer(state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
-    """Copy ``tensors`` into optimizer, averages, loose buffers and scaler."""
-    rest = dict(tensors)
+def load_optimizer(state: TrainingState, source: Source) -> None:
+    """Fill optimizer, averages, loose buffers and scaler from ``source``."""
+    rest = dict(source.described("optimizer"))
     parameters = dict(state.model.named_parameters())
-    slots: dict[str, dict[str, Tensor]] = {}
-    for key in [key for key in rest if key.startswith("optimizer.")]:
-        name, slot = key.removeprefix("optimizer.").rsplit(".", 1)
-        slots.setdefault(name, {})[slot] = rest.pop(key)
+    slots = {key: rest.pop(key) for key in [key for key in rest if key.startswith("optimizer.")]}
     # A parameter that no loss has reached yet has no state, so fewer is no fault; what is there must fit.
-    odd = sorted(set(slots) - {name for name, parameter in parameters.items() if parameter.requires_grad})
+    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    odd = sorted(key for key in slots if _slot(key)[0] not in trained)
     if odd:
         raise TrainingFailed(f"optimizer state of parameters that the model does not train: {odd[:3]}")
-    _load_slots(state.optimizer, parameters, slots)
+    _load_slots(state.optimizer, parameters, slots, source)
     if state.scaler is not None:
-        _load_scaler(state.scaler, {key: rest.pop(key) for key in list(rest) if key.startswith("scaler.")})
+        scaler = {key: rest.pop(key) for key in list(rest) if key.startswith("scaler.")}
+        _load_scaler(state.scaler, scaler, source)
     targets = {f"ema.{name}": tensor for name, tensor in state.ema.items()}
     targets |= {f"buffer.{name}": tensor for name, tensor in _loose_buffers(state.model)}
-    _copy_all(targets, rest, OPTIMIZER_FILE)
+    _fill_all(source, "optimizer", targets, rest)
 
 
 def group_names(state: TrainingState) -> list[list[str]]:
@@ -115,21 +151,32 @@ def _loose_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return ((name, buffer) for name, buffer in model.named_buffers() if name not in saved)
 
 
+def _slot(key: str) -> tuple[str, str]:
+    """Parameter and slot of ``optimizer.PARAMETER.SLOT``."""
+    name, _, slot = key.removeprefix("optimizer.").rpartition(".")
+    return name, slot
+
+
 def _load_slots(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
-    slots: Mapping[str, Mapping[str, Tensor]],
+    slots: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    source: Source,
 ) -> None:
     """Fill the optimizer's state; `step` counters keep their device (CPU unless fused on a GPU)."""
     optimizer.state.clear()
     fused = bool(optimizer.defaults.get("fused")) or bool(optimizer.defaults.get("capturable"))
-    for name, values in slots.items():
+    for key, (dtype, shape) in slots.items():
+        name, slot = _slot(key)
         parameter = parameters[name]
-        for slot, value in values.items():
-            if value.ndim and value.shape != parameter.shape:
-                raise TrainingFailed(f"optimizer.{name}.{slot} has shape {tuple(value.shape)}")
-            device = parameter.device if value.ndim or fused else torch.device("cpu")
-            optimizer.state[parameter][slot] = value.to(device, copy=True)
+        if shape and shape != tuple(parameter.shape):
+            raise TrainingFailed(f"{key} has shape {shape}")
+        if shape:
+            value = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        else:
+            value = torch.empty((), dtype=dtype, device=parameter.device if fused else "cpu")
+        source.fill("optimizer", key, value)
+        optimizer.state[parameter][slot] = value
 
 
 def _scaler_tensors(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
@@ -139,29 +186,39 @@ def _scaler_tensors(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
     }
 
 
-def _load_scaler(scaler: torch.amp.GradScaler, tensors: Mapping[str, Tensor]) -> None:
+def _load_scaler(
+    scaler: torch.amp.GradScaler, described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], source: Source
+) -> None:
     current = scaler.state_dict()
-    if set(tensors) != {f"scaler.{key}" for key in current}:
-        raise TrainingFailed(f"loss scaler state does not fit: {sorted(tensors)}")
-    scaler.load_state_dict(
-        {key: type(value)(tensors[f"scaler.{key}"].item()) for key, value in current.items()}
-    )
+    if set(described) != {f"scaler.{key}" for key in current}:
+        raise TrainingFailed(f"loss scaler state does not fit: {sorted(described)}")
+    values = {}
+    for key, value in current.items():
+        held = torch.empty(1, dtype=torch.float64)
+        source.fill("optimizer", f"scaler.{key}", held)
+        values[key] = type(value)(held.item())
+    scaler.load_state_dict(values)
 
 
-def _copy_all(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], where: str) -> None:
-    missing, extra = sorted(set(targets) - set(sources)), sorted(set(sources) - set(targets))
+def _fill_all(
+    source: Source,
+    group: Group,
+    targets: Mapping[str, Tensor],
+    described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+) -> None:
+    missing, extra = sorted(set(targets) - set(described)), sorted(set(described) - set(targets))
     if missing or extra:
         raise TrainingFailed(
             f"tensors do not fit: {len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}",
-            where=where,
+            where=f"{group} files of the checkpoint",
         )
+    for name, target in targets.items():
+        dtype, shape = described[name]
+        if shape != tuple(target.shape) or dtype != target.dtype:
+            raise TrainingFailed(
+                f"`{name}` is {dtype} {shape}, the model wants {target.dtype} {tuple(target.shape)}",
+                where=f"{group} files of the checkpoint",
+            )
     with torch.no_grad():
         for name, target in targets.items():
-            source = sources[name]
-            if source.shape != target.shape or source.dtype != target.dtype:
-                raise TrainingFailed(
-                    f"`{name}` is {source.dtype} {tuple(source.shape)}, "
-                    f"the model wants {target.dtype} {tuple(target.shape)}",
-                    where=where,
-                )
-            target.copy_(source)
+            source.fill(group, name, target)

@@ -93,7 +93,8 @@ def _rows(planned: Plan, settings: Settings) -> list[tuple[str, str]]:
         f"x {planned.accumulation} accumulated"
     )
     keep = settings.checkpoint.keep
-    kept = "all kept" if keep == "all" else f"newest {keep} kept"
+    kept = "all kept" if keep == "all" else f"newest {keep if isinstance(keep, int) else keep.newest} kept"
+    kept += "" if isinstance(keep, (int, str)) else ", and what checkpoint.keep adds"
     return [
         ("parameters", f"{planned.parameters:,}"),
         ("global batch", batch),
@@ -105,7 +106,7 @@ def _rows(planned: Plan, settings: Settings) -> list[tuple[str, str]]:
         ("  optimizer", human_bytes(memory.optimizer)),
         ("  average", human_bytes(memory.average)),
         ("  activations", _total(memory.activations)),
-        ("host memory", f"{human_bytes(memory.checkpoint_host)} on rank 0, for checkpoints"),
+        ("host memory", f"{human_bytes(memory.checkpoint_host)} on each rank at most, for checkpoints"),
         ("checkpoint", f"{human_bytes(planned.checkpoint_bytes)}, {planned.checkpoints} of them, {kept}"),
         ("disk", f"{human_bytes(planned.disk_bytes)} at most"),
     ]

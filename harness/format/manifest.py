@@ -5,7 +5,7 @@
      "tensors": [{"name", "file", "dtype", "shape", "start", "end", "digest"}, …]}
 
 Files are sorted by path, tensors by (file, start, name); ``start`` and ``end`` are offsets in the file;
-a tensor's digest is ``sha256:`` and hex, over its bytes as stored.
+a tensor's digest is ``blake3:`` and hex, over its bytes as stored (`harness.format.tensor_digests`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from harness.format.safetensors_header import BITS, check_name
 FORMAT = "harness-manifest/1"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_DIGEST = re.compile(r"blake3:[0-9a-f]{64}")
 _PATH_LIMIT = 4096
 _RESERVED = {layout.MANIFEST.casefold(), layout.MODEL_SIGNATURE, layout.PROVENANCE}
 """First parts of paths that no payload may have: the manifest itself, and what is signed around it."""

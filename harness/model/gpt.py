@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,8 @@ class GPT(nn.Module):
 
     cosine: Tensor
     sine: Tensor
+    _no_split_modules: ClassVar[list[str]] = ["Block"]
+    """Classes whose instances are gathered one at a time under FSDP2 (Hugging Face convention)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from harness.checkpoint import rng
 from harness.errors import TrainingFailed
 from harness.tasks.task import Task
-from harness.training.distributed import Workers
+from harness.workers import Workers
 
 
 def evaluate(
@@ -37,6 +38,9 @@ def evaluate(
                 position: task.evaluate(model, _to(batches[position], workers.device)).double().cpu()
                 for position in range(workers.rank, len(batches), workers.world_size)
             }
+            if isinstance(model, FSDPModule) and len(rows) < -(-len(batches) // workers.world_size):
+                # The shards are gathered in every pass, so each rank must make as many as the others.
+                task.evaluate(model, _to(batches[0], workers.device))
     finally:
         model.train(was_training)
         rng.restore(state, {})

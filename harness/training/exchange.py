@@ -15,7 +15,7 @@ import torch.distributed as dist
 import xxhash
 from torch import Tensor
 
-from harness.training.distributed import Workers
+from harness.workers import Workers
 
 FAILED = 255
 """The flag of a rank whose background work has failed; smaller ones are signal numbers."""

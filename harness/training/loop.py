@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from harness import config
+from harness.checkpoint.snapshot import Arena
 from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
 from harness.errors import Interrupted
@@ -65,8 +66,7 @@ def train(
         workers = distributed.join(started, prepare)
         stack.callback(distributed.leave)
         screen = Screen(visible=workers.first and not quiet)
-        opened = workers.first_only(lambda: startup.open_run(loaded, accept))
-        found = startup.load(workers, opened)
+        opened, found = startup.open_run(workers, settings, accept)
         task = startup.build_task(workers, settings, loaded.path.parent)
         launched = workers.first_only(
             lambda: startup.classify(opened, loaded, started, workers, task, accept, reason)
@@ -83,19 +83,22 @@ def train(
         ledger = Ledger(
             settings.determinism.mode, settings.determinism.census_every, workers.rank, workers.device
         )
-        start, head = 0, chain.GENESIS
+        start, head, memory = 0, chain.GENESIS, None
         if found is None:
             stream = current.batches.iterate(0)
         else:
             start, head = found.trainer["step"], bytes.fromhex(found.trainer["chain"])
-            stream = workers.together(lambda: session.restore(current, found))
+            stream = workers.together(lambda: session.resume(current, found))
             ledger.load(found.files[layout.LEDGER])
+            memory = found.memory
+            del found
         desk = workers.first_only(
             lambda: startup.open_desk(opened, launched, loaded, task, workers, events, screen, start, accept)
         )
+        writer = startup.writer(workers, settings, desk)
         recorder = Recorder(
-            current, ledger, events, screen, desk,
-            global_batch=settings.train.global_batch, start=start, head=head,
+            current, ledger, events, screen, writer, Arena(workers, memory), desk,
+            settings=settings, start=start, head=head,
         )  # fmt: skip
         stack.callback(recorder.close)
         evaluation = startup.evaluation_batches(task, settings)
@@ -138,6 +141,7 @@ def train(
                 gc.collect()
             if step == start + 1:
                 ledger.scan(step)
+                recorder.prepare()
                 _quiet_collector(stack)
             if told.flag:
                 break

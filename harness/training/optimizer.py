@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from harness.errors import EnvironmentFault, TrainingFailed
 from harness.settings import Optimizer as OptimizerSettings
@@ -41,15 +43,31 @@ def gradient_norm(gradients: list[Tensor], clip: float | None) -> Tensor:
     """The global 2-norm of ``gradients``, a scalar; scales them in place to at most ``clip``, unless None.
 
     The same operations as `torch.nn.utils.clip_grad_norm_`, bit for bit, which spends most of its time on
-    sorting by device and dtype what is of one device and dtype here (``scripts/bench/hot_loop.py``).
+    sorting by device and dtype what is of one device and dtype here (``scripts/bench/hot_loop.py``). Of
+    gradients that are cut among the ranks each rank takes its part, and the squares are added up.
     """
     first = gradients[0]
+    if isinstance(first, DTensor):
+        return _sharded_norm([_local(each) for each in gradients], clip)
     if any(each.dtype != first.dtype or each.device != first.device for each in gradients):
         return _mixed_norm(gradients, clip)
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if clip is not None:
         torch._foreach_mul_(gradients, (clip / (norm + _CLIP_EPSILON)).clamp(max=1.0))
     return norm
+
+
+def _sharded_norm(shards: list[Tensor], clip: float | None) -> Tensor:
+    square = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(shards))).square()
+    dist.all_reduce(square)
+    norm: Tensor = square.sqrt()
+    if clip is not None:
+        torch._foreach_mul_(shards, (clip / (norm + _CLIP_EPSILON)).clamp(max=1.0))
+    return norm
+
+
+def _local(gradient: Tensor) -> Tensor:
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def _mixed_norm(gradients: list[Tensor], clip: float | None) -> Tensor:

@@ -23,6 +23,8 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.nn import functional as F
 
+from harness.checkpoint.shards import Item, divide
+from harness.checkpoint.state import model_tensors
 from harness.data.cache import given_tokenizer
 from harness.errors import ConfigError
 from harness.model.gpt import GPT
@@ -50,7 +52,7 @@ class Memory:
     """What a micro-batch's forward pass keeps for the backward pass, and the gradient of its largest tensor;
     None when the model's forward pass depends on the values of its data."""
     checkpoint_host: int
-    """Host memory of rank 0 from which a checkpoint is written."""
+    """Host memory of the rank with the largest part of a checkpoint, from which that is written."""
 
     @property
     def device(self) -> int | None:
@@ -119,7 +121,7 @@ def plan(settings: Settings, base: Path, world_size: int) -> Plan:
             optimizer=sizes["optimizer"],
             average=sizes["average"],
             activations=activations,
-            checkpoint_host=checkpoint,
+            checkpoint_host=_arena(model, settings, world_size),
         ),
         world_size=world_size,
         accumulation=train.global_batch // per_pass,
@@ -130,13 +132,20 @@ def plan(settings: Settings, base: Path, world_size: int) -> Plan:
         flops=None if flops_per_step is None else flops_per_step * train.steps,
         checkpoint_bytes=checkpoint,
         checkpoints=written,
-        disk_bytes=checkpoint * _at_once(written, settings.checkpoint.keep),
+        disk_bytes=checkpoint * _at_once(written, settings),
     )
 
 
-def _at_once(written: int, keep: int | str) -> int:
-    """Checkpoints on disk at once: an old one is removed after the new one is published."""
-    return written if isinstance(keep, str) else min(written, keep + 1)
+def _at_once(written: int, settings: Settings) -> int:
+    """Checkpoints on disk at once: an old one is removed after the new one is published and read back."""
+    keep = settings.checkpoint.keep
+    if keep == "all":
+        return written
+    if isinstance(keep, int):
+        return min(written, keep + 1)
+    others = len(keep.pinned) + (0 if keep.best is None else keep.best.count)
+    regular = settings.train.steps // keep.every if keep.every else 0
+    return min(written, keep.newest + others + regular + 1)
 
 
 @dataclass(frozen=True)
@@ -241,3 +250,20 @@ def _sizes(model: nn.Module, settings: Settings) -> dict[str, int]:
         "average": average,
         "checkpoint": weights + optimizer + average,
     }
+
+
+def _arena(model: nn.Module, settings: Settings, world_size: int) -> int:
+    """Bytes of the largest share, by the same division as `harness.checkpoint.state` makes it."""
+    weights = [
+        Item(name, tensor.numel() * tensor.element_size()) for name, tensor in model_tensors(model)[0].items()
+    ]
+    state: list[Item] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            slots = {"exp_avg": parameter.numel(), "exp_avg_sq": parameter.numel(), "step": 1}
+            state += [Item(f"optimizer.{name}.{slot}", count * _FLOAT) for slot, count in slots.items()]
+            state += [Item(f"ema.{name}", parameter.numel() * _FLOAT)] if settings.optimizer.ema else []
+    loads = [0] * world_size
+    for part in divide(weights, state, world_size, settings.checkpoint.file_bytes):
+        loads[part.rank] += part.size
+    return max(loads)

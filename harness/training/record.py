@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from harness.checkpoint.publisher import Commit
 from harness.checkpoint.restore import Skipped
-from harness.checkpoint.writer import Commit
 from harness.format.manifest import Manifest, state_digest
 from harness.provenance import log
 

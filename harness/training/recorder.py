@@ -1,7 +1,7 @@
 """Everything a run leaves behind: metrics lines, checkpoints, the last state of a run that went wrong.
 
-Every rank has a `Recorder` and calls it at the same steps, since a checkpoint gathers each rank's generators;
-only rank 0 writes.
+Every rank has a `Recorder` and calls it at the same steps: each writes its part of a checkpoint. The rest of
+the run folder is rank 0's.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from harness.checkpoint import state
-from harness.checkpoint.snapshot import Arena, image_of
-from harness.checkpoint.writer import CheckpointWriter, Commit, Save
+from harness.checkpoint import shards, state
+from harness.checkpoint.publisher import Commit, Publication, Publisher
+from harness.checkpoint.shards import Part
+from harness.checkpoint.snapshot import Arena, Tensors, image_of
+from harness.checkpoint.writer import NICENESS, CheckpointWriter, Save
 from harness.determinism import ledger as ledgers
 from harness.determinism.ledger import Ledger
-from harness.errors import TrainingFailed
+from harness.errors import HarnessError, TrainingFailed
 from harness.format import chain, layout, strict_json
 from harness.format.layout import RunFolder
+from harness.settings import Settings
 from harness.tracking import Tracking
 from harness.training import record
 from harness.training.exchange import FAILED, Told
@@ -38,7 +41,7 @@ class Desk:
 
     folder: RunFolder
     facts: RunFacts
-    writer: CheckpointWriter
+    publisher: Publisher
     metrics: MetricsLog
     tracking: Tracking
     peak_flops: float | None
@@ -63,9 +66,11 @@ class Recorder:
         ledger: Ledger,
         events: Events,
         screen: Screen,
+        writer: CheckpointWriter,
+        arena: Arena,
         desk: Desk | None,
         *,
-        global_batch: int,
+        settings: Settings,
         start: int,
         head: bytes,
     ) -> None:
@@ -76,9 +81,11 @@ class Recorder:
         self._events = events
         self._screen = screen
         self._desk = desk
-        self._global_batch = global_batch
+        self._writer = writer
+        self._arena = arena
+        self._global_batch = settings.train.global_batch
+        self._checkpoint = settings.checkpoint
         self._head = head
-        self._arena = Arena()
         self._noted: deque[_Noted] = deque()
         self._latest: Values | None = None
         self._clock = time.perf_counter()
@@ -93,8 +100,12 @@ class Recorder:
 
     def flag(self, signal: int) -> int:
         """What to tell the other ranks: a failed save in the background, else a stop signal, else 0."""
-        failed = self._desk is not None and self._desk.writer.failed
-        return FAILED if failed else signal
+        if not self._writer.failed:
+            return signal
+        if self._checkpoint.on_failure == "stop":
+            return FAILED
+        self._go_on()
+        return signal
 
     def note(self, step: int, rate: float, told: Told) -> None:
         """Step ``step`` was taken; its numbers may come later."""
@@ -117,27 +128,35 @@ class Recorder:
         """Checkpoint the state after ``step``; the write goes on in the background."""
         started = time.perf_counter()
         self._ledger.scan(step)
-        self._wait()
-        waited = time.perf_counter() - started
-        generators = self._workers.gather_bytes(captured_rng(self._session))
-        if self._desk is not None:
-            self._desk.writer.save(self._snapshot(self._desk, step, generators, "ok"))
-            blocked = time.perf_counter() - started
-            self._events.write("save", step=step, waited_s=waited, blocked_s=blocked)
-            if waited > 1.0:
-                self._screen.say(f"step {step}: waited {waited:.1f} s for the save before to finish")
-            if self._desk.writer.parent is not None:
-                self._desk.tracking.advance(self._desk.writer.parent.step)
+        scanned = time.perf_counter()
+        self._wait(last=False)
+        waited = time.perf_counter() - scanned
+        self._writer.save(self._snapshot(step, "ok"))
+        blocked = time.perf_counter() - started
+        self._events.write(
+            "save",
+            step=step,
+            waited_s=waited,
+            blocked_s=blocked,
+            arena_bytes=self._arena.size,
+            pinned=self._arena.pinned,
+        )
+        if waited > 1.0:
+            self._screen.say(f"step {step}: waited {waited:.1f} s for the save before to finish")
+        self._advance()
         self._clock = time.perf_counter()
+
+    def prepare(self) -> None:
+        """Take the memory that a save will need, now that the optimizer has its state."""
+        tensors = state.tensors_of(self._session.state)
+        niceness = NICENESS if self._workers.device.type == "cpu" else 0
+        self._arena.prepare(self._parts(tensors), tensors, niceness=niceness)
 
     def nonfinite(self, broken: NonFinite) -> TrainingFailed:
         """Save the state before ``broken.step`` aside, signed, and return the error to raise."""
         step = broken.step - 1
-        self._wait()
-        generators = self._workers.gather_bytes(captured_rng(self._session))
-        if self._desk is not None:
-            save = self._snapshot(self._desk, step, generators, "nonfinite")
-            self._desk.writer.save(save)
+        self._wait(last=False)
+        self._writer.save(self._snapshot(step, "nonfinite"))
         self._wait()
         self._events.write("nonfinite", "error", step=broken.step, reason=str(broken))
         return TrainingFailed(
@@ -147,14 +166,13 @@ class Recorder:
         )
 
     def raise_failure(self) -> None:
-        """Raise rank 0's background failure on every rank."""
+        """Raise the background failure of any rank on every rank."""
         self._wait()
 
     def finish(self) -> None:
         """Wait for the last save, and close what is open."""
         self._wait()
-        if self._desk is not None and self._desk.writer.parent is not None:
-            self._desk.tracking.advance(self._desk.writer.parent.step)
+        self._advance()
         self._screen.close()
 
     def close(self) -> None:
@@ -165,15 +183,30 @@ class Recorder:
                 last_to_first.callback(self._desk.metrics.close)
                 last_to_first.callback(self._screen.close)
 
-    def _wait(self) -> None:
-        """Until rank 0 has nothing in flight; its failure is raised on every rank."""
+    def _advance(self) -> None:
+        """Tell the trackers what is safe on disk."""
+        if self._desk is not None and self._desk.publisher.parent is not None:
+            self._desk.tracking.advance(self._desk.publisher.parent.step)
 
-        def waited() -> bytes:
-            if self._desk is not None:
-                self._desk.writer.wait()
-            return b""
+    def _wait(self, *, last: bool = True) -> None:
+        """Until no rank has anything in flight; a failure is raised on every rank.
 
-        self._workers.agree(waited)
+        Unless ``last``, when `checkpoint.on_failure` says to go on: another save follows.
+        """
+        if not last and self._checkpoint.on_failure == "continue":
+            self._writer.join()
+            if self._writer.failed:
+                self._go_on()
+            return
+        self._workers.together(self._writer.wait)
+
+    def _go_on(self) -> None:
+        """Say what a save has failed of, and go on without it, as the config wants."""
+        try:
+            self._writer.check()
+        except HarnessError as error:
+            self._events.failure(error)
+            self._screen.say(f"a checkpoint was not saved: {error}; goes on, as checkpoint.on_failure says")
 
     def _write_line(self, desk: Desk, value: Values, scores: Mapping[str, float] | None) -> None:
         noted = self._noted.popleft()
@@ -209,14 +242,29 @@ class Recorder:
         self._latest = value
         self._screen.step(noted.step, value.loss, rate, line.get("mfu"), scores)
 
-    def _snapshot(self, desk: Desk, step: int, generators: Sequence[bytes], outcome: str) -> Save:
-        """Copy the state into the arena; the rest of the facts are frozen here as well."""
+    def _parts(self, tensors: Tensors) -> tuple[Part, ...]:
+        return state.parts_of(
+            self._session.state, tensors, self._workers.world_size, self._checkpoint.file_bytes
+        )
+
+    def _snapshot(self, step: int, outcome: str) -> Save:
+        """Copy this rank's part of the state into the arena; the rest of the facts are frozen here too."""
+        generators = self._workers.gather_bytes(captured_rng(self._session))
+        training = self._session.state
+        tensors = state.tensors_of(training)
+        parts = self._parts(tensors)
+        images = self._arena.fill(parts, tensors)
+        if self._desk is None:
+            return Save(step, images)
+        ranks = [image_of(state.rng_file(rank), data) for rank, data in enumerate(generators)]
+        publication = self._publication(self._desk, step, outcome, parts, sum(image.size for image in ranks))
+        return Save(step, [*images, *ranks], publication)
+
+    def _publication(
+        self, desk: Desk, step: int, outcome: str, parts: Sequence[Part], others: int
+    ) -> Publication:
         desk.metrics.flush()
         training = self._session.state
-        model, aliases = state.model_tensors(training.model)
-        files = {state.MODEL_FILE: model, state.OPTIMIZER_FILE: state.optimizer_tensors(training)}
-        images = self._arena.fill(files)
-        ranks = [image_of(state.rng_file(rank), data) for rank, data in enumerate(generators)]
         ledger = self._ledger.to_bytes()
         facts = StepFacts(
             step=step,
@@ -234,18 +282,18 @@ class Recorder:
             "world_size": self._workers.world_size,
             "cursor": dict(facts.cursor),
             "chain": self._head.hex(),
-            "aliases": aliases,
+            "aliases": state.model_tensors(training.model)[1],
             "groups": state.group_names(training),
             "segment": desk.facts.segment.number,
         }
-        return Save(
-            step=step,
-            images=[*images, *ranks],
+        return Publication(
             files={
+                **shards.index(parts),
                 **self._session.task.files(),
                 layout.TRAINER: strict_json.dumps(trainer),
                 layout.LEDGER: ledger,
             },
+            size=sum(part.size for part in parts) + others,
             predicate=partial(record.predicate, desk.facts, facts),
             before=desk.metrics.sync,
             nonfinite=outcome != "ok",
@@ -271,5 +319,6 @@ def announce(events: Events, screen: Screen, commit: Commit) -> None:
         checkpoint=commit.checkpoint,
         seconds=commit.seconds,
         bytes=commit.size,
+        direct_bytes=commit.direct,
     )
     screen.saved(commit)

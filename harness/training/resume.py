@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from harness import config
-from harness.checkpoint import restore, writer
+from harness.checkpoint import publisher
+from harness.checkpoint.publisher import Commit
 from harness.checkpoint.restore import Found, Skipped
-from harness.checkpoint.writer import Commit
-from harness.errors import EnvironmentFault, ResumeRefused, VerificationFailed
+from harness.errors import EnvironmentFault, ResumeRefused, TrainingFailed, VerificationFailed
 from harness.format import files as durable
 from harness.format import layout, strict_json
 from harness.format.layout import RunFolder
 from harness.provenance import history, keys, log, policy
 from harness.provenance.keys import PublicKey, Signer
+from harness.provenance.policy import Policy
 from harness.settings import Settings
 from harness.training.record import Difference, RunFacts, Segment
 
@@ -40,19 +41,38 @@ _SHOWN = 8
 
 
 @dataclass(frozen=True)
-class OpenRun:
-    """A run folder that this job holds, opened by rank 0."""
+class HeldRun:
+    """A run folder that this job holds; on rank 0."""
 
     folder: RunFolder
     lock: int
     """Descriptor whose lock says that this job trains here; held until the process ends."""
+    key: Path
+    """The file of the signing key."""
     signer: Signer
     signer_reason: str
+
+    @property
+    def policy(self) -> Policy:
+        """Who may have signed what this run continues from: its own key."""
+        return policy.from_keys(keys.public_keys(self.signer))
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run folder and what it has to continue from, as rank 0 sees it."""
+
+    held: HeldRun
     found: Found
     head: log.Head | None
     logged_run: str | None
     """The run id in the log, when there is a log."""
     set_aside: Mapping[str, Path]
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where the run lies."""
+        return self.held.folder
 
     @property
     def parent(self) -> Commit | None:
@@ -63,37 +83,46 @@ class OpenRun:
         return Commit(loaded.folder.name, statement.step_to, statement.sequence, loaded.checkpoint)
 
 
-def open_run(settings: Settings, wanted: Callable[[str], bool], accept: Sequence[str]) -> OpenRun:
-    """Lock the run folder, clear what a cut-off save has left, and find what to continue from.
+def hold(settings: Settings) -> HeldRun:
+    """Lock the run folder, and clear what a cut-off save has left.
 
-    Raises `EnvironmentFault` when another job trains in the folder or it cannot be written, `ResumeRefused`
-    when it holds checkpoints and none verifies, unless ``accept`` names ``checkpoints``.
+    Raises `EnvironmentFault` when another job trains in the folder or it cannot be written.
     """
     folder = RunFolder(settings.run.dir)
     lock = _lock(folder)
     path, reason = keys.signing_key_path(settings.signing.key, folder.root)
     signer = keys.load_signer(path)
-    writer.clear_unfinished(folder)
-    publics = keys.public_keys(signer)
-    found = restore.newest(folder, policy.from_keys(publics), wanted)
+    publisher.clear_unfinished(folder)
+    return HeldRun(folder, lock, path, signer, reason)
+
+
+def open_run(held: HeldRun | None, found: Found, accept: Sequence[str]) -> OpenRun:
+    """What ``found`` means for the run: its log, its id, and where damaged checkpoints go.
+
+    Raises `ResumeRefused` when the folder holds checkpoints and none verifies, unless ``accept`` names
+    ``checkpoints``.
+    """
+    if held is None:
+        raise TrainingFailed("only rank 0 opens a run")
+    folder, signer = held.folder, held.signer
     if found.loaded is None and found.skipped and "checkpoints" not in accept:
         first = found.skipped[0]
         raise ResumeRefused(
             f"none of the {len(found.skipped)} checkpoints verifies; {first.name}: {first.reason}",
             where=str(folder.checkpoints),
-            remedy=f"signed with another key than {path}? Start again from step 0 with --accept checkpoints",
+            remedy=f"signed with another key than {held.key}? "
+            "Start again from step 0 with --accept checkpoints",
         )
     aside = _set_aside(folder, found.skipped)
-    entries = _read_log(folder, found, publics)
+    entries = _read_log(folder, found, keys.public_keys(signer))
     records = (
         [strict_json.loads(record, where=str(folder.log)) for record in entries.records] if entries else []
     )
     run_id = str(records[0]["run"]) if records else None
     if found.loaded is not None and found.loaded.checkpoint not in {each["checkpoint"] for each in records}:
-        head = _log_tip(folder, found, signer, len(records))
-        return OpenRun(folder, lock, signer, reason, found, head, run_id, aside)
+        return OpenRun(held, found, _log_tip(folder, found, signer, len(records)), run_id, aside)
     found = Found(found.loaded, found.statement, (*found.skipped, *_lost(found, records)))
-    return OpenRun(folder, lock, signer, reason, found, entries.head if entries else None, run_id, aside)
+    return OpenRun(held, found, entries.head if entries else None, run_id, aside)
 
 
 def classify(

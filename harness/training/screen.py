@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from harness.checkpoint.writer import Commit
+from harness.checkpoint.publisher import Commit
 from harness.terminal import human_bytes, human_seconds, style
 
 _BAR_SECONDS = 0.1

@@ -19,11 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+from accelerate.utils import fsdp2_prepare_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from harness.checkpoint import rng, state
+from harness.checkpoint import restore, rng, state
 from harness.checkpoint.restore import Loaded
 from harness.checkpoint.snapshot import serialize
 from harness.checkpoint.state import TrainingState
@@ -32,12 +35,13 @@ from harness.data.order import Order
 from harness.determinism.digest import batch_digest, rng_digest
 from harness.determinism.ledger import Ledger
 from harness.errors import ConfigError, EnvironmentFault, TrainingFailed
+from harness.format import layout
 from harness.settings import Settings
 from harness.tasks.task import Batch, Task
 from harness.training import optimizer
-from harness.training.distributed import Workers
 from harness.training.optimizer import Average, Precision
 from harness.training.schedule import LearningRate
+from harness.workers import Workers
 
 _WARM_UP_PASSES = 2
 """DDP lays out its buckets again at the start of its second pass."""
@@ -49,12 +53,24 @@ def accelerator(settings: Settings) -> Accelerator:
     Raises `ConfigError` when `accelerate launch` or its config file asks for what the harness config decides.
     """
     _refuse_conflicts(os.environ, settings)
-    return Accelerator(
+    plugin = None
+    if settings.parallel == "fsdp2":
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            reshard_after_forward=True,
+            cpu_ram_efficient_loading=False,
+        )
+    made = Accelerator(
         # Without a GPU, Accelerate takes several processes for one unless it is told that CPUs are meant.
         cpu=not torch.cuda.is_available(),
         mixed_precision="no",
+        fsdp_plugin=plugin,
         kwargs_handlers=[DistributedDataParallelKwargs()],
     )
+    # Accelerate forgets the plugin where there is no GPU, and reads it from here when it shards a model.
+    made.state.fsdp_plugin = plugin
+    return made
 
 
 def _refuse_conflicts(environ: Mapping[str, str], settings: Settings) -> None:
@@ -68,7 +84,7 @@ def _refuse_conflicts(environ: Mapping[str, str], settings: Settings) -> None:
     for name, harmless in (
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1", "auto")),
         ("ACCELERATE_DYNAMO_BACKEND", ("no", "")),
-        ("ACCELERATE_USE_FSDP", ("false",)),
+        ("ACCELERATE_USE_FSDP", ("false", "true") if settings.parallel == "fsdp2" else ("false",)),
         ("ACCELERATE_USE_DEEPSPEED", ("false",)),
         ("ACCELERATE_USE_MEGATRON_LM", ("false",)),
     ):
@@ -107,6 +123,10 @@ class Session:
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._move = self.workers.device.type != "cpu"
         self._distributed = self.workers.world_size > 1
+        self._sharded = self.wrapped if isinstance(self.wrapped, FSDPModule) else None
+        # DDP gives every rank the buffers of rank 0, which are the ones that are saved; FSDP2 does not.
+        saved = set(self.model.state_dict()) if self._sharded else set()
+        self._buffers = [buffer for name, buffer in self.model.named_buffers() if name in saved]
 
     @property
     def accumulation(self) -> int:
@@ -130,13 +150,18 @@ class Session:
         """
         count = self.batches.accumulation
         total: Tensor | None = None
+        for buffer in self._buffers:
+            dist.broadcast(buffer, 0)
         for number in range(count):
             batch = next(stream)
             if self.digests:
                 digests.append(bytes.fromhex(batch_digest(batch)))
             if self._move:
                 batch = tuple(tensor.to(self.workers.device, non_blocking=True) for tensor in batch)
-            if self._distributed and number < count - 1:
+            if self._sharded is not None:
+                self._sharded.set_requires_gradient_sync(number == count - 1)
+                loss = self._backward(batch, count, ledger)
+            elif self._distributed and number < count - 1:
                 with self.wrapped.no_sync():  # type: ignore[operator]
                     loss = self._backward(batch, count, ledger)
             else:
@@ -201,6 +226,8 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
     if precision.name == "fp8":
         optimizer.convert_fp8(model)
     clip, wants_norm = settings.optimizer.clip, settings.determinism.step_digests
+    # Before the optimizer, whose parameters are the shards under FSDP2.
+    wrapped = _wrapped(model, settings, workers, prepare)
     scaler = optimizer.loss_scaler(workers.device) if precision.scaled else None
     average = Average(model, settings.optimizer.ema) if settings.optimizer.ema else None
     adamw = optimizer.adamw(model, settings.optimizer)
@@ -208,7 +235,7 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
         task=task,
         workers=workers,
         model=model,
-        wrapped=_wrapped(model, settings, workers, prepare),
+        wrapped=wrapped,
         state=TrainingState(model, adamw, scaler, average.tensors if average else {}),
         average=average,
         precision=precision,
@@ -240,11 +267,11 @@ def captured_rng(session: Session) -> bytes:
 
 
 def wanted_files(rank: int, path: str) -> bool:
-    """Whether rank ``rank`` needs the payload file ``path`` to resume."""
-    return not path.startswith("rng-") or path == state.rng_file(rank)
+    """Whether rank ``rank`` needs the payload file ``path``, which is no part of the tensors, to resume."""
+    return path in (layout.TRAINER, layout.LEDGER, state.rng_file(rank))
 
 
-def restore(session: Session, loaded: Loaded) -> Iterator[Batch]:
+def resume(session: Session, loaded: Loaded) -> Iterator[Batch]:
     """Put the checkpoint's tensors, cursor and generators in place; returns the micro-batches that follow.
 
     A checkpoint of another world size has no generators for these ranks: they are seeded anew from (seed,
@@ -254,20 +281,39 @@ def restore(session: Session, loaded: Loaded) -> Iterator[Batch]:
     exact_ranks = trainer["world_size"] == session.workers.world_size
     if trainer["groups"] != state.group_names(session.state):
         raise TrainingFailed("the optimizer's parameter groups are not those of the checkpoint")
-    state.load_model(session.model, loaded.tensors[state.MODEL_FILE], trainer["aliases"])
-    state.load_optimizer(session.state, loaded.tensors[state.OPTIMIZER_FILE])
+    state.load_model(session.model, loaded, trainer["aliases"])
+    state.load_optimizer(session.state, loaded)
     stream = session.batches.iterate(trainer["step"])
-    own = loaded.tensors.get(state.rng_file(session.workers.rank))
+    file = state.rng_file(session.workers.rank)
+    own = loaded.files.get(file)
     if exact_ranks and own is None:
         raise TrainingFailed(f"the checkpoint has no generators for rank {session.workers.rank}")
     if exact_ranks and own is not None:
-        rng.restore(own, session.task.generators())
+        rng.restore(restore.tensors_in(own, file), session.task.generators())
     else:
         seed_rank(session.seed, session.workers.rank, trainer["step"])
     return stream
 
 
 def _wrapped(model: nn.Module, settings: Settings, workers: Workers, prepare: Accelerator) -> nn.Module:
+    if settings.parallel == "fsdp2" and workers.world_size > 1:
+        wrapped = _sharded(model, prepare)
+    else:
+        wrapped = _replicated(model, workers, prepare)
+    if settings.compile:
+        wrapped.compile()
+    return wrapped
+
+
+def _sharded(model: nn.Module, prepare: Accelerator) -> nn.Module:
+    """``model`` itself, its parameters cut along their first dimension among all ranks."""
+    sharded: nn.Module = fsdp2_prepare_model(prepare, model)
+    if not isinstance(sharded, FSDPModule):
+        raise EnvironmentFault("accelerate made no fully sharded model", where="parallel: fsdp2")
+    return sharded
+
+
+def _replicated(model: nn.Module, workers: Workers, prepare: Accelerator) -> nn.Module:
     if workers.world_size > 1 and prepare.ddp_handler is not None:
         # Rank 0 saves its buffers for all, so persistent ones must be rank 0's everywhere.
         prepare.ddp_handler.broadcast_buffers = bool(
@@ -284,8 +330,6 @@ def _wrapped(model: nn.Module, settings: Settings, workers: Workers, prepare: Ac
             where=f"distributed type {prepare.distributed_type}",
             remedy="launch with torchrun --nproc-per-node N -m harness train …",
         )
-    if settings.compile:
-        wrapped.compile()
     return wrapped
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 
 from harness import config, environment, tracking
 from harness.checkpoint import restore
+from harness.checkpoint.keeping import Best, Keep
+from harness.checkpoint.publisher import Publisher
 from harness.checkpoint.restore import Loaded
 from harness.checkpoint.writer import CheckpointWriter
 from harness.determinism import settings as determinism
@@ -22,8 +23,7 @@ from harness.settings import Settings
 from harness.tasks import build as tasks
 from harness.tasks.task import Batch, Task
 from harness.terminal import human_seconds
-from harness.training import resume
-from harness.training.distributed import Workers
+from harness.training import distributed, resume
 from harness.training.launch import Launch
 from harness.training.metrics import Events, MetricsLog, read_steps, rewind
 from harness.training.record import RunFacts, Segment, plain
@@ -32,6 +32,10 @@ from harness.training.resume import OpenRun
 from harness.training.screen import Screen
 from harness.training.session import wanted_files
 from harness.training.throughput import peak_flops
+from harness.workers import Workers
+
+_MESH = {"ddp": "data_parallel", "fsdp2": "fully_sharded"}
+"""The only dimension of the mesh of ranks."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,6 @@ class Launched:
 def events_path(settings: Settings, rank: int) -> Path:
     """The events file of ``rank``."""
     return RunFolder(settings.run.dir).events(rank)
-
-
-def load(workers: Workers, opened: OpenRun | None) -> Loaded | None:
-    """The checkpoint that rank 0 has found, with this rank's generators."""
-    found = None if opened is None else opened.found.loaded
-    named = {} if found is None else {"folder": str(found.folder.resolve()), "checkpoint": found.checkpoint}
-    agreed = json.loads(workers.broadcast_bytes(json.dumps(named).encode()))
-    if not agreed or found is not None:
-        return found
-    wanted = partial(wanted_files, workers.rank)
-    return restore.load_agreed(Path(agreed["folder"]), agreed["checkpoint"], wanted)
 
 
 def build_task(workers: Workers, settings: Settings, base: Path) -> Task:
@@ -122,7 +115,9 @@ def _facts(
             "launcher": started.launcher,
             "world_size": started.world_size,
             "nodes": started.nodes,
-            "mesh": {"data_parallel": started.world_size},
+            "mesh": {
+                "fully_sharded" if settings.parallel == "fsdp2" else "data_parallel": started.world_size
+            },
             "precision": settings.precision,
             "compile": settings.compile,
             "parallel": settings.parallel,
@@ -168,23 +163,22 @@ def open_desk(
     corpus = {"format": "harness-corpus/1", "files": dict(task.identity().files)}
     durable.write_durable(folder.root / layout.CORPUS, strict_json.dumps(corpus))
     _write_config(opened, facts)
-    checkpoints = CheckpointWriter(
+    publisher = Publisher(
         folder,
         str(facts.run["id"]),
-        opened.signer,
+        opened.held.signer,
         parent=opened.parent,
         head=opened.head,
-        keep=loaded.settings.checkpoint.keep,
-        set_aside=opened.set_aside,
-        step_back=workers.device.type == "cpu",
+        keep=_keep(loaded.settings),
+        set_aside=dict(opened.set_aside),
     )
-    checkpoints.on_commit.append(partial(announce, events, screen))
+    publisher.on_commit.append(partial(announce, events, screen))
     text = str(facts.config["text"]).encode()
-    checkpoints.on_commit.append(lambda _: _keep_config(folder, text))
+    publisher.on_commit.append(lambda _: _keep_config(folder, text))
     return Desk(
         folder=folder,
         facts=facts,
-        writer=checkpoints,
+        publisher=publisher,
         metrics=MetricsLog(folder.root / layout.METRICS),
         tracking=tracking.start(
             loaded.settings,
@@ -195,6 +189,27 @@ def open_desk(
         ),
         peak_flops=_peak(task, facts, loaded.settings, started_world=workers.world_size),
     )
+
+
+def writer(workers: Workers, settings: Settings, desk: Desk | None) -> CheckpointWriter:
+    """This rank's writer of checkpoints; collective, since its threads get a control group of their own."""
+    return CheckpointWriter(
+        RunFolder(settings.run.dir),
+        distributed.beside(workers),
+        None if desk is None else desk.publisher,
+        step_back=workers.device.type == "cpu",
+    )
+
+
+def _keep(settings: Settings) -> Keep:
+    """What `checkpoint.keep` means."""
+    chosen = settings.checkpoint.keep
+    if chosen == "all":
+        return Keep()
+    if isinstance(chosen, int):
+        return Keep(newest=chosen)
+    best = None if chosen.best is None else Best(chosen.best.metric, chosen.best.mode, chosen.best.count)
+    return Keep(chosen.newest, chosen.every, best, frozenset(chosen.pinned))
 
 
 def _write_config(opened: OpenRun, facts: RunFacts) -> None:
@@ -248,6 +263,7 @@ def first_screen(
             origins["run.dir"],
         ),
         ("world size", f"{workers.world_size} on {workers.device.type}", f"launched by {started.launcher}"),
+        ("parallel", _parallel_text(settings, workers), origins["parallel"]),
         ("global batch", batch, origins["train.global_batch"]),
         ("precision", settings.precision, origins["precision"]),
         (
@@ -258,12 +274,19 @@ def first_screen(
         ("resume", _resume_text(segment), "compared with the signed statement" if segment.number else ""),
         ("parent", _parent_text(segment), ""),
         ("determinism", _determinism_text(settings, changes), origins["determinism.mode"]),
-        ("signed by", opened.signer.ed25519_id[:12], opened.signer_reason),
+        ("signed by", opened.held.signer.ed25519_id[:12], opened.held.signer_reason),
     ]
     rows += [("differs", f"{item.what}: {item.before} → {item.after}", "") for item in segment.differences]
     rows += [("accepted", text, "--accept") for text in segment.accepted]
     rows += [("skipped", f"{item.name}: {item.reason}", "left where it is") for item in segment.skipped]
     return rows
+
+
+def _parallel_text(settings: Settings, workers: Workers) -> str:
+    if workers.world_size == 1:
+        return f"{settings.parallel}: one process, nothing to share"
+    meaning = {"ddp": "ddp: the whole model on every rank", "fsdp2": "fsdp2: a shard of every tensor on each"}
+    return meaning[settings.parallel]
 
 
 def _resume_text(segment: Segment) -> str:
@@ -294,7 +317,7 @@ def _determinism_text(settings: Settings, changes: Sequence[str]) -> str:
 
 def newest_id(desk: Desk | None) -> str | None:
     """The id of the newest checkpoint, on rank 0."""
-    return None if desk is None or desk.writer.parent is None else desk.writer.parent.checkpoint
+    return None if desk is None or desk.publisher.parent is None else desk.publisher.parent.checkpoint
 
 
 def closing(settings: Settings, recorder: Recorder, desk: Desk | None, start: int, seconds: float) -> str:
@@ -311,6 +334,13 @@ def closing(settings: Settings, recorder: Recorder, desk: Desk | None, start: in
     )
 
 
-def open_run(loaded: config.Loaded, accept: Sequence[str]) -> OpenRun:
-    """`harness.training.resume.open_run` for rank 0."""
-    return resume.open_run(loaded.settings, partial(wanted_files, 0), accept)
+def open_run(
+    workers: Workers, settings: Settings, accept: Sequence[str]
+) -> tuple[OpenRun | None, Loaded | None]:
+    """The run folder, on rank 0, and the checkpoint to continue from, its tensors shared among the ranks."""
+    held = workers.first_only(lambda: resume.hold(settings))
+    folder = RunFolder(settings.run.dir)
+    wanted = partial(wanted_files, workers.rank)
+    found = restore.newest(workers, folder, None if held is None else held.policy, wanted)
+    opened = workers.first_only(lambda: resume.open_run(held, found, accept))
+    return opened, found.loaded

@@ -26,6 +26,7 @@ import interleave
 from harness.audit import payload
 from harness.format.manifest import FileEntry, TensorEntry
 from harness.format.safetensors_header import build
+from harness.format.tensor_digests import tensor_digest
 from harness.provenance.findings import Findings
 from harness.terminal import progress
 
@@ -54,7 +55,7 @@ def large(path: Path, mib: int) -> payload.Job:
         for _ in spans:
             stream.write(data)
             digest.update(data)
-    one = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    one = tensor_digest(data)
     entries = [
         TensorEntry(span.name, path.name, span.dtype, tuple(span.shape), span.start, span.end, one)
         for span in spans
