@@ -28,7 +28,7 @@ from pydantic import BaseModel, ValidationError
 from harness import strict_yaml
 from harness.config_errors import explain, nearest_file
 from harness.errors import ConfigError
-from harness.settings import Effect, Settings, effect_of
+from harness.settings import Effect, Section, Settings, effect_of
 from harness.strict_yaml import Path as Keys
 
 EXTENDS = "extends"
@@ -139,8 +139,14 @@ def resolved_text(settings: Settings) -> str:
             lines.append(f"{name}: {strict_yaml.write(value)}")
             continue
         lines.append(f"{name}:")
-        lines += [f"  {key}: {strict_yaml.write(getattr(value, key))}" for key in type(value).model_fields]
+        lines += [
+            f"  {key}: {strict_yaml.write(_plain(getattr(value, key)))}" for key in type(value).model_fields
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, Section) else value
 
 
 def digest(text: str) -> str:
@@ -157,7 +163,7 @@ def leaves(settings: Settings) -> dict[str, Any]:
             found[name] = value
             continue
         for key in type(value).model_fields:
-            inner = getattr(value, key)
+            inner = _plain(getattr(value, key))
             if isinstance(inner, Mapping) and inner:
                 found |= {f"{name}.{key}.{option}": inner[option] for option in inner}
             else:

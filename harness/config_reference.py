@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from harness import strict_yaml
-from harness.settings import Settings, effect_of, section_of
+from harness.settings import Section, Settings, effect_of, section_of
 
 _INTRODUCTION = """\
 # Every key of a config
@@ -104,6 +104,8 @@ def _words(kind: Any, metadata: list[Any]) -> str:
 
 
 def _name(kind: Any) -> str:
+    if issubclass(kind, Section):
+        return "mapping of " + ", ".join(f"`{name}`" for name in kind.model_fields)
     names = {int: "integer", float: "number", bool: "boolean", str: "text", NoneType: "null"}
     return "path" if issubclass(kind, PurePath) else names[kind]
 

@@ -25,6 +25,7 @@ from pydantic import (
     StrictBool,
     StrictInt,
     StrictStr,
+    ValidationError,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -250,19 +251,40 @@ class Keep(Section):
     """Steps that always stay."""
 
 
+def _keep_rule(value: Any) -> Any:
+    """A mapping as `Keep`, its faults in one line."""
+    if not isinstance(value, dict):
+        return value
+    try:
+        return Keep.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = BestCheckpoints if key.startswith("best.") else Keep
+            text = f"has the unknown rule {key!r}; choose from {', '.join(known.model_fields)}"
+            raise ValueError(text) from error
+        raise ValueError(f"has a {key} that does not fit: {first['msg']}") from error
+
+
+KeepRule = Annotated[Literal["all"] | Positive | Keep, BeforeValidator(_keep_rule)]
+
+
 class Checkpoint(Section):
     """When a checkpoint is written and which are kept."""
 
     every: Positive = Field(default=100, json_schema_extra=OPERATIONAL)
     """Steps between checkpoints; the last step and an interruption are always saved."""
-    keep: Literal["all"] | Positive | Keep = Field(default="all", json_schema_extra=OPERATIONAL)
-    """Which checkpoints keep their tensors: `all`, the number of newest ones, or a mapping of `newest`,
-    `every`, `best` and `pinned`, each of which adds to the kept ones. Statements of the others stay."""
+    keep: KeepRule = Field(default="all", json_schema_extra=OPERATIONAL)
+    """Which checkpoints keep their tensors: `all`, the number of newest ones, or several rules of which one
+    is enough: `newest: 2` (1 when absent), `every: 1000` (steps that are multiples), `best: {metric:
+    bits_per_byte, mode: min, count: 3}` (an evaluation score, or `train_loss`; mode `min` and count 1 when
+    absent), `pinned: [500]` (steps). The statements of the others stay."""
     on_failure: Literal["stop", "continue"] = Field(default="stop", json_schema_extra=OPERATIONAL)
     """When a checkpoint cannot be written: `stop` the run, or `continue` to the next one, with a warning. The
     last checkpoint of a launch must be written either way."""
     file_bytes: Positive = Field(default=512 << 20, json_schema_extra=OPERATIONAL)
-    """Weights and optimizer state are split into files of at most this many bytes (a larger tensor has a file
+    """Weights and optimizer state are split into files of about this many bytes (a larger tensor has a file
     of its own), and further so that each rank writes some, as long as that gives each 1/16 of it."""
 
 

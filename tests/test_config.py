@@ -73,7 +73,10 @@ WRONG: dict[str, tuple[str, list[str], str, str]] = {
     "batch": (MINIMAL, ["train.global_batch=7"], "global_batch", "multiple"),
     "two levels": ("extends: a.yaml\n" + MINIMAL, [], "a.yaml", "extends"),
     "no base": ("extends: nowhere.yaml\n" + MINIMAL, [], "c.yaml:1", "nowhere.yaml"),
-    "fsdp2": (MINIMAL, ["parallel=fsdp2"], "parallel=fsdp2", "ddp"),
+    "fsdp": (MINIMAL, ["parallel=fsdp"], "parallel=fsdp", "fsdp2"),
+    "an unknown rule": (MINIMAL, ["checkpoint.keep={oldest: 1}"], "keep={oldest: 1}", "choose from newest"),
+    "a rule within": (MINIMAL, ["checkpoint.keep={best: {metric: x, mood: max}}"], "best", "metric, mode"),
+    "a rule's value": (MINIMAL, ["checkpoint.keep={newest: 0}"], "newest: 0", "greater than 0"),
 }
 
 

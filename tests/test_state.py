@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import pytest
@@ -67,9 +67,11 @@ class Held:
         """Dtype and shape of each tensor of a group."""
         return {name: (each.dtype, tuple(each.shape)) for name, each in getattr(self, group).items()}
 
-    def fill(self, group: Group, name: str, target: Tensor) -> None:
-        """Copy a tensor into ``target``."""
-        target.copy_(getattr(self, group)[name])
+    def fill(self, targets: Mapping[tuple[Group, str], Tensor]) -> None:
+        """Copy the tensors into ``targets``."""
+        with torch.no_grad():
+            for (group, name), target in targets.items():
+                target.copy_(getattr(self, group)[name])
 
 
 def restored(source: TrainingState, target: TrainingState) -> None:
@@ -77,8 +79,7 @@ def restored(source: TrainingState, target: TrainingState) -> None:
     tensors, aliases = state.model_tensors(source.model)
     copies = {name: tensor.clone() for name, tensor in tensors.items()}
     others = {name: tensor.clone() for name, tensor in state.optimizer_tensors(source).items()}
-    state.load_model(target.model, Held(copies), aliases)
-    state.load_optimizer(target, Held({}, others))
+    state.load(target, Held(copies, others), aliases)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
@@ -117,21 +118,21 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_model_that_does_not_fit_is_an_error(change: str) -> None:
     """Oracle: the message names the misfit."""
-    model = Tied()
-    tensors, aliases = state.model_tensors(model)
+    made = trained(1, 1)
+    tensors, aliases = state.model_tensors(made.model)
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     alter, message = CHANGES[change]
     alter(tensors)
     with pytest.raises(TrainingFailed, match=message):
-        state.load_model(model, Held(tensors), aliases)
+        state.load(made, Held(tensors, state.optimizer_tensors(made)), aliases)
 
 
 def test_weights_shared_in_another_way_are_an_error() -> None:
     """Oracle: the aliases of both sides are named."""
-    model = Tied()
-    tensors, _ = state.model_tensors(model)
+    made = trained(1, 1)
+    tensors, _ = state.model_tensors(made.model)
     with pytest.raises(TrainingFailed, match="shared weights differ"):
-        state.load_model(model, Held(tensors), {})
+        state.load(made, Held(tensors, state.optimizer_tensors(made)), {})
 
 
 @pytest.mark.parametrize(
@@ -147,8 +148,9 @@ def test_a_state_without_an_owner_is_an_error(name: str, message: str) -> None:
     """Oracle: nothing is dropped silently."""
     made = trained(1, 1)
     tensors = {**state.optimizer_tensors(made), name: torch.ones(2)}
+    model, aliases = state.model_tensors(made.model)
     with pytest.raises(TrainingFailed, match=message):
-        state.load_optimizer(made, Held({}, tensors))
+        state.load(made, Held(model, tensors), aliases)
 
 
 def test_the_loss_scaler_comes_back() -> None:

@@ -68,6 +68,12 @@ VARIANTS = {
     "one process, fp16, moving average": (1, {"precision": "fp16", "optimizer": "{ema: 0.9}"}),
     "two processes": (2, {"precision": "fp32"}),
     "three processes, bf16": (3, {"precision": "bf16"}),
+    "three processes, each writes some files": (3, {"checkpoint": "{every: 6, file_bytes: 600, keep: 4}"}),
+    "two processes, fsdp2": (2, {"parallel": "fsdp2", "checkpoint": "{every: 6, file_bytes: 600}"}),
+    "three processes, fsdp2, accumulation": (
+        3,
+        {"parallel": "fsdp2", "train": "{steps: 24, global_batch: 12, micro_batch: 1}"},
+    ),
 }
 
 

@@ -37,7 +37,8 @@ class Toy(Task):
     """Classify the sign pattern of noise.
 
     ``poison`` makes the loss of that call NaN, ``crash`` raises in that call on rank 1, ``pause`` makes every
-    call last so many milliseconds longer, so that a test can hit the middle of a run.
+    call last so many milliseconds longer, so that a test can hit the middle of a run. ``plain`` leaves out
+    noise, dropout and batch statistics: nothing then depends on which rank has which sample.
     """
 
     samples = 50
@@ -46,19 +47,29 @@ class Toy(Task):
     headline = "accuracy"
 
     def __init__(
-        self, *, seed: int, width: int = 16, poison: int = 0, crash: int = 0, pause: int = 0
+        self,
+        *,
+        seed: int,
+        width: int = 16,
+        poison: int = 0,
+        crash: int = 0,
+        pause: int = 0,
+        plain: bool = False,
     ) -> None:
         self._noise = torch.Generator().manual_seed(seed)
         self._numpy = np.random.default_rng(seed)
         self._python = random.Random(seed)
         self._width, self._poison, self._crash = width, poison, crash
         self._pause, self._calls = pause / 1000, 0
+        self._plain = plain
         self._x = torch.randn(self.samples, 8, generator=torch.Generator().manual_seed(seed))
 
     def identity(self) -> Identity:
         return Identity("toy", {"corpus": "0" * 64, "tokenizer": None}, {"samples": self.samples}, {})
 
     def build_model(self) -> nn.Module:
+        if self._plain:
+            return nn.Sequential(nn.Linear(8, self._width), nn.ReLU(), nn.Linear(self._width, 4))
         return Noisy(self._width)
 
     def batch(self, indices: NDArray[np.int64], epochs: NDArray[np.int64]) -> Batch:
@@ -71,9 +82,10 @@ class Toy(Task):
         if self._crash and self._calls == self._crash and os.environ.get("RANK") == "1":
             raise ValueError("the toy breaks here")
         x, y = batch
-        x = x + 0.01 * torch.randn(x.shape, generator=self._noise)
-        x = x + 0.01 * float(self._numpy.normal()) + 0.01 * self._python.random()
-        x = x + 0.01 * random.random() + 0.01 * float(np.random.rand())
+        if not self._plain:
+            x = x + 0.01 * torch.randn(x.shape, generator=self._noise)
+            x = x + 0.01 * float(self._numpy.normal()) + 0.01 * self._python.random()
+            x = x + 0.01 * random.random() + 0.01 * float(np.random.rand())
         loss = nn.functional.cross_entropy(model(x), y)
         return loss * float("nan") if self._poison and self._calls == self._poison else loss
 

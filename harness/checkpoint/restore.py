@@ -1,12 +1,14 @@
 """Reading a checkpoint back: the bytes that were hashed are the bytes that are loaded.
 
-`harness.audit.opening.open_checkpoint` has checked signatures, statements, the exact file set, headers and
-the manifest on rank 0. Then every rank reads its share of the tensors, each byte of the checkpoint once in
-the whole job, and compares each tensor with its digest in the manifest while it reads. Nothing is read again
-after it was verified: `Loaded.fill` hands the tensors on from memory, to the ranks that need them.
+`Candidates` goes back through a run's checkpoints. `harness.audit.opening.open_checkpoint` checks signatures,
+statements, the exact file set, headers and the manifest on rank 0, which also hashes the files that are not
+tensors. A header must have the very bytes that this program writes for the manifest's tensors, otherwise the
+sha256 of the whole file decides.
 
-The files that are not tensors, and the headers, are checked by rank 0 alone: a header must have the very
-bytes that this program writes for the manifest's tensors, otherwise the sha256 of the whole file decides.
+`Loaded.fill` then reads the tensors: every rank its share, each byte of the checkpoint once in the whole job,
+straight into the live tensors where they are in host memory, and compared with the digest in the manifest
+while it is read. Nothing is read again after it was verified. A tensor with other bytes rejects the
+checkpoint on every rank (`DamagedCheckpoint`); what was read until then is overwritten from the next one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.audit.opening import MANIFEST_LIMIT, open_checkpoint
 from harness.checkpoint import mesh
@@ -40,7 +42,7 @@ from harness.provenance.statements import CheckpointStatement
 from harness.workers import Workers
 
 _TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
-_CHUNK = 4 << 20
+_CHUNK = 1 << 20
 """Bytes that are read and then hashed while they are in the processor's cache."""
 _ALIGNMENT = 64
 """Of each tensor in memory; a cache line."""
@@ -59,21 +61,20 @@ class Skipped:
     """Its id, where a log or a manifest tells."""
 
 
+class DamagedCheckpoint(VerificationFailed):
+    """Tensors of a checkpoint are not what was signed; an older one may serve."""
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint in the memory of the ranks, verified; each rank holds a share of its tensors."""
+    """A checkpoint that opens: everything but its tensors is verified and in memory."""
 
     folder: Path
     checkpoint: str
     """Its id: hex sha256 of MANIFEST.json."""
     workers: Workers
+    manifest: Manifest = field(repr=False)
     entries: Mapping[Key, TensorEntry] = field(repr=False)
-    readers: Mapping[Key, int] = field(repr=False)
-    """Which rank has read a tensor."""
-    share: Mapping[Key, Tensor] = field(repr=False)
-    """What this rank has read: whole tensors in host memory."""
-    memory: HostMemory = field(repr=False)
-    """Where they lie."""
     files: Mapping[str, bytes] = field(repr=False)
     """The small files that were asked for."""
 
@@ -93,10 +94,31 @@ class Loaded:
             if of == group
         }
 
-    def fill(self, group: Group, name: str, target: Tensor) -> None:
-        """Copy a tensor into ``target`` on every rank; every rank must ask for the same."""
-        key = (group, name)
-        mesh.spread(self.workers, name, target, self.readers[key], self.share.get(key))
+    def fill(self, targets: Mapping[Key, Tensor]) -> None:
+        """Read the tensors into ``targets`` on every rank, which must be the same ones everywhere.
+
+        Raises `DamagedCheckpoint` on every rank when a byte is not the manifest's, `EnvironmentFault` when it
+        cannot be read.
+        """
+        sizes = [self.entries[key].end - self.entries[key].start for key in targets]
+        readers = dict(zip(targets, deal(sizes, self.workers.world_size), strict=True))
+        own = {key: targets[key] for key in targets if readers[key] == self.workers.rank}
+        staged = _staged({key: self.entries[key] for key, target in own.items() if not _is_direct(target)})
+        views = {key: staged.get(key, target) for key, target in own.items()}
+        problem = self.workers.together(lambda: self._read(views))
+        problems = self.workers.gather_bytes(problem.encode())
+        if any(problems):
+            raise DamagedCheckpoint(next(text for text in problems if text).decode())
+        for key, target in targets.items():
+            mesh.spread(self.workers, key[1], target, readers[key], staged.get(key))
+
+    def _read(self, views: Mapping[Key, Tensor]) -> str:
+        """Read and verify this rank's tensors; returns what is wrong with them, or nothing."""
+        try:
+            _read_tensors(self.folder, self.manifest, self.entries, views, self.workers.cores)
+        except (VerificationFailed, EvidenceIncomplete) as error:
+            return str(error)
+        return ""
 
 
 @dataclass(frozen=True)
@@ -110,30 +132,65 @@ class Found:
     """Newer checkpoints that do not verify, newest first; on rank 0."""
 
 
-def newest(workers: Workers, run: RunFolder, policy: Policy | None, wanted: Callable[[str], bool]) -> Found:
-    """The newest checkpoint of ``run`` that verifies, every payload byte included; called by every rank.
+class Candidates:
+    """The way back through the checkpoints of a run, newest first; every rank has one and goes along."""
 
-    ``policy``: rank 0's, which opens; the others take the manifest with the id that rank 0 names, so they
-    need no key. ``wanted`` names the small files that this rank keeps. Raises `EnvironmentFault` when a file
-    cannot be read: a disk that fails now may work later, so it is no reason to go back in the run's history.
-    """
-    skipped: list[Skipped] = []
-    opening = _Opening(run, policy, skipped) if policy is not None else None
+    def __init__(
+        self, workers: Workers, run: RunFolder, policy: Policy | None, wanted: Callable[[str], bool]
+    ) -> None:
+        """``policy``: rank 0's, which opens; the others take the manifest with the id that rank 0 names, so
+        they need no key. ``wanted`` names the small files that this rank keeps."""
+        self._workers = workers
+        self._run = run
+        self._policy = policy
+        self._wanted = wanted
+        self._folders: Iterator[Path] = iter(reversed(run.complete())) if policy is not None else iter(())
+        self._statement: CheckpointStatement | None = None
+        self._skipped: list[Skipped] = []
 
-    def advance() -> bytes:
-        if opening is None:
+    def next(self) -> Found:
+        """The newest checkpoint that opens, of those that this has not returned yet.
+
+        Raises `EnvironmentFault` when a file cannot be read: a disk that fails now may work later, so it is
+        no reason to go back in the run's history.
+        """
+        while agreed := json.loads(self._workers.agree(self._advance)):
+            folder = self._run.checkpoints / agreed["name"]
+            loaded = self._workers.together(partial(self._load, folder, agreed["checkpoint"]))
+            problems = self._workers.gather_bytes(loaded.encode() if isinstance(loaded, str) else b"")
+            if not any(problems) and not isinstance(loaded, str):
+                return Found(loaded, self._statement, tuple(self._skipped))
+            reason = next(problem for problem in problems if problem).decode()
+            self._skipped.append(Skipped(folder.name, reason, agreed["checkpoint"]))
+        return Found(None, None, tuple(self._skipped))
+
+    def reject(self, loaded: Loaded, reason: str) -> None:
+        """What `next` has returned turned out to be damaged."""
+        self._skipped.append(Skipped(loaded.folder.name, reason, loaded.checkpoint))
+
+    def _advance(self) -> bytes:
+        """On rank 0: the next checkpoint that opens, as JSON with its name and id; null after the last."""
+        if self._policy is None:
             raise HarnessError("only rank 0 opens checkpoints")
-        return opening.advance()
+        for folder in self._folders:
+            try:
+                opened = open_checkpoint(folder, self._policy)
+                _check_rest(folder, opened.manifest)
+            except EnvironmentFault:
+                raise
+            except HarnessError as error:
+                self._skipped.append(Skipped(folder.name, str(error), _claimed_id(folder)))
+                continue
+            self._statement = opened.statement
+            return json.dumps({"name": folder.name, "checkpoint": opened.checkpoint_id}).encode()
+        return b"null"
 
-    while agreed := json.loads(workers.agree(advance)):
-        folder = run.checkpoints / agreed["name"]
-        loaded = workers.together(partial(_attempt, workers, folder, agreed["checkpoint"], wanted))
-        problems = workers.gather_bytes(loaded.encode() if isinstance(loaded, str) else b"")
-        if not any(problems) and not isinstance(loaded, str):
-            return Found(loaded, None if opening is None else opening.statement, tuple(skipped))
-        reason = next(problem for problem in problems if problem).decode()
-        skipped.append(Skipped(folder.name, reason, agreed["checkpoint"]))
-    return Found(None, None, tuple(skipped))
+    def _load(self, folder: Path, checkpoint: str) -> Loaded | str:
+        """What this rank needs of a checkpoint besides tensors, or why it is not to be used."""
+        try:
+            return _load(self._workers, folder, checkpoint, self._wanted)
+        except (VerificationFailed, EvidenceIncomplete) as error:
+            return str(error)
 
 
 def tensors_in(data: bytes, where: str) -> dict[str, Tensor]:
@@ -145,39 +202,6 @@ def tensors_in(data: bytes, where: str) -> dict[str, Tensor]:
         span.name: memory[span.start : span.end].clone().view(_TORCH_DTYPES[span.dtype]).view(span.shape)
         for span in header.tensors
     }
-
-
-class _Opening:
-    """Rank 0's way back through the checkpoints of a run."""
-
-    def __init__(self, run: RunFolder, policy: Policy, skipped: list[Skipped]) -> None:
-        self._folders: Iterator[Path] = iter(reversed(run.complete()))
-        self._policy = policy
-        self._skipped = skipped
-        self.statement: CheckpointStatement | None = None
-
-    def advance(self) -> bytes:
-        """The next checkpoint that opens, as JSON with its name and id; null after the last."""
-        for folder in self._folders:
-            try:
-                opened = open_checkpoint(folder, self._policy)
-                _check_rest(folder, opened.manifest)
-            except EnvironmentFault:
-                raise
-            except HarnessError as error:
-                self._skipped.append(Skipped(folder.name, str(error), _claimed_id(folder)))
-                continue
-            self.statement = opened.statement
-            return json.dumps({"name": folder.name, "checkpoint": opened.checkpoint_id}).encode()
-        return b"null"
-
-
-def _attempt(workers: Workers, folder: Path, checkpoint: str, wanted: Callable[[str], bool]) -> Loaded | str:
-    """This rank's share, or why the checkpoint is not to be used."""
-    try:
-        return _load(workers, folder, checkpoint, wanted)
-    except (VerificationFailed, EvidenceIncomplete) as error:
-        return str(error)
 
 
 def _check_rest(folder: Path, manifest: Manifest) -> None:
@@ -228,7 +252,7 @@ def _check_sha256(folder: Path, entry: FileEntry) -> None:
 
 
 def _load(workers: Workers, folder: Path, checkpoint: str, wanted: Callable[[str], bool]) -> Loaded:
-    """This rank's share. Raises `VerificationFailed` for any byte that is not the manifest's."""
+    """Manifest and small files. Raises `VerificationFailed` for any byte that is not the manifest's."""
     data = durable.read_limited(folder / layout.MANIFEST, MANIFEST_LIMIT)
     if checkpoint_id(data) != checkpoint:
         raise VerificationFailed(
@@ -245,45 +269,57 @@ def _load(workers: Workers, folder: Path, checkpoint: str, wanted: Callable[[str
         if (group, entry.name) in entries:
             raise VerificationFailed(f"tensor `{entry.name}` is in two files", where=str(folder))
         entries[group, entry.name] = entry
-    hands = deal([entry.end - entry.start for entry in entries.values()], workers.world_size)
-    readers = dict(zip(entries, hands, strict=True))
-    own = {key: entry for key, entry in entries.items() if readers[key] == workers.rank}
-    memory, share = _read_tensors(folder, manifest, own, workers.cores)
     files = {
         entry.path: _read_small(folder, entry)
         for entry in manifest.files
         if _group_of(entry.path) is None and wanted(entry.path)
     }
-    return Loaded(folder, checkpoint, workers, entries, readers, share, memory, files)
+    return Loaded(folder, checkpoint, workers, manifest, entries, files)
+
+
+def _is_direct(target: Tensor) -> bool:
+    """Whether a file can be read straight into ``target``."""
+    return type(target) in (Tensor, nn.Parameter) and target.device.type == "cpu" and target.is_contiguous()
+
+
+def _staged(entries: Mapping[Key, TensorEntry]) -> dict[Key, Tensor]:
+    """Host memory for the tensors that cannot be read into where they belong."""
+    places: dict[Key, int] = {}
+    size = 0
+    for key, entry in entries.items():
+        places[key] = size
+        size += -(-(entry.end - entry.start) // _ALIGNMENT) * _ALIGNMENT
+    if not places:
+        return {}
+    memory = HostMemory(size)
+    return {
+        key: memory.tensor[places[key] : places[key] + entry.end - entry.start]
+        .view(_TORCH_DTYPES[entry.dtype])
+        .view(entry.shape)
+        for key, entry in entries.items()
+    }
 
 
 def _read_tensors(
-    folder: Path, manifest: Manifest, own: Mapping[Key, TensorEntry], threads: int
-) -> tuple[HostMemory, dict[Key, Tensor]]:
-    places: dict[Key, int] = {}
-    size = 0
-    for key, entry in own.items():
-        places[key] = size
-        size += -(-(entry.end - entry.start) // _ALIGNMENT) * _ALIGNMENT
-    memory = HostMemory(size)
+    folder: Path,
+    manifest: Manifest,
+    entries: Mapping[Key, TensorEntry],
+    views: Mapping[Key, Tensor],
+    threads: int,
+) -> None:
     sizes = {entry.path: entry.size for entry in manifest.files}
     descriptors: dict[str, int] = {}
+    largest_first = sorted(views, key=lambda key: entries[key].start - entries[key].end)
     try:
-        for file in sorted({entry.file for entry in own.values()}):
+        for file in sorted({entries[key].file for key in views}):
             with durable.open_regular(folder / file) as stream:
                 descriptors[file] = os.dup(stream.fileno())
             if os.fstat(descriptors[file]).st_size != sizes[file]:
                 raise VerificationFailed(f"does not have {sizes[file]} bytes", where=str(folder / file))
         with ThreadPoolExecutor(max(1, threads), "checkpoint-read") as pool:
             reads = [
-                pool.submit(
-                    _read_tensor,
-                    descriptors[entry.file],
-                    entry,
-                    memory.view[places[key] : places[key] + entry.end - entry.start],
-                    str(folder / entry.file),
-                )
-                for key, entry in sorted(own.items(), key=lambda pair: pair[1].start - pair[1].end)
+                pool.submit(_read_tensor, descriptors[entries[key].file], entries[key], views[key], folder)
+                for key in largest_first
             ]
             try:
                 for read in reads:
@@ -294,11 +330,12 @@ def _read_tensors(
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
-    return memory, {key: _view(memory, places[key], entry) for key, entry in own.items()}
 
 
-def _read_tensor(descriptor: int, entry: TensorEntry, target: memoryview, where: str) -> None:
-    """Read a tensor into ``target``, hashed on the way in."""
+def _read_tensor(descriptor: int, entry: TensorEntry, view: Tensor, folder: Path) -> None:
+    """Read a tensor into the memory of ``view``, hashed on the way in."""
+    where = str(folder / entry.file)
+    target = view.detach().reshape(-1).view(torch.uint8).numpy().data
     digest = RunningDigest()
     offset = 0
     while offset < len(target):
@@ -323,11 +360,6 @@ def _read_small(folder: Path, entry: FileEntry) -> bytes:
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise VerificationFailed("the sha256 is not the one in MANIFEST.json", where=str(folder / entry.path))
     return data
-
-
-def _view(memory: HostMemory, start: int, entry: TensorEntry) -> Tensor:
-    piece = memory.tensor[start : start + entry.end - entry.start]
-    return piece.view(_TORCH_DTYPES[entry.dtype]).view(entry.shape)
 
 
 def _unreadable(error: OSError, where: str) -> EnvironmentFault:

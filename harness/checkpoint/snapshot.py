@@ -70,14 +70,11 @@ class FileImage:
 
 
 class Arena:
-    """Reused host memory for the files that this rank writes.
+    """Reused host memory for the files that this rank writes."""
 
-    ``memory``, when given, is used as long as it is large enough: what a restore has read the tensors into.
-    """
-
-    def __init__(self, workers: Workers, memory: HostMemory | None = None) -> None:
+    def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        self._memory = memory
+        self._memory: HostMemory | None = None
         self._touching: threading.Thread | None = None
         self._signature: _Signature | None = None
         self._images: list[FileImage] = []

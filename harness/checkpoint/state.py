@@ -64,14 +64,18 @@ def parts_of(
     return divide(items["model"], items["optimizer"], world_size, file_bytes)
 
 
+Described = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Name → dtype and shape of the whole tensor."""
+
+
 class Source(Protocol):
-    """Where a restore takes tensors from; every rank asks for the same ones in the same order."""
+    """Where a restore takes tensors from."""
 
-    def described(self, group: Group) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Dtype and shape of each tensor of a group."""
+    def described(self, group: Group) -> Described:
+        """The tensors of a group."""
 
-    def fill(self, group: Group, name: str, target: Tensor) -> None:
-        """Copy a tensor into ``target``, of the same dtype and (whole) shape."""
+    def fill(self, targets: Mapping[tuple[Group, str], Tensor]) -> None:
+        """Fill tensors that fit their description; every rank asks for the same ones."""
 
 
 def model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -113,31 +117,29 @@ def optimizer_tensors(state: TrainingState) -> dict[str, Tensor]:
     return tensors
 
 
-def load_model(model: nn.Module, source: Source, aliases: Mapping[str, str]) -> None:
-    """Fill ``model`` from ``source``; shared weights must be shared in the same way."""
-    expected, model_aliases = model_tensors(model)
-    if model_aliases != dict(aliases):
-        raise TrainingFailed(f"shared weights differ: checkpoint {dict(aliases)}, model {model_aliases}")
-    _fill_all(source, "model", expected, source.described("model"))
+def load(state: TrainingState, source: Source, aliases: Mapping[str, str]) -> None:
+    """Fill model, optimizer, averages, loose buffers and scaler from ``source``.
 
-
-def load_optimizer(state: TrainingState, source: Source) -> None:
-    """Fill optimizer, averages, loose buffers and scaler from ``source``."""
-    rest = dict(source.described("optimizer"))
-    parameters = dict(state.model.named_parameters())
-    slots = {key: rest.pop(key) for key in [key for key in rest if key.startswith("optimizer.")]}
-    # A parameter that no loss has reached yet has no state, so fewer is no fault; what is there must fit.
-    trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
-    odd = sorted(key for key in slots if _slot(key)[0] not in trained)
-    if odd:
-        raise TrainingFailed(f"optimizer state of parameters that the model does not train: {odd[:3]}")
-    _load_slots(state.optimizer, parameters, slots, source)
+    Shared weights must be shared in the same way. Raises `TrainingFailed` for anything that does not fit,
+    before a tensor is touched.
+    """
+    model, shared = model_tensors(state.model)
+    if shared != dict(aliases):
+        raise TrainingFailed(f"shared weights differ: checkpoint {dict(aliases)}, model {shared}")
+    described = source.described("optimizer")
+    slots = _slots(state, {key: value for key, value in described.items() if key.startswith("optimizer.")})
+    others = {f"ema.{name}": tensor for name, tensor in state.ema.items()}
+    others |= {f"buffer.{name}": tensor for name, tensor in _loose_buffers(state.model)}
+    scaler = {} if state.scaler is None else _scaler_tensors(state.scaler)
+    expected: dict[Group, dict[str, Tensor]] = {"model": model, "optimizer": {**slots, **others, **scaler}}
+    for group, targets in expected.items():
+        _check_fits(group, targets, source.described(group))
+    source.fill(
+        {(group, name): tensor for group, named in expected.items() for name, tensor in named.items()}
+    )
+    _adopt_slots(state, slots)
     if state.scaler is not None:
-        scaler = {key: rest.pop(key) for key in list(rest) if key.startswith("scaler.")}
-        _load_scaler(state.scaler, scaler, source)
-    targets = {f"ema.{name}": tensor for name, tensor in state.ema.items()}
-    targets |= {f"buffer.{name}": tensor for name, tensor in _loose_buffers(state.model)}
-    _fill_all(source, "optimizer", targets, rest)
+        _adopt_scaler(state.scaler, scaler)
 
 
 def group_names(state: TrainingState) -> list[list[str]]:
@@ -157,26 +159,45 @@ def _slot(key: str) -> tuple[str, str]:
     return name, slot
 
 
-def _load_slots(
-    optimizer: torch.optim.Optimizer,
-    parameters: Mapping[str, nn.Parameter],
-    slots: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    source: Source,
-) -> None:
-    """Fill the optimizer's state; `step` counters keep their device (CPU unless fused on a GPU)."""
-    optimizer.state.clear()
-    fused = bool(optimizer.defaults.get("fused")) or bool(optimizer.defaults.get("capturable"))
-    for key, (dtype, shape) in slots.items():
+def _slots(state: TrainingState, described: Described) -> dict[str, Tensor]:
+    """A tensor for each slot of ``described``: the optimizer's own, or a new one.
+
+    `step` counters keep their device (CPU unless fused on a GPU). A parameter that no loss has reached yet
+    has no state, so fewer slots than parameters are no fault.
+    """
+    parameters = dict(state.model.named_parameters())
+    defaults = state.optimizer.defaults
+    fused = bool(defaults.get("fused")) or bool(defaults.get("capturable"))
+    slots: dict[str, Tensor] = {}
+    odd = []
+    for key, (dtype, shape) in described.items():
         name, slot = _slot(key)
-        parameter = parameters[name]
+        parameter = parameters.get(name)
+        if parameter is None or not parameter.requires_grad:
+            odd.append(key)
+            continue
         if shape and shape != tuple(parameter.shape):
             raise TrainingFailed(f"{key} has shape {shape}")
-        if shape:
-            value = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        own = state.optimizer.state.get(parameter, {}).get(slot)
+        if isinstance(own, Tensor) and own.dtype == dtype and tuple(own.shape) == shape:
+            slots[key] = own
+        elif shape:
+            slots[key] = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
         else:
-            value = torch.empty((), dtype=dtype, device=parameter.device if fused else "cpu")
-        source.fill("optimizer", key, value)
-        optimizer.state[parameter][slot] = value
+            slots[key] = torch.empty((), dtype=dtype, device=parameter.device if fused else "cpu")
+    if odd:
+        raise TrainingFailed(
+            f"optimizer state of parameters that the model does not train: {sorted(odd)[:3]}"
+        )
+    return slots
+
+
+def _adopt_slots(state: TrainingState, slots: Mapping[str, Tensor]) -> None:
+    parameters = dict(state.model.named_parameters())
+    state.optimizer.state.clear()
+    for key, tensor in slots.items():
+        name, slot = _slot(key)
+        state.optimizer.state[parameters[name]][slot] = tensor
 
 
 def _scaler_tensors(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
@@ -186,39 +207,24 @@ def _scaler_tensors(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
     }
 
 
-def _load_scaler(
-    scaler: torch.amp.GradScaler, described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], source: Source
-) -> None:
-    current = scaler.state_dict()
-    if set(described) != {f"scaler.{key}" for key in current}:
-        raise TrainingFailed(f"loss scaler state does not fit: {sorted(described)}")
-    values = {}
-    for key, value in current.items():
-        held = torch.empty(1, dtype=torch.float64)
-        source.fill("optimizer", f"scaler.{key}", held)
-        values[key] = type(value)(held.item())
-    scaler.load_state_dict(values)
+def _adopt_scaler(scaler: torch.amp.GradScaler, tensors: Mapping[str, Tensor]) -> None:
+    scaler.load_state_dict(
+        {key: type(value)(tensors[f"scaler.{key}"].item()) for key, value in scaler.state_dict().items()}
+    )
 
 
-def _fill_all(
-    source: Source,
-    group: Group,
-    targets: Mapping[str, Tensor],
-    described: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-) -> None:
+def _check_fits(group: Group, targets: Mapping[str, Tensor], described: Described) -> None:
+    where = f"{group} files of the checkpoint"
     missing, extra = sorted(set(targets) - set(described)), sorted(set(described) - set(targets))
     if missing or extra:
         raise TrainingFailed(
             f"tensors do not fit: {len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}",
-            where=f"{group} files of the checkpoint",
+            where=where,
         )
     for name, target in targets.items():
         dtype, shape = described[name]
         if shape != tuple(target.shape) or dtype != target.dtype:
             raise TrainingFailed(
                 f"`{name}` is {dtype} {shape}, the model wants {target.dtype} {tuple(target.shape)}",
-                where=f"{group} files of the checkpoint",
+                where=where,
             )
-    with torch.no_grad():
-        for name, target in targets.items():
-            source.fill(group, name, target)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from harness import config
 from harness.checkpoint.snapshot import Arena
@@ -66,38 +67,44 @@ def train(
         workers = distributed.join(started, prepare)
         stack.callback(distributed.leave)
         screen = Screen(visible=workers.first and not quiet)
-        opened, found = startup.open_run(workers, settings, accept)
+        held, candidates = startup.hold_run(workers, settings)
+        opened, found = startup.open_run(workers, held, candidates, accept)
         task = startup.build_task(workers, settings, loaded.path.parent)
-        launched = workers.first_only(
-            lambda: startup.classify(opened, loaded, started, workers, task, accept, reason)
-        )
-        kind = workers.broadcast_bytes(launched.segment.kind.encode() if launched else b"").decode()
         events = Events(startup.events_path(settings, workers.rank))
         stack.callback(events.close)
-        if opened is not None and launched is not None:
-            screen.table(startup.first_screen(loaded, started, workers, task, opened, launched, changes))
 
         # The state of the run: build, warm up, then tensors, data cursor and generators of the checkpoint.
-        current = session.build(settings, task, workers, prepare)
-        stack.callback(current.batches.close)
+        # Tensors are verified while they are read, so only now can a checkpoint turn out to be damaged.
+        while True:
+            launched = workers.first_only(
+                partial(startup.classify, opened, loaded, started, workers, task, accept, reason)
+            )
+            if opened is not None and launched is not None:
+                screen.table(startup.first_screen(loaded, started, workers, task, opened, launched, changes))
+            current = session.build(settings, task, workers, prepare)
+            stack.callback(current.batches.close)
+            if found is None:
+                stream = current.batches.iterate(0)
+                break
+            resumed = startup.resumed(workers, current, found, candidates, screen)
+            if resumed is not None:
+                stream = resumed
+                break
+            opened, found = startup.open_run(workers, held, candidates, accept)
+        kind = workers.broadcast_bytes(launched.segment.kind.encode() if launched else b"").decode()
         ledger = Ledger(
             settings.determinism.mode, settings.determinism.census_every, workers.rank, workers.device
         )
-        start, head, memory = 0, chain.GENESIS, None
-        if found is None:
-            stream = current.batches.iterate(0)
-        else:
+        start, head = 0, chain.GENESIS
+        if found is not None:
             start, head = found.trainer["step"], bytes.fromhex(found.trainer["chain"])
-            stream = workers.together(lambda: session.resume(current, found))
             ledger.load(found.files[layout.LEDGER])
-            memory = found.memory
-            del found
         desk = workers.first_only(
             lambda: startup.open_desk(opened, launched, loaded, task, workers, events, screen, start, accept)
         )
         writer = startup.writer(workers, settings, desk)
         recorder = Recorder(
-            current, ledger, events, screen, writer, Arena(workers, memory), desk,
+            current, ledger, events, screen, writer, Arena(workers), desk,
             settings=settings, start=start, head=head,
         )  # fmt: skip
         stack.callback(recorder.close)

@@ -275,14 +275,14 @@ def resume(session: Session, loaded: Loaded) -> Iterator[Batch]:
     """Put the checkpoint's tensors, cursor and generators in place; returns the micro-batches that follow.
 
     A checkpoint of another world size has no generators for these ranks: they are seeded anew from (seed,
-    rank, step), which the class ``same-data`` says. Raises `TrainingFailed` for anything that does not fit.
+    rank, step), which the class ``same-data`` says. Raises `TrainingFailed` for anything that does not fit,
+    and `DamagedCheckpoint` on every rank when tensors are not what was signed.
     """
     trainer = loaded.trainer
     exact_ranks = trainer["world_size"] == session.workers.world_size
     if trainer["groups"] != state.group_names(session.state):
         raise TrainingFailed("the optimizer's parameter groups are not those of the checkpoint")
-    state.load_model(session.model, loaded, trainer["aliases"])
-    state.load_optimizer(session.state, loaded)
+    state.load(session.state, loaded, trainer["aliases"])
     stream = session.batches.iterate(trainer["step"])
     file = state.rng_file(session.workers.rank)
     own = loaded.files.get(file)

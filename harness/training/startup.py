@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from harness import config, environment, tracking
-from harness.checkpoint import restore
 from harness.checkpoint.keeping import Best, Keep
 from harness.checkpoint.publisher import Publisher
-from harness.checkpoint.restore import Loaded
+from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Loaded
 from harness.checkpoint.writer import CheckpointWriter
 from harness.determinism import settings as determinism
 from harness.errors import ResumeRefused, TrainingFailed
@@ -23,14 +22,14 @@ from harness.settings import Settings
 from harness.tasks import build as tasks
 from harness.tasks.task import Batch, Task
 from harness.terminal import human_seconds
-from harness.training import distributed, resume
+from harness.training import distributed, resume, session
 from harness.training.launch import Launch
 from harness.training.metrics import Events, MetricsLog, read_steps, rewind
 from harness.training.record import RunFacts, Segment, plain
 from harness.training.recorder import Desk, Recorder, announce
-from harness.training.resume import OpenRun
+from harness.training.resume import HeldRun, OpenRun
 from harness.training.screen import Screen
-from harness.training.session import wanted_files
+from harness.training.session import Session, wanted_files
 from harness.training.throughput import peak_flops
 from harness.workers import Workers
 
@@ -334,13 +333,36 @@ def closing(settings: Settings, recorder: Recorder, desk: Desk | None, start: in
     )
 
 
-def open_run(
-    workers: Workers, settings: Settings, accept: Sequence[str]
-) -> tuple[OpenRun | None, Loaded | None]:
-    """The run folder, on rank 0, and the checkpoint to continue from, its tensors shared among the ranks."""
+def hold_run(workers: Workers, settings: Settings) -> tuple[HeldRun | None, Candidates]:
+    """The run folder, held by rank 0, and the way back through its checkpoints."""
     held = workers.first_only(lambda: resume.hold(settings))
+    policy = None if held is None else held.policy
     folder = RunFolder(settings.run.dir)
-    wanted = partial(wanted_files, workers.rank)
-    found = restore.newest(workers, folder, None if held is None else held.policy, wanted)
-    opened = workers.first_only(lambda: resume.open_run(held, found, accept))
-    return opened, found.loaded
+    return held, Candidates(workers, folder, policy, partial(wanted_files, workers.rank))
+
+
+def open_run(
+    workers: Workers, held: HeldRun | None, candidates: Candidates, accept: Sequence[str]
+) -> tuple[OpenRun | None, Loaded | None]:
+    """What this launch continues from: the newest checkpoint that was not rejected yet, if there is one."""
+    found = candidates.next()
+    return workers.first_only(lambda: resume.open_run(held, found, accept)), found.loaded
+
+
+def resumed(
+    workers: Workers, current: Session, found: Loaded, candidates: Candidates, screen: Screen
+) -> Iterator[Batch] | None:
+    """`harness.training.session.resume`; None on every rank when the checkpoint turned out to be damaged."""
+
+    def attempt() -> Iterator[Batch] | DamagedCheckpoint:
+        try:
+            return session.resume(current, found)
+        except DamagedCheckpoint as damaged:
+            return damaged
+
+    stream = workers.together(attempt)
+    if not isinstance(stream, DamagedCheckpoint):
+        return stream
+    candidates.reject(found, str(stream))
+    screen.say(f"{found.folder.name} is damaged: {stream}; going back to the one before")
+    return None

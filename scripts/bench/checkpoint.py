@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -235,11 +236,10 @@ class Harness(Contender):
 
     def load(self) -> None:
         policy = from_keys(keys.public_keys(self.signer))
-        found = restore.newest(self.workers, RunFolder(self.folder), policy, lambda _: False).loaded
-        if found is None:
-            raise SystemExit("the harness finds no checkpoint")
-        state.load_model(self.made.model, found, {})
-        state.load_optimizer(self.made, found)
+        found = restore.Candidates(self.workers, RunFolder(self.folder), policy, lambda _: False).next()
+        if found.loaded is None:
+            raise SystemExit(f"the harness finds no checkpoint: {found.skipped}")
+        state.load(self.made, found.loaded, {})
 
 
 def _publication(size: int) -> Publication:
@@ -251,7 +251,7 @@ def _publication(size: int) -> Publication:
             "command": ["bench"], "launcher": "bare", "world_size": 1, "nodes": 1, "mesh": {},
             "precision": "fp32", "compile": False, "parallel": "ddp", "backend": "none",
         },
-        config={"sha256": "0" * 64, "text": ""},
+        config={"sha256": hashlib.sha256(b"").hexdigest(), "text": ""},
         code={"harness": "0", "git_commit": None, "dirty": None, "diff_sha256": None, "task": None},
         data={"kind": "bench", "corpus_sha256": None, "tokenizer_sha256": None, "counts": {}},
         environment={},
@@ -295,15 +295,20 @@ class Floors:
             offset = end
         return time.perf_counter() - started
 
-    def write(self) -> float:
-        """Seconds to write the same bytes to one file, one after the other, and to sync it."""
+    def write(self, *, direct: bool = False) -> float:
+        """Seconds to write the same bytes to one file, one after the other, and to sync it.
+
+        ``direct``: around the page cache.
+        """
         self.path.unlink(missing_ok=True)
         started = time.perf_counter()
-        with open(self.path, "wb", buffering=0) as stream:
-            offset = 0
-            while offset < self.memory.size:
-                offset += stream.write(self.memory.view[offset : offset + (16 << 20)])
-            os.fsync(stream.fileno())
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_DIRECT if direct else 0)
+        descriptor = os.open(self.path, flags)
+        offset = 0
+        while offset < self.memory.size:
+            offset += os.write(descriptor, self.memory.view[offset : offset + (16 << 20)])
+        os.fsync(descriptor)
+        os.close(descriptor)
         return time.perf_counter() - started
 
 
@@ -360,6 +365,7 @@ def measured(
     calls: dict[str, Callable[[], float]] = {
         "memcpy": floors.memcpy,
         "bare write + fsync": floors.write,
+        "direct write": partial(floors.write, direct=True),
         **{name: partial(turn, name, contender) for name, contender in contenders.items()},
     }
     floor = {name: values for name, values in rounds(calls, count).items() if name not in contenders}

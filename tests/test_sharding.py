@@ -1,0 +1,145 @@
+"""Checkpoints that several ranks write and read: other world sizes, other ways of sharding, damage."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+from conftest import TESTS, Place
+from safetensors.torch import load_file
+from test_train import keys, predicate
+from toy_task import config
+
+from harness.format import layout
+
+pytestmark = pytest.mark.slow
+
+PLAIN = '{kind: "toy_task:Toy", options: {plain: true, pause: 15}}'
+SPLIT = "{every: 6, file_bytes: 600}"
+
+
+def lines(run: Path) -> list[dict[str, object]]:
+    """The objects of metrics.jsonl."""
+    return [orjson.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_whole_tensors_travel_to_one_rank_and_back(tmp_path: Path, ranks: int) -> None:
+    """Oracle: `DTensor.full_tensor`, for rows that do and do not divide by the ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [*command, str(TESTS / "mesh_check.py")], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+LAUNCHES = [(2, "ddp", 6), (3, "fsdp2", 12), (1, "ddp", 18), (2, "fsdp2", 24)]
+"""Processes, way of sharding, and the checkpoint at which the launch is killed; the last one ends."""
+
+
+def test_a_run_goes_on_at_any_world_size_and_under_any_sharding(place: Place) -> None:
+    """Oracle: the uninterrupted run of one process: the same samples at every step, losses within rounding;
+    the signed class says what changed."""
+    place.write("toy.yaml", config(place.run, task=PLAIN, checkpoint=SPLIT))
+    place.write("twin.yaml", config(place.root / "twin", task=PLAIN, checkpoint=SPLIT))
+    for processes, parallel, until in LAUNCHES:
+        words = ["train", "toy.yaml", f"parallel={parallel}"]
+        if until == 24:
+            done = place.harness(*words, processes=processes)
+            assert done.code == 0, done.err
+            assert "same-data: the same samples in the same order" in done.out
+        else:
+            place.kill_at(place.start(words, processes), f"checkpoints/step-{until:08d}")
+    assert place.harness("train", "twin.yaml").code == 0
+    ours, theirs = lines(place.run), lines(place.root / "twin")
+    assert [line["step"] for line in ours] == list(range(1, 25))
+    assert [line["batch"] for line in ours] == [line["batch"] for line in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+    segments = [predicate(place.run / "checkpoints" / layout.checkpoint_name(step)) for step in (12, 18, 24)]
+    for facts, (processes, parallel, _) in zip(segments, LAUNCHES[1:], strict=True):
+        changed = {item["what"] for item in facts["segment"]["differences"]}  # type: ignore[index]
+        assert facts["segment"]["class"] == "same-data"  # type: ignore[index]
+        assert {"launch.world_size", "parallel"} <= changed
+        assert facts["launch"]["world_size"] == processes  # type: ignore[index]
+        assert facts["launch"]["parallel"] == parallel  # type: ignore[index]
+    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_split_weights_are_a_hugging_face_folder(place: Place, parallel: str) -> None:
+    """Oracle: the index as `transformers` reads it, and the safetensors package; every rank wrote a file."""
+    text = config(place.run, task=PLAIN, checkpoint=SPLIT, parallel=parallel)
+    place.write("toy.yaml", text)
+    assert place.harness("train", "toy.yaml", processes=2).code == 0
+    folder = place.run / "checkpoints" / "step-00000024"
+    index = json.loads((folder / "model.safetensors.index.json").read_bytes())
+    files = {name: load_file(folder / name) for name in set(index["weight_map"].values())}
+    assert len(files) > 1
+    shapes = {name: tuple(files[file][name].shape) for name, file in index["weight_map"].items()}
+    assert shapes == {"0.weight": (16, 8), "0.bias": (16,), "2.weight": (4, 16), "2.bias": (4,)}
+    held = {name for tensors in files.values() for name in tensors}
+    assert held == set(index["weight_map"])
+    total = sum(tensor.numel() * 4 for tensors in files.values() for tensor in tensors.values())
+    assert index["metadata"]["total_size"] == total
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_damaged_tensor_sends_every_rank_back_to_the_checkpoint_before(
+    place: Place, processes: int
+) -> None:
+    """Oracle: the twin, tensor by tensor; the byte is found while the tensors are read into the live model."""
+    place.write("toy.yaml", config(place.run, task=PLAIN, checkpoint=SPLIT))
+    place.kill_at(place.start(["train", "toy.yaml"], processes), "checkpoints/step-00000012")
+    newest = sorted((place.run / "checkpoints").glob("step-*"))[-1]
+    victim = sorted(newest.glob("optimizer-*"))[-1]
+    data = bytearray(victim.read_bytes())
+    data[-3] ^= 1
+    victim.write_bytes(bytes(data))
+    again = place.harness("train", "toy.yaml", processes=processes)
+    assert again.code == 0, again.err
+    assert f"{newest.name} is damaged: tensor `optimizer." in again.out
+    assert "going back to the one before" in again.out
+    assert "exact: same stack and world size" in again.out
+    assert bytes(data) in [
+        path.read_bytes() for path in place.run.glob(f"checkpoints/damaged-*/{victim.name}")
+    ]
+    verified = place.harness("verify", str(place.run), *keys(place))
+    assert "step-00000024" in verified.out
+
+
+def test_a_failed_save_need_not_stop_the_run(place: Place) -> None:
+    """Oracle: the later checkpoints, and the failure on the screen and in events/."""
+    extra = {"checkpoint": "{every: 6, on_failure: continue}", "task": PLAIN}
+    place.write("toy.yaml", config(place.run, **extra))
+    process = place.start(["train", "toy.yaml"])
+    place.wait_for(process, "metrics.jsonl")
+    (place.run / "checkpoints").mkdir(exist_ok=True)
+    (place.run / "checkpoints" / ".tmp-step-00000012").write_text("in the way")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "a checkpoint was not saved: writing a checkpoint failed: File exists" in out
+    assert "goes on, as checkpoint.on_failure says" in out
+    names = {path.name for path in (place.run / "checkpoints").glob("step-*")}
+    assert names == {"step-00000006", "step-00000018", "step-00000024"}
+    events = (place.run / "events" / "rank-00000.jsonl").read_text()
+    assert '"event":"failure"' in events
+    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+
+
+def test_the_last_save_must_work_whatever_the_policy(place: Place) -> None:
+    """Oracle: exit code 3 and no word of completion."""
+    extra = {"checkpoint": "{every: 50, on_failure: continue}", "task": PLAIN}
+    place.write("toy.yaml", config(place.run, **extra))
+    process = place.start(["train", "toy.yaml"])
+    place.wait_for(process, "metrics.jsonl")
+    (place.run / "checkpoints").mkdir(exist_ok=True)
+    (place.run / "checkpoints" / ".tmp-step-00000024").write_text("in the way")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert "File exists" in err
+    assert "complete:" not in out
