@@ -21,7 +21,7 @@ def main() -> None:
     control = dist.new_group(backend="gloo")
     workers = Workers(rank, size, torch.device("cpu"), "gloo", control, 1)
     torch.manual_seed(0)
-    model = nn.ModuleList([nn.Linear(3, rows) for rows in ROWS])
+    model = nn.Sequential(*[nn.Linear(3, rows) for rows in ROWS])
     fully_shard(model)
     model[0].register_buffer("count", torch.tensor(float(7 + rank)))
     for owner in range(size):

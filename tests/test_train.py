@@ -70,9 +70,9 @@ VARIANTS = {
     "three processes, bf16": (3, {"precision": "bf16"}),
     "three processes, each writes some files": (3, {"checkpoint": "{every: 6, file_bytes: 600, keep: 4}"}),
     "two processes, fsdp2": (2, {"parallel": "fsdp2", "checkpoint": "{every: 6, file_bytes: 600}"}),
-    "three processes, fsdp2, accumulation": (
+    "three processes, fsdp2, bf16, moving average": (
         3,
-        {"parallel": "fsdp2", "train": "{steps: 24, global_batch: 12, micro_batch: 1}"},
+        {"parallel": "fsdp2", "precision": "bf16", "optimizer": "{ema: 0.9}"},
     ),
 }
 
