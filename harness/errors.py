@@ -9,6 +9,7 @@
     ├── EvidenceIncomplete  exit 4   evidence that is not there: cannot tell
     ├── TrainingFailed      exit 1   the run itself went wrong (non-finite loss, state not restorable)
     └── Interrupted         exit 75  stopped by a signal, saved, to be requeued
+        └── PeerLost        exit 75  another rank was killed or its host is lost
 
 Example::
 
@@ -88,6 +89,10 @@ class Interrupted(HarnessError):
     """Stopped by a signal after saving; restart with the same command."""
 
     exit_code = 75
+
+
+class PeerLost(Interrupted):
+    """A rank is gone without a word; restart with the same command."""
 
 
 def storage_fault(error: OSError, doing: str, folder: Path | str) -> EnvironmentFault:

@@ -223,6 +223,8 @@ class Train(Section):
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     data_workers: Natural = Field(default=0, json_schema_extra=OPERATIONAL)
     """Loader processes of each rank; 0 loads in the training process."""
+    peer_timeout: Positive = Field(default=60, json_schema_extra=OPERATIONAL)
+    """Seconds without a sign of life after which a rank counts as lost; the others then leave with 75."""
     log_every: Positive = Field(default=10, json_schema_extra=OPERATIONAL)
     """Steps between two progress lines in a log, at most one a second; metrics.jsonl has every step."""
 
@@ -283,6 +285,9 @@ class Checkpoint(Section):
     on_failure: Literal["stop", "continue"] = Field(default="stop", json_schema_extra=OPERATIONAL)
     """When a checkpoint cannot be written: `stop` the run, or `continue` to the next one, with a warning. The
     last checkpoint of a launch must be written either way."""
+    deadline: Positive | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Seconds after a stop signal at which a checkpoint that is still being written is given up, so that the
+    process leaves in order before the scheduler kills it; no limit when null."""
     file_bytes: Positive = Field(default=512 << 20, json_schema_extra=OPERATIONAL)
     """Weights and optimizer state are split into files of about this many bytes (a larger tensor has a file
     of its own), and further so that each rank writes some, as long as that gives each 1/16 of it."""

@@ -28,7 +28,7 @@ from harness.audit import payload
 from harness.checkpoint import disk
 from harness.checkpoint.publisher import Publication, Publisher, Written
 from harness.checkpoint.snapshot import FileImage
-from harness.errors import EnvironmentFault, HarnessError, storage_fault
+from harness.errors import EnvironmentFault, HarnessError, Interrupted, storage_fault
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest, TensorEntry
 from harness.format.tensor_digests import TensorDigests
@@ -75,6 +75,7 @@ class CheckpointWriter:
         self._step_back = step_back
         self._thread: threading.Thread | None = None
         self._failure: HarnessError | None = None
+        self._given_up = threading.Event()
 
     def save(self, save: Save) -> float:
         """Begin to write; returns the seconds spent waiting for a save still in flight."""
@@ -84,6 +85,13 @@ class CheckpointWriter:
         self._thread = threading.Thread(target=self._work, args=(save,), name="checkpoint-writer")
         self._thread.start()
         return waited
+
+    def give_up(self) -> None:
+        """End the save in flight, and every later one, as soon as the running calls to the disk return.
+
+        What was written of it is removed; `wait` raises `Interrupted`. May be called from any thread.
+        """
+        self._given_up.set()
 
     @property
     def failed(self) -> bool:
@@ -122,7 +130,7 @@ class CheckpointWriter:
 
         def write() -> bytes:
             folder = self._run.checkpoints / name.decode()
-            own.append(write_images(folder, save.images, self._workers.cores))
+            own.append(write_images(folder, save.images, self._workers.cores, self._proceed))
             return _encoded(own[0])
 
         def read_back() -> None:
@@ -140,6 +148,14 @@ class CheckpointWriter:
         if final:
             self._workers.together(lambda: self._guarded(read_back))
             self._agreed(lambda publisher, _: publisher.rotate().encode(), save)
+
+    def _proceed(self) -> None:
+        if self._given_up.is_set():
+            raise Interrupted(
+                "the checkpoint was given up at its deadline, unfinished",
+                where=str(self._run.checkpoints),
+                remedy="restart with the same command; the run continues from the checkpoint before",
+            )
 
     def _agreed(self, function: Callable[[Publisher, Publication], bytes], save: Save) -> bytes:
         def first() -> bytes:
@@ -162,14 +178,18 @@ class CheckpointWriter:
             raise HarnessError(f"writing a checkpoint failed: {type(error).__name__}: {error}") from error
 
 
-def write_images(folder: Path, images: Sequence[FileImage], threads: int) -> Written:
+def write_images(
+    folder: Path, images: Sequence[FileImage], threads: int, may_go_on: Callable[[], None]
+) -> Written:
     """Write ``images`` into ``folder`` and hash them meanwhile, in up to ``threads`` threads.
 
-    Raises `OSError` as the file system does; what was written so far is left behind.
+    ``may_go_on`` is called between pieces and may raise to end the work. Raises `OSError` as the file system
+    does; what was written so far is left behind.
     """
     ended = threading.Event()
 
     def proceed() -> None:
+        may_go_on()
         if ended.is_set():
             raise InterruptedError("another file of the checkpoint could not be written")
 

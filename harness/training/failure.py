@@ -18,6 +18,7 @@ from harness.errors import (
     EnvironmentFault,
     HarnessError,
     Interrupted,
+    PeerLost,
     TrainingFailed,
     is_storage,
     storage_fault,
@@ -34,6 +35,11 @@ _LOST_PEER = (
 )
 
 
+def is_lost_peer(error: Exception) -> bool:
+    """Whether ``error`` is what a collective raises when another rank is gone."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_PEER)
+
+
 def explain(error: Exception, run_dir: Path) -> HarnessError:
     """An unexpected ``error`` of the run in ``run_dir`` as one line; its cause keeps the traceback."""
     rank = int(os.environ.get("RANK", "0"))
@@ -42,7 +48,7 @@ def explain(error: Exception, run_dir: Path) -> HarnessError:
     if type(error).__name__ == "OutOfMemoryError":
         remedy = "lower train.micro_batch (the global batch stays), or train.activation_checkpointing=true"
         explained = EnvironmentFault(f"out of GPU memory: {text[:200]}", where=f"rank {rank}", remedy=remedy)
-    elif any(sign in text for sign in _LOST_PEER):
+    elif is_lost_peer(error):
         explained = EnvironmentFault(
             f"rank {rank} lost its peers",
             where=text[:120],
@@ -68,7 +74,7 @@ def report(error: HarnessError, run_dir: Path) -> None:
             with closing(Events(RunFolder(run_dir).events(rank))) as events:
                 events.failure(error)
         path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-        if path and not isinstance(error, Interrupted):
+        if path and (not isinstance(error, Interrupted) or isinstance(error, PeerLost)):
             _write_error_file(Path(path), error)
     except OSError as unwritten:
         traceback.print_exception(error)

@@ -66,6 +66,7 @@ def train(
         prepare = session.accelerator(settings)
         workers = distributed.join(started, prepare)
         stack.callback(distributed.leave)
+        watchdog = stack.enter_context(startup.watchdog(workers, settings, stop))
         screen = Screen(visible=workers.first and not quiet)
         held, candidates = startup.hold_run(workers, settings)
         opened, found = startup.open_run(workers, held, candidates, accept)
@@ -103,6 +104,7 @@ def train(
             lambda: startup.open_desk(opened, launched, loaded, task, workers, events, screen, start, accept)
         )
         writer = startup.writer(workers, settings, desk)
+        watchdog.give_up = writer.give_up
         recorder = Recorder(
             current, ledger, events, screen, writer, Arena(workers), desk,
             settings=settings, start=start, head=head,
@@ -139,6 +141,8 @@ def train(
                 raise unavailable from error
             if told.flag == FAILED:
                 recorder.raise_failure()
+            if told.flag:
+                stop.heard()
             scores = None
             if evaluating and not told.flag:
                 scores = evaluate(task, current.model, evaluation, workers, current.autocast())

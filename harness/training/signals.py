@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,10 +21,21 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Since the stop was asked for, here or on another rank; 0 before."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
+
+    def heard(self) -> None:
+        """Another rank was asked to stop."""
+        self._since = self._since or time.monotonic()
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: note the first, ignore repeats (a terminal and a launcher both send SIGINT)."""
         self.signal = self.signal or number
+        self.heard()
 
 
 def name_of(number: int) -> str:

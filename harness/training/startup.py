@@ -22,7 +22,7 @@ from harness.settings import Settings
 from harness.tasks import build as tasks
 from harness.tasks.task import Batch, Task
 from harness.terminal import human_seconds
-from harness.training import distributed, resume, session
+from harness.training import distributed, failure, resume, session
 from harness.training.launch import Launch
 from harness.training.metrics import Events, MetricsLog, read_steps, rewind
 from harness.training.record import RunFacts, Segment, plain
@@ -30,7 +30,9 @@ from harness.training.recorder import Desk, Recorder, announce
 from harness.training.resume import HeldRun, OpenRun
 from harness.training.screen import Screen
 from harness.training.session import Session, wanted_files
+from harness.training.signals import StopRequest
 from harness.training.throughput import peak_flops
+from harness.training.watchdog import Watchdog
 from harness.workers import Workers
 
 _MESH = {"ddp": "data_parallel", "fsdp2": "fully_sharded"}
@@ -187,6 +189,17 @@ def open_desk(
             partial(read_steps, folder.root / layout.METRICS),
         ),
         peak_flops=_peak(task, facts, loaded.settings, started_world=workers.world_size),
+    )
+
+
+def watchdog(workers: Workers, settings: Settings, stop: StopRequest) -> Watchdog:
+    """What watches the other ranks and the deadline of this one."""
+    return Watchdog(
+        workers,
+        stop,
+        peer_timeout=settings.train.peer_timeout,
+        deadline=settings.checkpoint.deadline,
+        report=lambda error: failure.report(error, settings.run.dir),
     )
 
 

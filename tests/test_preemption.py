@@ -1,0 +1,139 @@
+"""What a cluster does to a job: ranks that are killed or hang, restarts by the launcher, little time to stop."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from compare import differing
+from conftest import Place, finish
+from test_train import PAUSED, keys, workers
+from toy_task import config
+
+pytestmark = pytest.mark.slow
+
+
+def rank_of(process: psutil.Process) -> int:
+    """The rank of a worker."""
+    return int(process.environ()["RANK"])
+
+
+def worker(process: subprocess.Popen[str], rank: int) -> psutil.Process:
+    """The worker of ``rank``."""
+    return next(each for each in workers(process) if rank_of(each) == rank)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_killed_rank_is_named_by_the_others(place: Place, rank: int) -> None:
+    """Oracle: the rank that this test has killed; torchrun shows the exit code of the survivors as 75."""
+    place.write("toy.yaml", config(place.run, task=PAUSED))
+    process = place.start(["train", "toy.yaml"], 3)
+    place.wait_for(process, "checkpoints/step-00000006")
+    began = time.monotonic()
+    worker(process, rank).kill()
+    done = finish(process)
+    assert done.code == 1
+    assert time.monotonic() - began < 45
+    assert f"rank {rank} gave no sign of life" in done.err
+    assert done.err.count("gave no sign of life for 3 s: killed, or its host is lost; restart") >= 1
+    place.write("twin.yaml", config(place.root / "twin"))
+    assert place.harness("train", "toy.yaml", processes=3).code == 0
+    assert place.harness("train", "twin.yaml", processes=3).code == 0
+    assert differing(place.run, place.root / "twin") == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_is_lost_after_the_timeout(place: Place, rank: int) -> None:
+    """Oracle: the rank that this test has stopped, as a host without power would be: no connection closes."""
+    train = "{steps: 24, global_batch: 12, micro_batch: 2, peer_timeout: 4}"
+    place.write("toy.yaml", config(place.run, task=PAUSED, train=train))
+    process = place.start(["train", "toy.yaml"], 2)
+    place.wait_for(process, "checkpoints/step-00000006")
+    stopped, other = worker(process, rank), worker(process, 1 - rank)
+    stopped.send_signal(signal.SIGSTOP)
+    assert psutil.wait_procs([other], timeout=30)[0], "the other rank hangs as well"
+    stopped.kill()
+    done = finish(process)
+    assert f"rank {rank} gave no sign of life for 4 s" in done.err
+    assert place.harness("train", "toy.yaml", processes=2).code == 0
+
+
+def test_torchrun_restarts_the_ranks_and_the_run_goes_on(place: Place) -> None:
+    """Oracle: the twin, tensor by tensor; one command, two kills, no hand."""
+    place.write("toy.yaml", config(place.run, task=PAUSED))
+    place.write("twin.yaml", config(place.root / "twin"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = subprocess.Popen(
+        [*command, "--max-restarts=2", "-m", "harness", "train", "toy.yaml"],
+        cwd=place.root,
+        env=place.environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    for rank, pattern in ((1, "checkpoints/step-00000006"), (0, "checkpoints/step-00000012")):
+        place.wait_for(process, pattern)
+        worker(process, rank).kill()
+        time.sleep(1.0)
+    done = finish(process)
+    assert done.code == 0, done.err
+    assert done.out.count("exact: same stack and world size") == 2
+    assert place.harness("train", "twin.yaml", processes=2).code == 0
+    assert place.steps() == list(range(1, 25))
+    assert differing(place.run, place.root / "twin") == []
+    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+
+
+SLOW_DISK = """
+import os, time
+from harness.checkpoint import disk
+write = disk.write
+def slow(path, data, *, aligned, proceed):
+    for _ in range(600):
+        proceed()
+        time.sleep(0.05)
+    return write(path, data, aligned=aligned, proceed=proceed)
+if "SLOW_DISK" in os.environ:
+    disk.write = slow
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stop_with_a_deadline_gives_the_checkpoint_up_cleanly(place: Place, processes: int) -> None:
+    """Oracle: exit within the deadline, nothing half-written, and the run goes on from the one before."""
+    (place.root / "slow_disk.py").write_text(SLOW_DISK)
+    (place.root / "toy_task.py").write_text((place.root / "toy_task.py").read_text() + "\nimport slow_disk\n")
+    place.write("toy.yaml", config(place.run, task=PAUSED, checkpoint="{every: 6, deadline: 2}"))
+    process = place.start(["train", "toy.yaml"], processes)
+    place.kill_at(process, "checkpoints/step-00000006")
+    slow = place.start(["train", "toy.yaml"], processes, {"SLOW_DISK": "1"})
+    reached = len(place.steps())
+    while len(place.steps()) <= reached + 1:
+        assert slow.poll() is None, slow.communicate()
+        time.sleep(0.05)
+    began = time.monotonic()
+    (psutil.Process(slow.pid) if processes == 1 else worker(slow, 1)).send_signal(signal.SIGUSR1)
+    done = finish(slow)
+    assert time.monotonic() - began < 20
+    assert done.code == (75 if processes == 1 else 1)
+    assert "the checkpoint was given up at its deadline, unfinished" in done.err
+    assert [path.name for path in (place.run / "checkpoints").glob(".tmp-*")] == []
+    again = place.harness("train", "toy.yaml", processes=processes)
+    assert again.code == 0, again.err
+    assert "exact: same stack" in again.out
+    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+
+
+def test_a_rank_that_fails_by_itself_is_not_taken_for_lost(place: Place) -> None:
+    """Oracle: its own line, and no other rank's."""
+    place.write("toy.yaml", config(place.run, task='{kind: "toy_task:Toy", options: {crash: 9}}'))
+    done = place.harness("train", "toy.yaml", processes=2)
+    assert done.code == 1
+    assert "the toy breaks here" in done.err
+    assert "sign of life" not in done.err
+    assert done.err.count("harness: ") == 1, done.err
