@@ -1,4 +1,4 @@
-"""What a cluster does to a job: ranks that are killed or hang, restarts by the launcher, little time to stop."""
+"""What a cluster does to a job: ranks that are killed or hang, restarts by the launcher, little time."""
 
 from __future__ import annotations
 

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
+import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from torch.distributed.rendezvous import rendezvous
 
 from harness.training.launch import Launch
 from harness.workers import Workers, host_cores
+
+
+def connect(launch: Launch) -> None:
+    """Make the process group that carries gradients: NCCL between GPUs, else gloo.
+
+    torchrun 2.13 gives ranks that it restarts (``--max-restarts``) the store of those before them, with their
+    addresses in it: left to accelerate, the new ranks call the dead ones, and hang. So each attempt has keys
+    of its own.
+    """
+    if launch.world_size == 1:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(launch.local_rank)
+    store, rank, world_size = next(rendezvous("env://"))
+    own = dist.PrefixStore(f"{attempt()}/", store)  # type: ignore[attr-defined]
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world_size)
+
+
+def attempt() -> str:
+    """Which start of the ranks by the launcher this is."""
+    return f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def join(launch: Launch, accelerator: Accelerator) -> Workers:

@@ -63,6 +63,7 @@ def train(
         if started.launcher != "bare":
             signals.follow_launcher()
         changes = determinism.apply(settings.determinism.mode)
+        distributed.connect(started)
         prepare = session.accelerator(settings)
         workers = distributed.join(started, prepare)
         stack.callback(distributed.leave)

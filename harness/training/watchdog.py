@@ -26,6 +26,7 @@ from types import TracebackType
 import torch.distributed as dist
 
 from harness.errors import HarnessError, Interrupted, PeerLost
+from harness.training.distributed import attempt
 from harness.training.failure import is_lost_peer
 from harness.training.signals import StopRequest
 from harness.workers import ElsewhereError, Workers
@@ -161,8 +162,7 @@ class _Board:
             wait_for_workers=False,
             timeout=timedelta(seconds=timeout),
         )
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(f"harness/{attempt}", store)  # type: ignore[attr-defined]
+        self._store = dist.PrefixStore(f"watchdog/{attempt()}", store)  # type: ignore[attr-defined]
         self._rank, self._size = workers.rank, workers.world_size
         self._count = 0
         self._seen = [(b"", time.monotonic())] * self._size
