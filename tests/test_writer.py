@@ -21,7 +21,7 @@ from harness.checkpoint.publisher import Commit, Publication, Publisher
 from harness.checkpoint.shards import Part
 from harness.checkpoint.snapshot import Arena, FileImage
 from harness.checkpoint.writer import CheckpointWriter, Save
-from harness.errors import EnvironmentFault, HarnessError
+from harness.errors import EnvironmentFault, HarnessError, Interrupted
 from harness.format import layout, strict_json
 from harness.format.layout import RunFolder
 from harness.format.manifest import Manifest
@@ -170,6 +170,59 @@ def test_keep_prunes_only_after_the_next_commit(tmp_path: Path, signer: keys.Sig
     assert seen == [["step-00000001"], ["step-00000001", "step-00000002"]]
     assert sorted(path.name for path in folder.iterdir()) == ["pruned-step-00000001", "step-00000002"]
     assert exit_code(tmp_path, signer) == 0
+
+
+def test_nothing_old_goes_when_the_new_does_not_read_back(tmp_path: Path, signer: keys.Signer) -> None:
+    """Oracle: the old checkpoint is whole after the disk has returned other bytes of the new one."""
+    newest = tmp_path / "run" / "checkpoints" / "step-00000002" / "model.safetensors"
+
+    def spoil(commit: Commit) -> None:
+        if commit.step == 2:
+            data = bytearray(newest.read_bytes())
+            data[-1] ^= 1
+            newest.write_bytes(bytes(data))
+
+    writing = made(tmp_path, signer, keep=Keep(newest=1), on_commit=[spoil])
+    writing.save(save_of(1))
+    writing.save(save_of(2))
+    with pytest.raises(EnvironmentFault, match="does not give back what was written: tensor `b`"):
+        writing.wait()
+    loaded = load_file(tmp_path / "run" / "checkpoints" / "step-00000001" / "model.safetensors")
+    assert torch.equal(loaded["w"], TENSORS["w"])
+
+
+def test_a_checkpoint_that_missed_the_log_is_entered_by_the_next_save(
+    tmp_path: Path, signer: keys.Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the verifier; the disk was full between the rename and the log's entry."""
+    writing = made(tmp_path, signer)
+    writing.save(save_of(1))
+    writing.wait()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "append", full)
+        writing.save(save_of(2))
+        with pytest.raises(EnvironmentFault, match="no space left"):
+            writing.wait()
+    assert exit_code(tmp_path, signer) == 4
+    writing.save(save_of(3))
+    writing.wait()
+    assert exit_code(tmp_path, signer) == 0
+
+
+def test_a_save_can_be_given_up(tmp_path: Path, signer: keys.Signer) -> None:
+    """Oracle: exit code 75's error, and no trace of the save."""
+    writing = made(tmp_path, signer)
+    writing.save(save_of(1))
+    writing.wait()
+    writing.give_up()
+    writing.save(save_of(2))
+    with pytest.raises(Interrupted, match="given up at its deadline"):
+        writing.wait()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
 
 
 def test_a_pruning_that_was_cut_off_is_completed(tmp_path: Path, signer: keys.Signer) -> None:

@@ -94,6 +94,11 @@ class CheckpointWriter:
         self._given_up.set()
 
     @property
+    def busy(self) -> bool:
+        """Whether a save is in flight."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def failed(self) -> bool:
         """Whether a background save went wrong; `wait` raises the reason."""
         return self._failure is not None

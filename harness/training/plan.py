@@ -43,7 +43,7 @@ class Memory:
     """Bytes of one rank."""
 
     weights: int
-    """Weights and buffers."""
+    """Weights and buffers; under FSDP2 this rank's shard, without what is gathered for a moment to compute."""
     gradients: int
     optimizer: int
     average: int
@@ -113,13 +113,14 @@ def plan(settings: Settings, base: Path, world_size: int) -> Plan:
     flops_per_step = None if flops is None else flops * train.global_batch
     written = -(-train.steps // settings.checkpoint.every)
     checkpoint = sizes["checkpoint"]
+    shards = world_size if settings.parallel == "fsdp2" else 1
     return Plan(
         parameters=sizes["parameters"],
         memory=Memory(
-            weights=sizes["weights"],
-            gradients=sizes["trainable"],
-            optimizer=sizes["optimizer"],
-            average=sizes["average"],
+            weights=-(-sizes["weights"] // shards),
+            gradients=-(-sizes["trainable"] // shards),
+            optimizer=-(-sizes["optimizer"] // shards),
+            average=-(-sizes["average"] // shards),
             activations=activations,
             checkpoint_host=_arena(model, settings, world_size),
         ),

@@ -221,15 +221,21 @@ class Harness(Contender):
         tensors = state.tensors_of(self.made)
         return tensors, state.parts_of(self.made, tensors, 1, FILE_BYTES)
 
-    def save(self) -> Timed:
+    def begin(self) -> CheckpointWriter:
+        """Save into an empty run folder; the write goes on behind the caller."""
         shutil.rmtree(self.folder, ignore_errors=True)
         run = RunFolder(self.folder)
         publisher = Publisher(run, "ab" * 16, self.signer, parent=None, head=None)
-        writer = CheckpointWriter(run, self.workers, publisher)
-        started = time.perf_counter()
+        writer = CheckpointWriter(run, self.workers, publisher, step_back=True)
         tensors, parts = self._tensors()
         images = self.arena.fill(parts, tensors)
         writer.save(Save(1, images, _publication(sum(part.size for part in parts))))
+        return writer
+
+    def save(self) -> Timed:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        started = time.perf_counter()
+        writer = self.begin()
         blocked = time.perf_counter() - started
         writer.wait()
         return Timed(blocked, time.perf_counter() - started)
