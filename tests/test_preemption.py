@@ -27,23 +27,19 @@ def worker(process: subprocess.Popen[str], rank: int) -> psutil.Process:
     return next(each for each in workers(process) if rank_of(each) == rank)
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_killed_rank_is_named_by_the_others(place: Place, rank: int) -> None:
-    """Oracle: the rank that this test has killed; torchrun shows the exit code of the survivors as 75."""
+@pytest.mark.parametrize(("rank", "processes"), [(0, 2), (2, 3)])
+def test_a_killed_rank_is_named_by_the_others(place: Place, rank: int, processes: int) -> None:
+    """Oracle: the rank that this test has killed, and the time until the job has ended."""
     place.write("toy.yaml", config(place.run, task=PAUSED))
-    process = place.start(["train", "toy.yaml"], 3)
+    process = place.start(["train", "toy.yaml"], processes)
     place.wait_for(process, "checkpoints/step-00000006")
     began = time.monotonic()
     worker(process, rank).kill()
     done = finish(process)
     assert done.code == 1
     assert time.monotonic() - began < 45
-    assert f"rank {rank} gave no sign of life" in done.err
-    assert done.err.count("gave no sign of life for 3 s: killed, or its host is lost; restart") >= 1
-    place.write("twin.yaml", config(place.root / "twin"))
-    assert place.harness("train", "toy.yaml", processes=3).code == 0
-    assert place.harness("train", "twin.yaml", processes=3).code == 0
-    assert differing(place.run, place.root / "twin") == []
+    line = f"harness: rank {rank} gave no sign of life for 3 s: killed, or its host is lost; restart"
+    assert done.err.count(line) == 1, done.err
 
 
 @pytest.mark.parametrize("rank", [0, 1])

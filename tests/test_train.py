@@ -67,8 +67,10 @@ VARIANTS = {
     ),
     "one process, fp16, moving average": (1, {"precision": "fp16", "optimizer": "{ema: 0.9}"}),
     "two processes": (2, {"precision": "fp32"}),
-    "three processes, bf16": (3, {"precision": "bf16"}),
-    "three processes, each writes some files": (3, {"checkpoint": "{every: 6, file_bytes: 600, keep: 4}"}),
+    "three processes, bf16, each writes some files": (
+        3,
+        {"precision": "bf16", "checkpoint": "{every: 6, file_bytes: 600}"},
+    ),
     "two processes, fsdp2": (2, {"parallel": "fsdp2", "checkpoint": "{every: 6, file_bytes: 600}"}),
     "three processes, fsdp2, bf16, moving average": (
         3,

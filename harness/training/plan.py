@@ -43,7 +43,7 @@ class Memory:
     """Bytes of one rank."""
 
     weights: int
-    """Weights and buffers; under FSDP2 this rank's shard, without what is gathered for a moment to compute."""
+    """Weights and buffers; under FSDP2 this rank's shard, without what is gathered to compute."""
     gradients: int
     optimizer: int
     average: int

@@ -73,7 +73,8 @@ class Watchdog:
             self._board.beat()
             # Nobody looks for a rank that has not begun to beat.
             self._workers.gather_bytes(b"")
-        self._thread.start()
+        if self._board is not None or self._deadline is not None:
+            self._thread.start()
         return self
 
     def __exit__(
@@ -81,7 +82,8 @@ class Watchdog:
     ) -> None:
         replaced = self._verdict(error) if isinstance(error, Exception) else None
         self._ended.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         if self._board is not None:
             self._board.leave()
         if replaced is not None:
