@@ -176,6 +176,25 @@ class Tokenizer(Section):
     """For a trained `bpe`: number of tokens."""
 
 
+class Start(Section):
+    """Another run's checkpoint whose weights a new run begins with; everything else begins afresh."""
+
+    checkpoint: WrittenPath
+    """The checkpoint's folder, relative to the working directory. It is verified before anything of it is
+    used, and signed into every statement of this run; a resume no longer needs it."""
+    key: list[WrittenPath] = Field(default_factory=list, json_schema_extra=OPERATIONAL)
+    """Public keys of who may have signed it, relative to the working directory; this run's own key when
+    neither they nor a policy are named."""
+    policy: WrittenPath | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """A policy file instead of keys, relative to the working directory."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_trust(self) -> Start:
+        if self.key and self.policy is not None:
+            raise _disagreement("start.policy", "start.policy and start.key are both set; choose one")
+        return self
+
+
 class Optimizer(Section):
     """Fused AdamW (arXiv 1711.05101)."""
 
@@ -344,6 +363,8 @@ class Settings(Section):
     """The language task fills in the defaults; other tasks have none."""
     tokenizer: Tokenizer | None = None
     """The language task fills in the defaults; other tasks have none."""
+    start: Start | None = None
+    """Null begins with random weights."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     train: Train

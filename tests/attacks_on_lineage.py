@@ -76,6 +76,31 @@ def a_sequence_number_is_left_out(scene: Scene) -> None:
     scene.rebuild(tweak=skip)
 
 
+OTHER = {"checkpoint": "1" * 64, "step": 5, "run": "2" * 32, "name": "other", "bundle_sha256": "3" * 64}
+"""A checkpoint of another run."""
+
+
+@attack("names another start of the run than step-00000020 before it")
+def a_later_checkpoint_denies_what_the_run_began_with(scene: Scene) -> None:
+    scene.rebuild(tweak=lambda step, facts: facts.update(start=None if step == 30 else OTHER))
+
+
+@attack("names another start of the run than step-00000010 before it")
+def a_later_checkpoint_claims_another_start(scene: Scene) -> None:
+    scene.rebuild(tweak=lambda step, facts: facts.update(start=OTHER if step > 10 else None))
+
+
+@attack("says that its run began with a checkpoint of itself")
+def a_run_begins_with_itself(scene: Scene) -> None:
+    itself = {**OTHER, "run": SampleRun(scene.root.parent / "same", scene.signer).run_id}
+    scene.restate(10, lambda each: each["predicate"].update(start=itself))
+
+
+@attack("says something else than the checkpoint statement")
+def the_slsa_statement_hides_the_start(scene: Scene) -> None:
+    scene.restate(10, lambda each: each["predicate"].update(start=OTHER))
+
+
 @attack("its parent is")
 def a_parent_is_the_grandparent(scene: Scene) -> None:
     shutil.rmtree(scene.root)

@@ -39,6 +39,7 @@ def predicate(name: str, step: int, *, segment: int = 0, resumed_from: int | Non
         "run": {"id": "a" * 32, "name": name, "seed": 0},
         "sequence": 0,
         "parent": "genesis",
+        "start": None,
         "steps": {"from": 0, "to": step},
         "segment": {
             "number": segment,

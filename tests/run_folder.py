@@ -72,6 +72,11 @@ class Saved:
         """How statements name it: ``{checkpoint, step}``."""
         return {"checkpoint": self.checkpoint, "step": self.step}
 
+    def as_start(self, run: SampleRun) -> dict[str, Any]:
+        """How the statements of a child name it; ``run`` is the one that it belongs to."""
+        bundle = (self.folder / "provenance" / "checkpoint.sigstore.json").read_bytes()
+        return {**self.reference, "run": run.run_id, "name": run.name, "bundle_sha256": _sha256(bundle)}
+
 
 @dataclass
 class SampleRun:
@@ -92,6 +97,8 @@ class SampleRun:
     step: int = 0
     head: bytes = chain.GENESIS
     parent: Saved | None = None
+    start: Mapping[str, Any] | None = None
+    """The checkpoint of another run that this one began with, as `Saved.as_start` names it."""
     log_head: log.Head | None = None
     segment: dict[str, Any] = field(default_factory=lambda: _segment(0, "first launch", "genesis", None))
     saved: dict[int, Saved] = field(default_factory=dict)
@@ -232,6 +239,7 @@ class SampleRun:
             "sequence": 0 if parent is None else parent.sequence + 1,
             "steps": {"from": 0 if parent is None else parent.step, "to": self.step},
             "parent": "genesis" if parent is None else parent.reference,
+            "start": self.start,
             "segment": self.segment,
             "launch": {
                 "command": ["harness", "train", "toy.yaml"], "launcher": "bare", "world_size": 1, "nodes": 1,

@@ -332,7 +332,7 @@ def predicate() -> dict:
     """As much of a predicate as the comparison reads."""
     return {
         "run": {"id": "0", "name": "n", "seed": 1}, "sequence": 0, "steps": {"from": 0, "to": 1},
-        "parent": "genesis", "segment": {}, "launch": {"command": ["x"], "world_size": 1},
+        "parent": "genesis", "start": None, "segment": {}, "launch": {"command": ["x"], "world_size": 1},
         "config": {"sha256": "1", "text": "run: {seed: 1}"}, "code": {}, "data": {}, "cursor": {},
         "environment": {}, "determinism": {"mode": "warn", "settings": {}}, "metrics": {}, "log": None,
         "created": "now", "outcome": "ok",

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import run_folder
 
 from harness import environment
 from harness.cli import main
 from harness.provenance import keys
+from harness.settings import Settings
 from harness.terminal import human_bytes
 from harness.training import checkup, checkup_run
 from harness.training.checkup import Check
@@ -269,3 +271,25 @@ def test_a_run_that_is_nearly_done_needs_only_what_is_to_come(
     _, checks = examine(path, capsys, *words)
     assert f"{human_bytes(planned['checkpoint_bytes'])} of checkpoints to come" in checks["disk"]["text"]
     assert "continues from step-00000005" in checks["run"]["text"]
+
+
+def test_the_start_of_a_child_run_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the parent as it was made, then with one byte more in its manifest."""
+    monkeypatch.chdir(tmp_path)
+    signer = run_folder.identity(tmp_path / "me")
+    parent = run_folder.checkpoint(run_folder.build(tmp_path / "parent", signer), 30)
+    begun = {"start": {"checkpoint": str(parent), "key": ["me.ed25519.pub"]}}
+    made = Settings.model_validate(
+        {
+            "run": {"dir": "child"},
+            "task": {"kind": "digits"},
+            "train": {"steps": 1, "global_batch": 1, "micro_batch": 1},
+            **begun,
+        }
+    )
+    (check,) = checkup_run._start(made, None)
+    assert (check.level, "step 30 of sample, trusted by start.key" in check.text) == ("ok", True)
+    manifest = parent / "MANIFEST.json"
+    manifest.write_bytes(manifest.read_bytes() + b" ")
+    (check,) = checkup_run._start(made, None)
+    assert check.level == "bad"

@@ -51,6 +51,7 @@ def predicate(ledger: bytes, step: int = 5) -> dict:
         "sequence": 0,
         "steps": {"from": 0, "to": step},
         "parent": "genesis",
+        "start": None,
         "segment": {
             "number": 0, "reason": "first launch", "class": "genesis", "differences": [], "accepted": [],
             "skipped": [], "resumed_from": None,

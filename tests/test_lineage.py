@@ -61,7 +61,7 @@ def statement(
         "run": {"id": "0" * 32, "name": "r", "seed": 1}, "sequence": step // 10,
         "steps": {"from": parent[1] if parent else 0, "to": step},
         "parent": "genesis" if parent is None else {"checkpoint": parent[0], "step": parent[1]},
-        "segment": segment, "created": "2026-01-01T00:00:00Z", "state": {"sha256": "0" * 64},
+        "start": None, "segment": segment, "created": "2026-01-01T00:00:00Z", "state": {"sha256": "0" * 64},
         "launch": {"launcher": "bare", "world_size": 1, "nodes": 1, "precision": "fp32", "parallel": "ddp"},
         "data": {"kind": "d", "corpus_sha256": "c" * 64, "tokenizer_sha256": "b" * 64, "counts": {}},
         "code": {"harness": "0", "git_commit": None, "dirty": None, "diff_sha256": None, "task": None},
@@ -288,7 +288,7 @@ def test_the_page_needs_nothing_from_outside(root: Path) -> None:
 _LABEL = r'"[\w .,:+\-=…→#;/<>]*"'
 MERMAID = re.compile(
     rf"  (n\d+(\(\[{_LABEL}\]\)|\{{\{{{_LABEL}\}}\}}|\[{_LABEL}\]|\[\({_LABEL}\)\]|\[/{_LABEL}/\])"
-    r'|n\d+ (-->|==>|-\. "(resumed|skipped)" \.->) n\d+'
+    r'|n\d+ (-->|==>|-\. "(resumed|skipped|began)" \.->) n\d+'
     r"|classDef [a-z]+ [a-z0-9#,: -]+|class n\d+(,n\d+)* [a-z]+)"
 )
 """One line of a flowchart, as far as we use the grammar; mermaid 11.17 drew such a text."""
@@ -346,6 +346,42 @@ def test_json_is_the_same_document_both_ways(root: Path, capsys: pytest.CaptureF
     plain = json.loads(capsys.readouterr().out)
     assert cli.main(["lineage", str(root), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == plain
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Path:
+    """`base` with checkpoints 10 and 20, and `child`, which began with 20; the folder of both."""
+    signer = run_folder.identity(tmp_path / "me")
+    base = run_folder.SampleRun(tmp_path / "base", signer, name="base")
+    base.advance(10, 20)
+    start = base.saved[20].as_start(base)
+    run_folder.SampleRun(tmp_path / "child", signer, name="child", start=start).advance(10, 20)
+    return tmp_path
+
+
+def test_a_child_run_hangs_below_the_checkpoint_that_it_began_with(family: Path) -> None:
+    """Oracle: drawn by hand; the runs have other names and the same steps."""
+    outcome = drawn(family / "child", "--with", str(family / "base"))
+    lines = outcome.text.split("\n\n", 1)[1].splitlines()
+    assert [re.sub(r"  .*", "", line) for line in lines if line.startswith("*")] == [
+        "* child step 20", "* child step 10", "* base step 20", "* base step 10",
+    ]  # fmt: skip
+    assert "launch 0: genesis, began with weights of base step 20" in outcome.text
+    titles = {node["key"]: node["title"] for node in outcome.document["nodes"]}
+    (edge,) = [edge for edge in outcome.document["edges"] if edge["kind"] == "began"]
+    assert (titles[edge["source"]], titles[edge["target"]]) == ("base step 20", "launch 0")
+
+
+def test_a_start_that_is_not_at_hand_is_drawn_as_absent_and_said(family: Path) -> None:
+    """Oracle: without --with exit code 0 and a note; with another run than the parent, exit code 4."""
+    words = ["--key", str(family / "me.ed25519.pub")]
+    alone = drawn(family / "child", *words)
+    assert alone.exit_code == 0
+    assert "? base step 20" in alone.text
+    assert any("not at hand" in note for note in alone.document["notes"])
+    wrong = drawn(family / "child", *words, "--with", str(family / "child"))
+    assert wrong.exit_code == 4
+    assert drawn(family / "child", *words, "--with", str(family / "base")).exit_code == 0
 
 
 def test_a_nonfinite_state_is_drawn_aside_and_verifies(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "precision": ({"config": {"precision": "bf16"}}, "config"),
     "corpus": ({"data": {"corpus_sha256": "2" * 64}}, "data"),
     "tokenizer": ({"data": {"tokenizer_sha256": "2" * 64}}, "tokenizer"),
+    "what it began with": ({"config": {"start": {"checkpoint": "base/checkpoints/step-00000003"}}}, "config"),
     "commit": ({"code": {"git_commit": "b"}}, "code"),
     "the task's source": ({"code": {"task": {"import_path": "a:B", "sha256": "3" * 64}}}, "code"),
 }

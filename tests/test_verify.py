@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import run_folder
+from attack import trusted
+from run_folder import SampleRun
 
 from harness.audit import verify
 from harness.provenance import keys, policy
@@ -42,6 +44,55 @@ def test_a_good_folder_is_verified(sample: Path, path: str) -> None:
     document = json.loads(harness(sample, "verify", path, *KEYS, "--json").stdout)
     assert (document["verdict"], document["findings"]) == ("verified", [])
     assert [each["steps"]["to"] for each in document["checkpoints"]] in ([10, 20, 30], [20])
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> tuple[SampleRun, SampleRun]:
+    """A run with checkpoints 10 and 20, and one that began with 20."""
+    signer = run_folder.identity(tmp_path / "me")
+    base = SampleRun(tmp_path / "base", signer, name="base")
+    base.advance(10, 20)
+    child = SampleRun(tmp_path / "child", signer, name="child", start=base.saved[20].as_start(base))
+    child.advance(10, 20)
+    return base, child
+
+
+def judged(run: SampleRun, *beside: Path) -> tuple[int, str]:
+    """Exit code, and findings and notes as text."""
+    report = verify.verify(run.root, trusted(run.signer), beside=beside, quiet=True)
+    return report.exit_code, "\n".join([*map(str, report.findings), *report.notes])
+
+
+def test_what_a_run_began_with_is_checked_where_it_is_at_hand(family: tuple[SampleRun, SampleRun]) -> None:
+    """Oracle: the parent as it was, pruned, and one checkpoint of it alone; without it a note says so."""
+    base, child = family
+    assert judged(child, base.root)[0] == 0
+    assert judged(child, base.saved[20].folder)[0] == 0
+    code, text = judged(child)
+    assert (code, "not at hand, so not checked" in text) == (0, True)
+    base.prune(20)
+    assert judged(child, base.root)[0] == 0
+    assert verify.verify(child.saved[20].folder, trusted(child.signer), beside=[base.root]).exit_code == 0
+
+
+def test_a_start_that_is_not_what_the_child_says_is_found(family: tuple[SampleRun, SampleRun]) -> None:
+    """Oracle: a lie about step or statement, a parent that is another run, a parent that was changed."""
+    base, child = family
+    for lie, says in (
+        ({"step": 10}, "began with step 10 of base, and that checkpoint is step 20"),
+        ({"bundle_sha256": "0" * 64}, "whose statement was another one"),
+        ({"run": "0" * 32}, "is not in what --with names"),
+        ({"checkpoint": "0" * 64}, "is not in what --with names"),
+    ):
+        told = {**base.saved[20].as_start(base), **lie}
+        liar = SampleRun(
+            child.root.parent / f"liar {says[:12]}{len(lie)}{next(iter(lie))}", child.signer, start=told
+        )
+        liar.advance(10)
+        code, text = judged(liar, base.root)
+        assert (code, says in text) == (4 if "names" in says else 1, True), text
+    (base.saved[20].folder / "MANIFEST.json").write_bytes(b"{}")
+    assert judged(child, base.root)[0] == 1
 
 
 def test_keys_may_be_given_together_or_one_by_one(sample: Path) -> None:

@@ -54,6 +54,7 @@ def _predicates(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Fa
     yield from _config(one["config"], other["config"])
     for name in ("code", "data", "environment", "launch", "metrics"):
         yield from _facts(name, one[name], other[name])
+    yield from _facts("data", {"start": one["start"]}, {"start": other["start"]})
     yield from _facts("data", {"cursor": one["cursor"]}, {"cursor": other["cursor"]})
     yield from _facts("metrics", {"outcome": one["outcome"]}, {"outcome": other["outcome"]})
     for name in ("mode", "settings"):

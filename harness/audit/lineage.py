@@ -27,6 +27,7 @@ from harness.provenance.statements import parse_checkpoint
 
 _VERIFIED = "verified: signatures, statements, file sets, parents; not payload, log, metrics (harness verify)"
 _FAILED = "FAILED: the graph below holds only what could be authenticated"
+_COMMITS = ("complete", "pruned", "elsewhere")
 _INCOMPLETE = "cannot tell: evidence is missing"
 
 
@@ -70,26 +71,38 @@ class Picture:
         }
 
 
-def read(path: Path, policy: Policy | None) -> Picture:
+def read(path: Path, policy: Policy | None, beside: Sequence[Path] = ()) -> Picture:
     """The lineage of a run folder, or of one checkpoint folder, whose parent is then a node that is absent.
+
+    ``beside``: folders of the runs that it and they began with; with any, each start must be among them.
 
     Raises `UsageError` when ``path`` is neither, `EvidenceIncomplete` for a run without any checkpoint,
     `EnvironmentFault` for a disk that cannot be read.
     """
     findings = Findings()
-    alone = layout.kind_of(path) == "checkpoint"
-    folders = [path] if alone else list(_folders(RunFolder(path), findings))
-    if not folders:
+    own = _told(path, policy, findings)
+    if not own:
         raise EvidenceIncomplete("the run holds no checkpoint", where=str(path))
-    found = [_read(folder, policy, findings) for folder in folders]
+    found = [*own, *(each for other in beside for each in _told(other, policy, findings))]
     stories = [each for each in found if isinstance(each, Story)]
-    if policy is not None and not alone:
-        _check_lineage(stories, findings)
+    if policy is not None:
+        entries = history.in_order([_entry(each) for each in stories if each.kind in _COMMITS])
+        history.check_starts(entries, (), findings, wanted=bool(beside))
     members = [_member(each) for each in stories]
     drawn = graph(members, [each for each in found if isinstance(each, Unreadable)])
     return Picture(
         path, drawn, policy is not None, tuple(findings.failed), tuple(findings.notes), findings.exit_code
     )
+
+
+def _told(path: Path, policy: Policy | None, findings: Findings) -> list[Story | Unreadable]:
+    """What the checkpoints of one folder say, and the lineage between them."""
+    alone = layout.kind_of(path) == "checkpoint"
+    folders = [path] if alone else list(_folders(RunFolder(path), findings))
+    found = [_read(folder, policy, findings) for folder in folders]
+    if policy is not None and not alone:
+        _check_lineage([each for each in found if isinstance(each, Story)], findings)
+    return found
 
 
 def _folders(run: RunFolder, findings: Findings) -> Iterator[Path]:
@@ -141,7 +154,7 @@ def _member(told: Story) -> Member:
 
 def _check_lineage(stories: Sequence[Story], findings: Findings) -> None:
     """Parents and sequence numbers, by the rules of `harness.provenance.history`."""
-    good = [_entry(each) for each in stories if each.kind in ("complete", "pruned", "elsewhere")]
+    good = [_entry(each) for each in stories if each.kind in _COMMITS]
     entries = history.in_order(good)
     history.check_lineage(entries, findings)
     for each in stories:

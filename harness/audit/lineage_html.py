@@ -30,7 +30,7 @@ svg text{fill:var(--text);font-size:13px}
 svg .soft{fill:var(--soft);font-size:12px}
 svg .name{font-weight:600}
 svg .path{fill:none;stroke:var(--line);stroke-width:2}
-svg .resumed{stroke:var(--launch);stroke-dasharray:5 4}
+svg .resumed,svg .began{stroke:var(--launch);stroke-dasharray:5 4}
 svg .skipped{stroke:var(--bad);stroke-dasharray:2 4}
 svg .used{stroke:var(--edge);stroke-width:1.5}
 svg .box{fill:var(--panel);stroke:var(--edge)}
@@ -169,7 +169,7 @@ def _edges(graph: Graph, boxes: dict[str, Box], points: dict[str, tuple[float, f
     for edge in graph.edges:
         if edge.kind == "parent":
             yield _curve(points[edge.source], points[edge.target], "path", upright=True)
-        elif edge.kind in ("resumed", "skipped") and edge.source in points and edge.target in boxes:
+        elif edge.kind in ("resumed", "skipped", "began") and edge.source in points and edge.target in boxes:
             box = boxes[edge.target]
             yield _curve((box.x + _BOX, box.middle + 5), points[edge.source], f"path {edge.kind}")
         elif edge.kind == "saved" and edge.source in boxes:

@@ -35,7 +35,7 @@ def lonely(graph: Graph) -> list[Node]:
 
 
 def _connected(graph: Graph) -> set[str]:
-    ends = (edge for edge in graph.edges if edge.kind in ("parent", "saved"))
+    ends = (edge for edge in graph.edges if edge.kind in ("parent", "saved", "began"))
     return {end for edge in ends for end in (edge.source, edge.target)}
 
 
@@ -44,10 +44,35 @@ def _ordered(graph: Graph) -> list[Node]:
     connected = _connected(graph)
     nodes = [node for node in graph.of_kind("checkpoint") if node.key in connected]
 
-    def age(node: Node) -> tuple[bool, int, bool, str]:
-        return (node.state == "absent", -int(node.facts.get("sequence", 0)), not node.aside, node.title)
+    generations = _generations(graph)
+    runs = list(generations)
+
+    def age(node: Node) -> tuple[bool, int, int, int, bool, str]:
+        run = str(node.facts.get("run"))
+        sequence = -int(node.facts.get("sequence", 0))
+        place = (-generations.get(run, 0), runs.index(run) if run in generations else len(runs))
+        return (node.state == "absent", *place, sequence, not node.aside, node.title)
 
     return sorted(nodes, key=age)
+
+
+def _generations(graph: Graph) -> dict[str, int]:
+    """Run id → how many runs it descends from, one after the other, as far as the graph tells."""
+    nodes = graph.by_key()
+    parents = {
+        str(nodes[edge.target].facts["run"]): str(nodes[edge.source].facts["run"])
+        for edge in graph.edges
+        if edge.kind == "began"
+    }
+    generations: dict[str, int] = {}
+    for launch in graph.of_kind("launch"):
+        run = str(launch.facts["run"])
+        line = [run]
+        # Claims that nobody has signed may form a ring.
+        while line[-1] in parents and parents[line[-1]] not in line:
+            line.append(parents[line[-1]])
+        generations[run] = len(line) - 1
+    return generations
 
 
 def _walk(graph: Graph, ordered: list[Node]) -> Iterator[Row]:
@@ -56,6 +81,7 @@ def _walk(graph: Graph, ordered: list[Node]) -> Iterator[Row]:
     lanes: list[str | None] = [main]
     parents = {edge.target: edge.source for edge in graph.edges if edge.kind == "parent"}
     launches = {edge.target: edge.source for edge in graph.edges if edge.kind == "saved"}
+    began = {edge.target: edge.source for edge in graph.edges if edge.kind == "began"}
     nodes = graph.by_key()
     for node in ordered:
         waiting = [number for number, key in enumerate(lanes) if key == node.key]
@@ -64,7 +90,7 @@ def _walk(graph: Graph, ordered: list[Node]) -> Iterator[Row]:
         before = tuple(key is not None for key in lanes)
         for number in merged:
             lanes[number] = None
-        parent = parents.get(node.key)
+        parent = parents.get(node.key) or began.get(launches.get(node.key, ""))
         lanes[lane] = parent
         while len(lanes) > 1 and lanes[-1] is None:
             lanes.pop()

@@ -138,7 +138,7 @@ def _arrow(edge: Edge, keys: dict[str, str]) -> str:
     source, target = keys[edge.source], keys[edge.target]
     if edge.kind == "parent":
         return f"{source} ==> {target}"
-    if edge.kind in ("resumed", "skipped"):
+    if edge.kind in ("resumed", "skipped", "began"):
         return f'{source} -. "{edge.kind}" .-> {target}'
     return f"{source} --> {target}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness.provenance.lineage import Graph, Node
 
@@ -31,8 +32,7 @@ def launch(node: Node, graph: Graph, names: Mapping[str, str]) -> list[str]:
     ``names``: key → name of data sets, tokenizers and code, where there is more than one to choose from.
     """
     facts = node.facts
-    source = facts["resumed_from"]
-    origin = "from step 0" if source is None else f"resumed from step {source['step']}"
+    origin = _origin(facts["resumed_from"], facts["start"])
     how = facts["launch"]
     world = f"{how['world_size']} process{'es' * (how['world_size'] != 1)}, {how['precision']}"
     used = [names[edge.source] for edge in graph.edges if edge.target == node.key and edge.source in names]
@@ -41,6 +41,12 @@ def launch(node: Node, graph: Graph, names: Mapping[str, str]) -> list[str]:
     lines += _some("changed", changes)
     lines += _some("accepted", facts["accepted"])
     return lines + _some("skipped", [f"{item['name']} ({item['reason']})" for item in facts["skipped"]])
+
+
+def _origin(resumed: Mapping[str, Any] | None, start: Mapping[str, Any] | None) -> str:
+    if resumed is not None:
+        return f"resumed from step {resumed['step']}"
+    return "from step 0" if start is None else f"began with weights of {start['name']} step {start['step']}"
 
 
 def dataset(node: Node) -> str:

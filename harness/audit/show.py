@@ -82,6 +82,9 @@ def _identity(story: Story, newest_of: str | None) -> Iterator[Line]:
         "parent",
         "none (genesis)" if parent == "genesis" else f"step {parent['step']}  {parent['checkpoint']}",
     )
+    start = facts["start"]
+    if start is not None:
+        yield "began with", f"step {start['step']} of {start['name']}  {start['checkpoint']}"
     yield from _segment(facts["segment"])
 
 

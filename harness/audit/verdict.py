@@ -30,7 +30,11 @@ def _facts(report: Report) -> list[str]:
     if known:
         newest = known[-1].statement
         run = f"{newest.run_name}  {newest.run_id}"
-        lines += [_line("run", run), _line("checkpoints", _checkpoints(known)), *_launches(known)]
+        lines.append(_line("run", run))
+        if newest.start is not None:
+            began = f"step {newest.start['step']} of {newest.start['name']}  {newest.start['checkpoint']}"
+            lines.append(_line("began with", visible(began)))
+        lines += [_line("checkpoints", _checkpoints(known)), *_launches(known)]
         signers = Counter(f"{', '.join(each.signers)} (ed25519 {each.signer[:16]}…)" for each in known)
         lines += [_line("signed by", f"{name}: {count}") for name, count in signers.items()]
     speed = report.bytes_hashed / max(report.seconds, 1e-9)

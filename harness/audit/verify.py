@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.audit import chain, opening, payload
+from harness.audit import ancestors, chain, opening, payload
+from harness.audit.ancestors import entry_of
 from harness.audit.opening import OpenedCheckpoint
 from harness.errors import EnvironmentFault
 from harness.format import files, layout
@@ -80,18 +81,22 @@ class Report:
         }
 
 
-def verify(path: Path, policy: Policy, *, quiet: bool = False) -> Report:
+def verify(path: Path, policy: Policy, *, beside: Sequence[Path] = (), quiet: bool = False) -> Report:
     """Check a run folder or a checkpoint folder; ``quiet`` hides the progress bar.
+
+    ``beside``: folders of the runs that it and they began with; with any, each start must be among them.
 
     Raises `UsageError` when ``path`` is neither, `EnvironmentFault` for a disk that cannot be read.
     """
     path = path.resolve() if path.is_symlink() else path  # links are refused inside the folder, not to it
     if layout.kind_of(path) == "run":
-        return verify_run(path, policy, quiet=quiet)
-    return verify_checkpoint(path, policy, quiet=quiet)
+        return verify_run(path, policy, beside=beside, quiet=quiet)
+    return verify_checkpoint(path, policy, beside=beside, quiet=quiet)
 
 
-def verify_checkpoint(folder: Path, policy: Policy, *, quiet: bool = False) -> Report:
+def verify_checkpoint(
+    folder: Path, policy: Policy, *, beside: Sequence[Path] = (), quiet: bool = False
+) -> Report:
     """Check one checkpoint by itself. Raises `EnvironmentFault` for a disk that cannot be read."""
     started = time.perf_counter()
     findings = Findings()
@@ -101,6 +106,7 @@ def verify_checkpoint(folder: Path, policy: Policy, *, quiet: bool = False) -> R
         findings.missing("payload", opening.pruned(folder).what, str(folder), "choose a newer checkpoint")
     if opened is not None and opened.kind == "nonfinite":
         findings.note("the last state of a run that became non-finite: authentic, and no good checkpoint")
+    _check_starts([] if opened is None else [entry_of(opened)], beside, policy, findings)
     if policies.LOG in policy.required:
         what = "the policy requires the log, and a checkpoint folder alone has none"
         findings.missing("required", what, str(folder), "verify the run folder")
@@ -108,7 +114,7 @@ def verify_checkpoint(folder: Path, policy: Policy, *, quiet: bool = False) -> R
     return _report(folder, "checkpoint", findings, [] if opened is None else [opened], hashed, started)
 
 
-def verify_run(root: Path, policy: Policy, *, quiet: bool = False) -> Report:
+def verify_run(root: Path, policy: Policy, *, beside: Sequence[Path] = (), quiet: bool = False) -> Report:
     """Check a whole run. Raises `EnvironmentFault` for a disk that cannot be read."""
     started = time.perf_counter()
     findings = Findings()
@@ -119,6 +125,7 @@ def verify_run(root: Path, policy: Policy, *, quiet: bool = False) -> Report:
         hashed = _hash_payload(known, findings, quiet)
         _check_newest(known, findings)
         commits = _check_history(run, known, policy, findings)
+        _check_starts(commits, beside, policy, findings)
         _check_metrics(run, commits, findings)
         _check_config(run, commits, findings)
     except OSError as error:
@@ -198,7 +205,7 @@ def _check_history(
     run: RunFolder, opened: Sequence[OpenedCheckpoint], policy: Policy, findings: Findings
 ) -> list[Entry]:
     """Lineage and log; returns the run's commits in order."""
-    entries = history.in_order([_entry(each) for each in opened if each.kind != "nonfinite"])
+    entries = history.in_order([entry_of(each) for each in opened if each.kind != "nonfinite"])
     history.check_lineage(entries, findings)
     book = _read_log(run, policy, findings)
     if book is not None:
@@ -206,12 +213,22 @@ def _check_history(
         findings.note(f"log head: {book.head.size} records, root {book.head.root.hex()}")
     for each in opened:
         if each.kind == "nonfinite":
-            history.check_set_aside(_entry(each), entries, book, findings)
+            history.check_set_aside(entry_of(each), entries, book, findings)
     return entries
 
 
-def _entry(opened: OpenedCheckpoint) -> Entry:
-    return Entry(str(opened.folder), opened.statement, opened.checkpoint_id, opened.bundle_sha256)
+def _check_starts(
+    entries: Sequence[Entry], paths: Sequence[Path], policy: Policy, findings: Findings
+) -> None:
+    """What the run began with, and what that run began with, as far as ``paths`` reach."""
+    others = ancestors.read(paths, policy, findings)
+    history.check_starts(entries, others, findings, wanted=bool(paths))
+    if paths:
+        findings.note(f"of the runs given by --with: payload, log and metrics not checked ({_named(paths)})")
+
+
+def _named(paths: Sequence[Path]) -> str:
+    return ", ".join(f"harness verify {path}" for path in paths)
 
 
 def _read_log(run: RunFolder, policy: Policy, findings: Findings) -> log.Log | None:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.audit.opening import MANIFEST_LIMIT, open_checkpoint
+from harness.audit.opening import MANIFEST_LIMIT, OpenedCheckpoint, open_checkpoint
 from harness.checkpoint import mesh
 from harness.checkpoint.memory import PAGE, HostMemory
 from harness.checkpoint.shards import Group, deal
@@ -191,6 +191,26 @@ class Candidates:
             return _load(self._workers, folder, checkpoint, self._wanted)
         except (VerificationFailed, EvidenceIncomplete) as error:
             return str(error)
+
+
+def open_elsewhere(
+    workers: Workers, opening: Callable[[], OpenedCheckpoint], wanted: Callable[[str], bool]
+) -> tuple[Loaded, OpenedCheckpoint | None]:
+    """The checkpoint of another run that rank 0 opens by ``opening``, verified as the own ones are.
+
+    Only rank 0 gets the opened one. Raises on every rank what is wrong with it.
+    """
+
+    def opened_whole() -> OpenedCheckpoint:
+        opened = opening()
+        _check_rest(opened.folder, opened.manifest)
+        return opened
+
+    opened = workers.first_only(opened_whole)
+    named = {} if opened is None else {"folder": str(opened.folder), "checkpoint": opened.checkpoint_id}
+    agreed = json.loads(workers.broadcast_bytes(json.dumps(named).encode()))
+    folder, identity = Path(agreed["folder"]), agreed["checkpoint"]
+    return workers.together(lambda: _load(workers, folder, identity, wanted)), opened
 
 
 def tensors_in(data: bytes, where: str) -> dict[str, Tensor]:

@@ -142,6 +142,20 @@ def load(state: TrainingState, source: Source, aliases: Mapping[str, str]) -> No
         _adopt_scaler(state.scaler, scaler)
 
 
+def load_weights(state: TrainingState, source: Source) -> None:
+    """Fill the model alone from ``source``; an average of the weights begins with them.
+
+    Raises `TrainingFailed` for anything that does not fit, before a tensor is touched.
+    """
+    model, _ = model_tensors(state.model)
+    _check_fits("model", model, source.described("model"))
+    source.fill({("model", name): tensor for name, tensor in model.items()})
+    parameters = dict(state.model.named_parameters())
+    with torch.no_grad():
+        for name, average in state.ema.items():
+            average.copy_(parameters[name])
+
+
 def group_names(state: TrainingState) -> list[list[str]]:
     """The parameter names of each optimizer group, in order; must be the same at a resume."""
     names = {id(parameter): name for name, parameter in state.model.named_parameters()}

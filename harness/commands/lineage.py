@@ -1,6 +1,7 @@
 """The graph of what came from what: checkpoints, launches and resumes, runs, data sets, tokenizers, code.
 
-PATH is a run folder, or a checkpoint folder, which is then drawn alone with its parent. Pruned, damaged and
+PATH is a run folder, or a checkpoint folder, which is then drawn alone with its parent. --with adds the runs
+that it began with; one that is not given is drawn as absent. Pruned, damaged and
 non-finite checkpoints are drawn as such. With --key or --policy the statements are authenticated first, and a
 folder that fails is drawn by its name only; then exit code 1 says that something is wrong, 4 that evidence is
 missing. Without, the output says that nothing was verified.
@@ -15,7 +16,7 @@ from pathlib import Path
 from harness.audit import lineage, lineage_html, lineage_text
 from harness.audit.lineage import Picture
 from harness.commands import Outcome
-from harness.commands.trust import add_trust, trusted
+from harness.commands.trust import add_ancestors, add_trust, trusted
 
 EXAMPLE = "harness lineage runs/tiny --format html > lineage.html"
 
@@ -30,11 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text: a tree, newest on top; html: one page that needs nothing else (default: %(default)s)",
     )
     add_trust(parser)
+    add_ancestors(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read, check when a key or a policy was given, draw."""
-    picture = lineage.read(arguments.path, trusted(arguments))
+    picture = lineage.read(arguments.path, trusted(arguments), arguments.beside)
     return Outcome(picture.document(), _render(picture, arguments.format), picture.exit_code)
 
 

@@ -25,6 +25,20 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     trust.add_argument("--policy", type=Path, metavar="FILE", help="who may sign what (docs/verify.md)")
 
 
+def add_ancestors(parser: argparse.ArgumentParser) -> None:
+    """Add ``--with``."""
+    parser.add_argument(
+        "--with",
+        dest="beside",
+        type=Path,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="run or checkpoint folders that this one, or they, began with (start.checkpoint)",
+    )
+
+
 def trusted(arguments: argparse.Namespace) -> Policy | None:
     """The policy that the arguments mean; None when they name neither key nor policy."""
     if arguments.policy is not None:

@@ -1,6 +1,7 @@
 """Check that a checkpoint, or a whole run, is what its signed statements say. Needs no torch and no GPU.
 
 Checks signatures, the exact set of files, every digest, statements, lineage, the log and the metrics chain.
+A run that began with another run's checkpoint names it; --with checks that edge too.
 The keys or the policy come from you, never from the folder. Exit code 0: verified; 1: something is wrong;
 4: evidence is missing, so it cannot tell.
 """
@@ -12,16 +13,17 @@ from pathlib import Path
 
 from harness.audit import verdict, verify
 from harness.commands import Outcome
-from harness.commands.trust import add_trust, trusted
+from harness.commands.trust import add_ancestors, add_trust, trusted
 from harness.errors import UsageError
 
 EXAMPLE = "harness verify runs/tiny --key alice.ed25519.pub --key alice.p256.pub"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """PATH and whom to trust."""
+    """PATH, whom to trust, and the runs that it began with."""
     parser.add_argument("path", type=Path, metavar="PATH", help="run folder or checkpoint folder")
     add_trust(parser)
+    add_ancestors(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
@@ -33,5 +35,5 @@ def run(arguments: argparse.Namespace) -> Outcome:
             where=str(arguments.path),
             remedy="give --key NAME.ed25519.pub (and NAME.p256.pub), or --policy FILE",
         )
-    report = verify.verify(arguments.path, whom, quiet=arguments.json)
+    report = verify.verify(arguments.path, whom, beside=arguments.beside, quiet=arguments.json)
     return Outcome(report.document(), verdict.render(report), report.exit_code)

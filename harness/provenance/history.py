@@ -2,11 +2,14 @@
 
 - every checkpoint belongs to the same run, names the checkpoint before it as its parent by id and step, and
   has the next sequence number; the first one is genesis
+- it names the same start as the checkpoint before: what other run's checkpoint this run began with, if any
 - its launch is that of the checkpoint before, or the next one, which says that it resumed from there
 - the log holds one record for each commit, in order; what a checkpoint saw of the log when it was signed is
   the log before its own record
 - a record whose checkpoint is not there is a failure, unless a later signed statement says that a resume
   skipped it
+- when the checkpoint that a run began with is at hand, it is of the run and step that the run's statements
+  name, and carries the statement that they name by digest
 - only the newest checkpoint may lack its record, since a crash can come between its rename and its entry;
   that is evidence still to come, not a good run
 """
@@ -20,10 +23,10 @@ from typing import Any
 from harness.errors import VerificationFailed
 from harness.format import layout, strict_json
 from harness.provenance import log
-from harness.provenance.findings import Findings
+from harness.provenance.findings import Findings, visible
 from harness.provenance.statements import CheckpointStatement
 
-LINEAGE, LOG = "lineage", "log"
+LINEAGE, LOG, START = "lineage", "log", "start"
 """Names of the checks."""
 _UNLOGGED = "is not in the log yet: its writer stopped between the rename and the entry"
 _RECORD_FIELDS = {"kind", "run", "sequence", "step", "checkpoint", "bundle_sha256"}
@@ -87,6 +90,44 @@ def check_set_aside(entry: Entry, entries: Sequence[Entry], book: log.Log | None
         findings.all_of(LOG, _misseen(entry, _seen_size(entry), book))
 
 
+def check_starts(
+    entries: Sequence[Entry], others: Sequence[Entry], findings: Findings, *, wanted: bool
+) -> None:
+    """What the runs of ``entries`` began with, looked up among ``entries`` and ``others``.
+
+    ``wanted``: a start that is not among them is missing evidence; otherwise it is only said.
+    """
+    known = {(each.statement.run_id, each.checkpoint_id): each for each in (*entries, *others)}
+    asked = {each.statement.run_id: each for each in reversed((*entries, *others)) if each.statement.start}
+    for entry in asked.values():
+        start = entry.statement.start
+        if start is None:
+            continue
+        parent = known.get((start["run"], start["checkpoint"]))
+        told = f"step {start['step']} of the run {start['name']} (checkpoint {start['checkpoint']})"
+        if parent is not None:
+            findings.all_of(START, _misnamed(start, parent, entry.where))
+        elif wanted:
+            what = f"began with {told}, which is not in what --with names"
+            findings.missing(START, what, entry.where, "add its run folder to --with")
+        else:
+            findings.note(visible(f"began with {told}: not at hand, so not checked (--with ITS_RUN)"))
+
+
+def _misnamed(start: Mapping[str, Any], parent: Entry, where: str) -> Iterator[tuple[str, str]]:
+    now = parent.statement
+    if (now.step_to, now.run_name) != (start["step"], start["name"]):
+        yield (
+            f"began with step {start['step']} of {start['name']}, "
+            f"and that checkpoint is step {now.step_to} of {now.run_name}",
+            where,
+        )
+    if parent.bundle_sha256 != start["bundle_sha256"]:
+        yield f"began with a checkpoint whose statement was another one than that in {parent.where}", where
+    if now.predicate["outcome"] != "ok":
+        yield f"began with the state of a run that became non-finite: {parent.where}", where
+
+
 def check_log(entries: Sequence[Entry], book: log.Log, findings: Findings, where: str) -> None:
     """``entries`` as for `check_lineage`, against an authentic log."""
     try:
@@ -119,6 +160,8 @@ def _breaks(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
         ):
             parent = "genesis" if now.parent_id is None else f"{now.parent_id[:12]}… (step {now.parent_step})"
             yield f"its parent is {parent}, not {before.statement.name} before it", entry.where
+        elif before is not None and now.start != before.statement.start:
+            yield f"names another start of the run than {before.statement.name} before it", entry.where
         elif before is not None and not _continues(before, now.segment):
             yield f"its launch does not continue that of {before.statement.name} before it", entry.where
         before = entry
@@ -139,6 +182,8 @@ def _orphaned(entry: Entry, entries: Sequence[Entry]) -> Iterator[tuple[str, str
         yield f"its parent {now.parent_id[:12]}… (step {now.parent_step}) is not here", entry.where
     if parent is not None and parent.statement.run_id != now.run_id:
         yield "belongs to another run than its parent", entry.where
+    if parent is not None and parent.statement.start != now.start:
+        yield "names another start of the run than its parent", entry.where
 
 
 def _departures(

@@ -6,9 +6,9 @@ edge leads from what was there first to what came of it:
     run → launch           launched        checkpoint → checkpoint   parent
     data set → launch      read            checkpoint → launch       resumed from, or skipped by it
     tokenizer → launch     used            launch → checkpoint       saved
-    code → launch          ran
+    code → launch          ran             checkpoint → launch       began: another run's weights
 
-A parent or a skipped checkpoint that is not among the members becomes a node whose state is ``absent``.
+A parent, a start or a skipped checkpoint that is not among the members becomes a node that is ``absent``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from harness.format import layout, strict_json
 from harness.provenance.statements import CheckpointStatement
 
 NodeKind = Literal["run", "launch", "checkpoint", "dataset", "tokenizer", "code"]
-EdgeKind = Literal["launched", "saved", "parent", "resumed", "skipped", "read", "used", "ran"]
+EdgeKind = Literal["launched", "saved", "parent", "resumed", "skipped", "began", "read", "used", "ran"]
 State = Literal["", "complete", "pruned", "nonfinite", "damaged", "elsewhere", "absent", "unreadable"]
 
 _SIDE: tuple[State, ...] = ("nonfinite", "damaged", "unreadable")
@@ -93,7 +93,7 @@ class Graph:
 
 def graph(members: Sequence[Member], unreadable: Sequence[Unreadable] = ()) -> Graph:
     """The graph of ``members``, whatever runs they belong to; each of ``unreadable`` is a node too."""
-    builder = _Builder()
+    builder = _Builder(several=len({member.statement.run_id for member in members}) > 1)
     ordered = sorted(members, key=lambda each: (each.statement.sequence, each.statement.step_to, each.name))
     for member in ordered:
         builder.add_checkpoint(member)
@@ -117,13 +117,16 @@ def _unreadable(folder: Unreadable) -> Node:
 class _Builder:
     """Collects nodes once each."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, several: bool) -> None:
+        """``several``: whether there is more than one run, so that a step alone names no checkpoint."""
         self.nodes: dict[str, Node] = {}
         self.edges: list[Edge] = []
-        self._by_id: dict[str, str] = {}
-        """Checkpoint id → key of the folder that a lineage continues from."""
-        self._aside: dict[str, str] = {}
-        """Checkpoint id → key of a folder that was set aside."""
+        self._several = several
+        # Twin runs have checkpoints of one id, so the run is a part of every name.
+        self._by_id: dict[tuple[str, str], str] = {}
+        """Run id and checkpoint id → key of the folder that a lineage continues from."""
+        self._aside: dict[tuple[str, str], str] = {}
+        """Run id and checkpoint id → key of a folder that was set aside."""
 
     def add(self, node: Node) -> str:
         """Add ``node`` unless it is known; returns its key."""
@@ -132,19 +135,19 @@ class _Builder:
 
     def add_checkpoint(self, member: Member) -> None:
         """The node of a member. A step that was trained again may have the id of the damaged one."""
-        node = _checkpoint(member)
+        node = _checkpoint(member, several=self._several)
         self.add(node)
         known = self._aside if node.aside else self._by_id
-        known.setdefault(member.statement.subject_id, node.key)
+        known.setdefault((member.statement.run_id, member.statement.subject_id), node.key)
 
     def connect(self, member: Member) -> None:
         """The edges of a member, with the nodes that only its statement names."""
         statement, facts = member.statement, member.statement.predicate
-        key = _checkpoint(member).key
+        key = _checkpoint(member, several=self._several).key
         launch = self._launch(statement)
         self.edges.append(Edge(launch, key, "saved"))
         if statement.parent_id is not None:
-            parent = self._find(statement.parent_id, statement.parent_step or 0)
+            parent = self._find(statement.run_id, statement.parent_id, statement.parent_step or 0)
             self.edges.append(Edge(parent, key, "parent"))
         for source, kind in _ingredients(facts):
             self.edges.append(Edge(self.add(source), launch, kind))
@@ -157,37 +160,48 @@ class _Builder:
         self.edges.append(Edge(self.add(_run(run)), self.add(node), "launched"))
         source = statement.segment["resumed_from"]
         if source is not None:
-            found = self._find(source["checkpoint"], source["step"])
+            found = self._find(statement.run_id, source["checkpoint"], source["step"])
             self.edges.append(Edge(found, node.key, "resumed"))
+        elif statement.start is not None:
+            self.edges.append(Edge(self._began(statement.start), node.key, "began"))
         for item in statement.segment["skipped"]:
-            self.edges.append(Edge(self._skipped(item), node.key, "skipped", item["reason"]))
+            skipped = self._skipped(statement.run_id, item)
+            self.edges.append(Edge(skipped, node.key, "skipped", item["reason"]))
         return node.key
 
-    def _find(self, identity: str, step: int) -> str:
-        """The key of the checkpoint ``identity``, which may not be here."""
-        known = self._by_id.get(identity) or self._aside.get(identity)
+    def _find(self, run: str, identity: str, step: int, title: str | None = None) -> str:
+        """The key of the checkpoint ``identity`` of ``run``, which may not be here."""
+        known = self._by_id.get((run, identity)) or self._aside.get((run, identity))
         if known is not None:
             return known
-        facts = {"id": identity, "step": step}
-        return self.add(Node(_key("checkpoint", identity), "checkpoint", f"step {step}", "absent", facts))
+        facts = {"id": identity, "run": run, "step": step}
+        key = _key("checkpoint", [run, identity])
+        return self.add(Node(key, "checkpoint", title or f"step {step}", "absent", facts))
 
-    def _skipped(self, item: Mapping[str, Any]) -> str:
+    def _began(self, start: Mapping[str, Any]) -> str:
+        """The checkpoint of another run that a run began with."""
+        title = f"{start['name']} step {start['step']}"
+        return self._find(start["run"], start["checkpoint"], start["step"], title)
+
+    def _skipped(self, run: str, item: Mapping[str, Any]) -> str:
         """The folder that a resume skipped and set aside: by its id, else by its name."""
         identity, name = item["checkpoint"], item["name"]
-        if identity is not None and identity in self._aside:
-            return self._aside[identity]
+        if identity is not None and (run, identity) in self._aside:
+            return self._aside[run, identity]
         prefix = f"{layout.DAMAGED}{name}-"
         for node in self.nodes.values():
-            if node.state in _SIDE and node.title.startswith(prefix):
+            own = node.facts.get("run", run) == run
+            if own and node.state in _SIDE and str(node.facts["name"]).startswith(prefix):
                 return node.key
-        facts = {"id": identity, "name": name, "reason": item["reason"]}
-        return self.add(Node(_key("checkpoint", [name, identity]), "checkpoint", name, "absent", facts))
+        facts = {"id": identity, "run": run, "name": name, "reason": item["reason"]}
+        return self.add(Node(_key("checkpoint", [run, name, identity]), "checkpoint", name, "absent", facts))
 
 
-def _checkpoint(member: Member) -> Node:
+def _checkpoint(member: Member, *, several: bool) -> Node:
     statement, facts = member.statement, member.statement.predicate
     # A folder that was set aside is known by its name, since its id may be that of its replacement.
     title = member.name if member.state in _SIDE else f"step {statement.step_to}"
+    title = f"{statement.run_name} {title}" if several else title
     shown = {
         "id": statement.subject_id,
         "name": member.name,
@@ -199,7 +213,8 @@ def _checkpoint(member: Member) -> Node:
         "evaluation": facts["metrics"]["evaluation"],
         "state": facts["state"]["sha256"],
     }
-    return Node(_key("checkpoint", [member.name]), "checkpoint", title, member.state, shown)
+    key = _key("checkpoint", [statement.run_id, member.name])
+    return Node(key, "checkpoint", title, member.state, shown)
 
 
 def _launch(statement: CheckpointStatement) -> Node:
@@ -209,7 +224,7 @@ def _launch(statement: CheckpointStatement) -> Node:
         name: facts["launch"][name] for name in ("launcher", "world_size", "nodes", "precision", "parallel")
     }
     key = _key("launch", [statement.run_id, segment, launch])
-    shown = {"run": statement.run_id, **segment, "launch": launch}
+    shown = {"run": statement.run_id, **segment, "start": statement.start, "launch": launch}
     return Node(key, "launch", f"launch {segment['number']}", facts=shown)
 
 

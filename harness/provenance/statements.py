@@ -56,6 +56,7 @@ def _either(*options: Schema) -> Schema:
 _SCALAR = _either(_TEXT, {**_NATURAL, "minimum": -(2**53)}, _FLAG, _NULL)
 _FACT = _either(*_SCALAR["anyOf"], _list(_TEXT), _map(_SCALAR))
 _CHECKPOINT = _object(checkpoint=_HEX64, step=_NATURAL)
+_START = _object(checkpoint=_HEX64, step=_NATURAL, run=_HEX32, name=_TEXT, bundle_sha256=_HEX64)
 
 SCHEMA: Schema = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -66,6 +67,7 @@ SCHEMA: Schema = {
         sequence=_NATURAL,
         steps=_object(**{"from": _NATURAL, "to": _NATURAL}),
         parent=_either({"const": "genesis"}, _CHECKPOINT),
+        start=_either(_START, _NULL),
         segment=_object(
             number=_NATURAL,
             reason={"enum": ["first launch", "resume"]},
@@ -181,6 +183,12 @@ class CheckpointStatement:
         return None if parent == "genesis" else int(parent["step"])
 
     @property
+    def start(self) -> Mapping[str, Any] | None:
+        """The checkpoint of another run whose weights this run began with."""
+        start: Mapping[str, Any] | None = self.predicate["start"]
+        return start
+
+    @property
     def segment(self) -> Mapping[str, Any]:
         """How the launch continued the one before."""
         segment: Mapping[str, Any] = self.predicate["segment"]
@@ -197,7 +205,7 @@ def checkpoint_statement(
 
 def slsa_statement(*, checkpoint_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]) -> bytes:
     """The same facts as SLSA provenance v1 (slsa.dev/spec/v1.0/provenance), for tools that know only that."""
-    data, code, parent = predicate["data"], predicate["code"], predicate["parent"]
+    data, code, parent, start = (predicate[name] for name in ("data", "code", "parent", "start"))
     dependencies: list[dict[str, Any]] = []
     if data["corpus_sha256"]:
         dependencies.append({"name": "corpus", "digest": {"sha256": data["corpus_sha256"]}})
@@ -207,6 +215,10 @@ def slsa_statement(*, checkpoint_id: str, dir_hash: str, name: str, predicate: M
         dependencies.append({"name": "code", "digest": {"gitCommit": code["git_commit"]}})
     if parent != "genesis":
         dependencies.append({"name": "parent checkpoint", "digest": {"sha256": parent["checkpoint"]}})
+    if start is not None:
+        told = {"run": start["run"], "step": start["step"], "statement_sha256": start["bundle_sha256"]}
+        digest = {"sha256": start["checkpoint"]}
+        dependencies.append({"name": "start checkpoint", "digest": digest, "annotations": told})
     provenance = {
         "buildDefinition": {
             "buildType": BUILD_TYPE,
@@ -241,6 +253,8 @@ def parse_checkpoint(payload: bytes, *, where: str) -> CheckpointStatement:
         raise VerificationFailed("has steps that do not follow its parent's", where=where)
     if (statement.parent_id is None) != (statement.sequence == 0):
         raise VerificationFailed("has a sequence number that does not fit its parent", where=where)
+    if statement.start is not None and statement.start["run"] == statement.run_id:
+        raise VerificationFailed("says that its run began with a checkpoint of itself", where=where)
     if not _is_sound(statement.segment):
         raise VerificationFailed("has a launch whose reason, class and differences disagree", where=where)
     return statement

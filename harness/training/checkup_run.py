@@ -25,6 +25,7 @@ from harness.provenance.policy import Policy
 from harness.settings import Data, Settings
 from harness.terminal import human_bytes
 from harness.training.checkup import Check, Level, environment_size, existing, signing_key, writable
+from harness.training.parent import opened_start, trust_of
 
 _SHARED_MEMORY = 64 << 20
 _SPARE_BYTES = 64 << 20
@@ -52,10 +53,26 @@ def of_run(path: Path, overrides: list[str], world_size: int | None, rules: Path
         yield from trusted(rules, signer, settings.run_name)
     yield writable(settings.run.dir, "run.dir")
     yield from _run(settings.run.dir)
+    yield from _start(settings, signer)
     yield from _data(settings, base)
     yield from _shared_memory(settings)
     yield from _wandb(settings, os.environ)
     yield from _with_torch(settings, base)
+
+
+def _start(settings: Settings, signer: keys.Signer | None) -> Iterator[Check]:
+    """The checkpoint of another run that this one is to begin with; a run that has begun needs it no more."""
+    if settings.start is None or RunFolder(settings.run.dir).complete():
+        return
+    own = None if signer is None else policy.from_keys(keys.public_keys(signer))
+    try:
+        opened = opened_start(settings.start, own)
+    except HarnessError as error:
+        yield Check("bad", "start", str(error))
+        return
+    statement = opened.statement
+    text = f"step {statement.step_to} of {statement.run_name}, {trust_of(settings.start)}; tensors not read"
+    yield Check("ok", "start", text)
 
 
 def _world_size(asked: int | None, planned: int | None) -> Iterator[Check]:

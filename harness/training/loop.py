@@ -78,15 +78,20 @@ def train(
         # The state of the run: build, warm up, then tensors, data cursor and generators of the checkpoint.
         # Tensors are verified while they are read, so only now can a checkpoint turn out to be damaged.
         while True:
+            origin = startup.open_start(workers, settings, held) if found is None else None
             launched = workers.first_only(
-                partial(startup.classify, opened, loaded, started, workers, task, accept, reason)
+                partial(startup.classify, opened, loaded, started, workers, task, accept, reason, origin)
             )
             if opened is not None and launched is not None:
-                screen.table(startup.first_screen(loaded, started, workers, task, opened, launched, changes))
+                screen.table(
+                    startup.first_screen(loaded, started, workers, task, opened, launched, changes, origin)
+                )
             current = session.build(settings, task, workers, prepare)
             stack.callback(current.batches.close)
             if found is None:
-                stream = current.batches.iterate(0)
+                stream = workers.together(
+                    partial(session.begin, current, None if origin is None else origin.loaded)
+                )
                 break
             resumed = startup.resumed(workers, current, found, candidates, screen)
             if resumed is not None:

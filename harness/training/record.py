@@ -68,6 +68,8 @@ class RunFacts:
     environment: Mapping[str, Any]
     determinism_mode: str
     determinism_settings: Mapping[str, Any]
+    start: Mapping[str, Any] | None = None
+    """The checkpoint of another run that this one began with."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def predicate(
         "sequence": 0 if parent is None else parent.sequence + 1,
         "steps": {"from": 0 if parent is None else parent.step, "to": now.step},
         "parent": "genesis" if parent is None else {"checkpoint": parent.checkpoint, "step": parent.step},
+        "start": None if facts.start is None else dict(facts.start),
         "segment": facts.segment.document(),
         "launch": dict(facts.launch),
         "config": dict(facts.config),

@@ -150,14 +150,21 @@ def classify(
 
 
 def segment(
-    run: OpenRun, facts: Callable[[Segment], RunFacts], accept: Sequence[str], reason: str | None
+    run: OpenRun,
+    facts: Callable[[Segment], RunFacts],
+    accept: Sequence[str],
+    reason: str | None,
+    first: Callable[[Segment], Segment] = lambda segment: segment,
 ) -> tuple[Segment, RunFacts]:
-    """This launch's segment and its facts. Raises `ResumeRefused` as `classify` does."""
+    """This launch's segment and its facts; ``first`` adds what is to be said of a run that begins.
+
+    Raises `ResumeRefused` as `classify` does.
+    """
     statement, loaded = run.found.statement, run.found.loaded
     accepted = tuple(f"{kind}: {reason or 'no reason given'}" for kind in accept)
     if statement is None or loaded is None:
-        first = Segment(0, "genesis", accepted=accepted, skipped=run.found.skipped)
-        return first, facts(first)
+        genesis = first(Segment(0, "genesis", accepted=accepted, skipped=run.found.skipped))
+        return genesis, facts(genesis)
     number = int(statement.predicate["segment"]["number"]) + 1
     kind, differences = classify(statement.predicate, facts(Segment(number, "exact")), accept)
     this = Segment(

@@ -295,6 +295,24 @@ def resume(session: Session, loaded: Loaded) -> Iterator[Batch]:
     return stream
 
 
+def begin(session: Session, weights: Loaded | None) -> Iterator[Batch]:
+    """A new run's micro-batches; ``weights``: the checkpoint of another run that it begins with.
+
+    Raises `ConfigError` when that is another model's, `DamagedCheckpoint` when a tensor is not what was
+    signed.
+    """
+    if weights is not None:
+        try:
+            state.load_weights(session.state, weights)
+        except TrainingFailed as error:
+            raise ConfigError(
+                f"start.checkpoint holds another model: {error.what}",
+                where=str(weights.folder),
+                remedy="give this run's model the sizes in its config.json",
+            ) from error
+    return session.batches.iterate(0)
+
+
 def _wrapped(model: nn.Module, settings: Settings, workers: Workers, prepare: Accelerator) -> nn.Module:
     if settings.parallel == "fsdp2" and workers.world_size > 1:
         wrapped = _sharded(model, prepare)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from harness import config, environment, tracking
 from harness.checkpoint.keeping import Best, Keep
@@ -23,6 +24,7 @@ from harness.tasks import build as tasks
 from harness.tasks.task import Batch, Task
 from harness.terminal import human_seconds
 from harness.training import distributed, failure, resume, session
+from harness.training import start as begin
 from harness.training.launch import Launch
 from harness.training.metrics import Events, MetricsLog, read_steps, rewind
 from harness.training.record import RunFacts, Segment, plain
@@ -31,6 +33,7 @@ from harness.training.resume import HeldRun, OpenRun
 from harness.training.screen import Screen
 from harness.training.session import Session, wanted_files
 from harness.training.signals import StopRequest
+from harness.training.start import Origin
 from harness.training.throughput import peak_flops
 from harness.training.watchdog import Watchdog
 from harness.workers import Workers
@@ -78,15 +81,18 @@ def classify(
     task: Task,
     accept: Sequence[str],
     reason: str | None,
+    origin: Origin | None,
 ) -> Launched:
     """The class of this launch and its facts. Raises `ResumeRefused`; a changed corpus is named file by
     file.
     """
     if opened is None:
         raise TrainingFailed("only rank 0 classifies a launch")
-    facts = partial(_facts, loaded, started, workers, task, _run_id(opened))
+    facts = partial(_facts, loaded, started, workers, task, _run_id(opened), _start(opened, origin))
+    tokenizer = task.identity().digests.get("tokenizer")
+    first = partial(begin.first_segment, origin, tokenizer, task.files(), accept)
     try:
-        return Launched(*resume.segment(opened, facts, accept, reason))
+        return Launched(*resume.segment(opened, facts, accept, reason, first))
     except ResumeRefused as error:
         changed = resume.changed_files(opened.folder.root / layout.CORPUS, task.identity().files)
         if not changed:
@@ -101,8 +107,21 @@ def _run_id(opened: OpenRun) -> str:
     return statement.run_id if statement is not None else opened.logged_run or secrets.token_hex(16)
 
 
+def _start(opened: OpenRun, origin: Origin | None) -> Mapping[str, Any] | None:
+    """What other run's checkpoint this run began with: as it was signed, or as it was opened just now."""
+    if opened.found.statement is not None:
+        return opened.found.statement.start
+    return None if origin is None else origin.reference
+
+
 def _facts(
-    loaded: config.Loaded, started: Launch, workers: Workers, task: Task, run_id: str, segment: Segment
+    loaded: config.Loaded,
+    started: Launch,
+    workers: Workers,
+    task: Task,
+    run_id: str,
+    start: Mapping[str, Any] | None,
+    segment: Segment,
 ) -> RunFacts:
     settings = loaded.settings
     text = config.resolved_text(settings)
@@ -138,6 +157,7 @@ def _facts(
         environment=plain({**environment.facts(), "stack": determinism.stack()}),
         determinism_mode=settings.determinism.mode,
         determinism_settings=plain(determinism.read_back()),
+        start=start,
     )
 
 
@@ -256,6 +276,7 @@ def first_screen(
     opened: OpenRun,
     launched: Launched,
     changes: Sequence[str],
+    origin: Origin | None,
 ) -> list[tuple[str, str, str]]:
     """What this run is, each row with where it came from."""
     settings, origins, segment = loaded.settings, loaded.origins, launched.segment
@@ -285,6 +306,7 @@ def first_screen(
         ),
         ("resume", _resume_text(segment), "compared with the signed statement" if segment.number else ""),
         ("parent", _parent_text(segment), ""),
+        *_start_rows(launched.facts, origin),
         ("determinism", _determinism_text(settings, changes), origins["determinism.mode"]),
         ("signed by", opened.held.signer.ed25519_id[:12], opened.held.signer_reason),
     ]
@@ -292,6 +314,17 @@ def first_screen(
     rows += [("accepted", text, "--accept") for text in segment.accepted]
     rows += [("skipped", f"{item.name}: {item.reason}", "left where it is") for item in segment.skipped]
     return rows
+
+
+def _start_rows(facts: RunFacts, origin: Origin | None) -> list[tuple[str, str, str]]:
+    if origin is not None:
+        return [("begins with", origin.words, origin.trust)]
+    if facts.start is None:
+        return []
+    began = (
+        f"step {facts.start['step']} of {facts.start['name']}, checkpoint {facts.start['checkpoint'][:12]}"
+    )
+    return [("began with", began, "signed when the run began")]
 
 
 def _parallel_text(settings: Settings, workers: Workers) -> str:
@@ -360,6 +393,11 @@ def open_run(
     """What this launch continues from: the newest checkpoint that was not rejected yet, if there is one."""
     found = candidates.next()
     return workers.first_only(lambda: resume.open_run(held, found, accept)), found.loaded
+
+
+def open_start(workers: Workers, settings: Settings, held: HeldRun | None) -> Origin | None:
+    """What a run that has no checkpoint yet begins with; None for random weights."""
+    return begin.open_origin(workers, settings, None if held is None else held.policy)
 
 
 def resumed(
