@@ -106,11 +106,22 @@ def write_events(run: Path, made: list[dict[str, Any]], rank: int = 0) -> None:
     (folder / f"rank-{rank:05d}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in made))
 
 
-def finished(root: Path, *, steps: int = 60, seed: int = 0) -> Path:
-    """A finished run that was resumed once, after step 20."""
+def finished(
+    root: Path,
+    *,
+    steps: int = 60,
+    seed: int = 0,
+    settings: str = "",
+    figures: Mapping[str, float | None] | None = None,
+) -> Path:
+    """A finished run that was resumed once, after step 20; ``settings``: more lines of its run.yaml,
+    ``figures``: of its last evaluation."""
     root.mkdir(parents=True)
-    (root / "run.yaml").write_text(f"run:\n  dir: {root}\n  seed: {seed}\ntrain:\n  steps: {steps}\n")
-    write_metrics(root, lines(steps))
+    config = f"run:\n  dir: {root}\n  seed: {seed}\ntrain:\n  steps: {steps}\n{settings}"
+    (root / "run.yaml").write_text(config)
+    made = lines(steps)
+    made[-1].setdefault("evaluation", {}).update(figures or {})
+    write_metrics(root, made)
     for step in range(20, steps + 1, 20):
         resumed = None if step == 20 else 20
         facts = predicate(root.name, step, segment=int(resumed is not None), resumed_from=resumed)

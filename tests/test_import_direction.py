@@ -34,7 +34,7 @@ ROWS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"format"}),
     frozenset({"provenance"}),
-    frozenset({"report", "audit"}),
+    frozenset({"report", "audit", "sweeps"}),
     frozenset({"workers", "checkpoint", "determinism", "data", "model"}),
     frozenset({"tasks"}),
     frozenset({"training", "tracking"}),

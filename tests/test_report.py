@@ -8,6 +8,7 @@ import re
 import statistics
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -25,8 +26,15 @@ from harness.format.ledger import Coverage, Ledger, Row
 from harness.report import claims, figure, frame, html, markdown, report, runs
 from harness.report.document import Heading, Paragraph, Source, Status, Table
 from harness.report.figure import Figure, Mark, Series
+from harness.report.study import study
 
 SVG = "{http://www.w3.org/2000/svg}"
+
+
+def scored(root: Path, score: float | None, *, seed: int = 0, settings: str = "") -> runs.Run:
+    """A finished run whose last evaluation has the figure ``score``; None stands for a NaN, as in JSON."""
+    fake_runs.finished(root, seed=seed, settings=settings, figures={"score": score})
+    return runs.read(root)
 
 
 def drawn(*series: Series, marks: tuple[Mark, ...] = (), from_zero: bool = False) -> ElementTree.Element:
@@ -204,7 +212,7 @@ def test_no_bytes_in_metrics_or_events_stop_a_report(data: bytes) -> None:
         (root / "metrics.jsonl").write_bytes(data)
         (root / "events").mkdir()
         (root / "events" / "rank-00000.jsonl").write_bytes(data)
-        blocks = report.compose([runs.read(root)], [None])
+        blocks = report.compose(study([runs.read(root)], [None]))
     assert isinstance(blocks[0], Heading)
 
 
@@ -242,7 +250,7 @@ def test_no_types_of_metrics_or_events_stop_a_report_or_a_frame(data: st.DataObj
         (root / "metrics.jsonl").write_bytes(text)
         (root / "events").mkdir()
         (root / "events" / "rank-00000.jsonl").write_bytes(text)
-        blocks = report.compose([runs.read(root)], [None])
+        blocks = report.compose(study([runs.read(root)], [None]))
         frame.draw(Follower(root).look(1.8e9), 80)
     html.render(blocks, "")
     markdown.render(blocks)
@@ -330,7 +338,12 @@ def test_rows_of_the_ledger_are_named_among_what_could_vary(tmp_path: Path) -> N
     (root / "checkpoints" / "step-00000060" / "ledger.json").write_bytes(ledger.to_bytes())
     run = runs.read(root)
     assert "order-dependent kernels ran: `aten.index_put` (observed)" in claims.could_vary(run)
-    assert any("aten.index_put" in cell for cell in cells(report.compose([run], [None])))
+    assert any("aten.index_put" in cell for cell in cells(report.compose(study([run], [None]))))
+
+
+def rows_of(block: report.Block) -> Sequence[Sequence[str]]:
+    """The rows of a table; none of anything else."""
+    return block.rows if isinstance(block, Table) else ()
 
 
 def cells(blocks: list[report.Block]) -> list[str]:
@@ -340,13 +353,10 @@ def cells(blocks: list[report.Block]) -> list[str]:
 
 def test_seeds_get_a_mean_and_a_sample_deviation(tmp_path: Path) -> None:
     """Oracle: 1 and 3 have mean 2 and sample standard deviation √2."""
-    assert claims.Summary("loss", (1.0, 3.0)).text == "2.0000 ± 1.4142"
-    both = [runs.read(fake_runs.finished(tmp_path / f"s{seed}", seed=seed)) for seed in (0, 1)]
+    both = [scored(tmp_path / f"s{seed}", 1.0 + 2 * seed, seed=seed) for seed in (0, 1)]
     assert claims.no_spread(both) is None
-    assert any(
-        isinstance(block, Heading) and block.text == "Over seeds"
-        for block in report.compose(both, [None] * 2)
-    )
+    rows = [list(row) for block in report.compose(study(both, [None] * 2)) for row in rows_of(block)]
+    assert ["all runs", "score", "2", "2.0000", "1.4142"] in [row[:5] for row in rows]
 
 
 def test_runs_that_differ_in_more_than_the_seed_get_no_spread(tmp_path: Path) -> None:
@@ -381,9 +391,11 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
     assert [run.name for run in found] == [str(roots[0]), str(roots[1]), "other"]
 
 
-def test_a_figure_that_is_not_finite_is_not_averaged_away() -> None:
-    """Oracle: the count instead of a mean."""
-    assert claims.Summary("loss", (1.0, math.nan)).text == "1 of 2 not finite"
+def test_a_figure_that_is_not_finite_is_not_averaged_away(tmp_path: Path) -> None:
+    """Oracle: the count of what was averaged."""
+    three = [scored(tmp_path / f"s{seed}", value, seed=seed) for seed, value in enumerate((1.0, 3.0, None))]
+    rows = [list(row) for block in report.compose(study(three, [None] * 3)) for row in rows_of(block)]
+    assert ["all runs", "score", "2 of 3", "2.0000", "1.4142"] in [row[:5] for row in rows]
 
 
 # pages
@@ -406,7 +418,7 @@ class Page(HTMLParser):
 def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     """Oracle: an HTML parser: no script, no link, no image of elsewhere; a policy that forbids them."""
     run = runs.read(fake_runs.finished(tmp_path / "a"))
-    text = html.render(report.compose([run], [None]), "a")
+    text = html.render(report.compose(study([run], [None])), "a")
     page = Page(text)
     assert page.tags.isdisjoint({"script", "link", "iframe", "img", "object", "embed"})
     assert page.links == []

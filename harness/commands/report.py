@@ -1,12 +1,15 @@
-"""A research report of one or more runs: curves, results, resumes, kernels, and what could still vary.
+"""A research report: results, uncertainty over seeds, claims held against evidence, what could still vary.
 
-Writes report.md, one self-contained report.html and the pictures. Nothing counts as verified unless --key or
---policy is given, and then each run is checked as `harness verify` does.
+RUN may also be the folder of a sweep. Writes report.md, one self-contained report.html and the pictures.
+Nothing counts as verified unless --key or --policy is given; each run is then checked as by `harness verify`.
+--claims names a file of claims (docs/method.md); one that says more than its evidence is marked, with the
+narrower sentence that the evidence supports.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +18,79 @@ from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
 from harness.provenance.policy import Policy
-from harness.report import claims, html, markdown, report, runs
+from harness.report import claim_file, claims, html, markdown, report, runs
 from harness.report.document import Block, Picture, Status
+from harness.report.judge import Judged
+from harness.report.study import Planned, study
+from harness.sweeps import register
 
 EXAMPLE = "harness report runs/tiny --out runs/tiny-report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The runs, where to write, and whom to trust."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder; several are compared")
+    """The runs, where to write, what is claimed, and whom to trust."""
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="run folder, or folder of a sweep; several are compared",
+    )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder to write the report into"
     )
+    parser.add_argument("--claims", type=Path, metavar="FILE", help="claims to check (docs/method.md)")
     add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read, judge, write; exit code 1 when a verification failed, 4 when it could not tell."""
-    read = runs.told_apart([runs.read(path) for path in arguments.runs])
-    whom = trusted(arguments)
+    return write_report(arguments.runs, arguments.out, trusted(arguments), arguments.claims)
+
+
+def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed: Path | None) -> Outcome:
+    """The report on ``paths`` in the folder ``out``; ``whom`` to trust, ``claimed`` the file of claims."""
+    wanted = None if claimed is None else claim_file.load(claimed)
+    folders, plans, absent = _expanded(paths)
+    read = runs.told_apart([runs.read(path) for path in folders])
     judged = [(None, 0) if whom is None else _verdict(one, whom) for one in read]
     verdicts = [status for status, _ in judged]
-    blocks = report.compose(read, verdicts)
-    files = _write(arguments.out, blocks)
+    about = study(read, verdicts, wanted, plans, absent)
+    files = _write(out, report.compose(about))
     lines = [*(report.summary(one) for one in read), *(one.text for one in verdicts if one)]
+    lines += [
+        f"{one.claim.name}: {one.verdict}" + (f": {one.reasons[0]}" if one.reasons else "")
+        for one in about.judged
+    ]
     lines.append(f"report: {files['html']}")
     if "loss.svg" in files:
         lines.append(f"loss curve: {files['loss.svg']}")
     document: dict[str, Any] = {
         "runs": [_document(one, verdict) for one, verdict in zip(read, verdicts, strict=True)],
+        "claims": [_judged(one) for one in about.judged],
         "files": {name: str(path) for name, path in files.items()},
     }
     return Outcome(document, "\n".join(lines), exit_code=max(code for _, code in judged))
+
+
+def _expanded(paths: Sequence[Path]) -> tuple[list[Path], list[Planned], list[str]]:
+    """Run folders, with a sweep's members for its folder; its plans; planned members that never began."""
+    folders, plans, absent = [], list[Planned](), []
+    for path in paths:
+        found = register.read(path)
+        if found is None:
+            folders.append(path)
+            continue
+        plans += [
+            Planned(one.created, one.seeds, one.variants, one.finished, one.claims) for one in found.plans
+        ]
+        for name in found.names:
+            begun = (path / name / "metrics.jsonl").exists() or (path / name / "checkpoints").exists()
+            folders += [path / name] if begun else []
+            absent += [] if begun else [name]
+    if not folders:
+        raise UsageError("no member of the sweep has begun", where=str(paths[0]))
+    return folders, plans, absent
 
 
 def _verdict(one: runs.Run, whom: Policy) -> tuple[Status, int]:
@@ -69,6 +113,19 @@ def _write(out: Path, blocks: list[Block]) -> dict[str, Path]:
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
     return {name.replace("report.", ""): out / name for name in texts}
+
+
+def _judged(one: Judged) -> dict[str, Any]:
+    return {
+        "name": one.claim.name,
+        "says": one.claim.says,
+        "verdict": one.verdict,
+        "reasons": list(one.reasons),
+        "narrower": one.narrower,
+        "interval": None if one.interval is None else [one.interval.low, one.interval.high],
+        "level": None if one.interval is None else one.interval.level,
+        "seeds_needed": one.seeds_needed,
+    }
 
 
 def _document(one: runs.Run, verdict: Status | None) -> dict[str, Any]:

@@ -173,28 +173,18 @@ def _ledger_gaps(run: Run) -> list[str]:
     return [f"order-dependent kernels ran: {names}"]
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A figure over several runs."""
-
-    name: str
-    values: tuple[float, ...]
-
-    @property
-    def text(self) -> str:
-        """Mean ± sample standard deviation, or the single value."""
-        finite = [value for value in self.values if math.isfinite(value)]
-        if len(finite) < len(self.values):
-            return f"{len(self.values) - len(finite)} of {len(self.values)} not finite"
-        if len(finite) < 2:
-            return f"{finite[0]:.4f}" if finite else "—"
-        return f"{statistics.mean(finite):.4f} ± {statistics.stdev(finite):.4f}"
-
-
 def final(run: Run, name: str) -> float | None:
     """The last evaluation figure ``name``, or the last training ``loss`` for the name ``loss (train)``."""
     points = run.curve("loss") if name == "loss (train)" else run.evaluation(name)
     return points[-1][1] if points else None
+
+
+def seed(run: Run) -> int:
+    """Of its newest statement, else of its config; 0 when neither has one."""
+    if run.newest is not None:
+        return int(run.newest["run"]["seed"])
+    found = settings(run.config_text, str(run.root)).get("run.seed")
+    return found if isinstance(found, int) else 0
 
 
 def rate(run: Run) -> float | None:
@@ -207,11 +197,11 @@ def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Config keys whose values differ among ``runs``, with each run's value; folders and names left out."""
     tables = [settings(run.config_text, str(run.root)) for run in runs]
     keys = sorted({key for table in tables for key in table} - {"run.dir", "run.name"})
-    rows = [(key, [_shown(table[key]) if key in table else "—" for table in tables]) for key in keys]
+    rows = [(key, [shown(table[key]) if key in table else "—" for table in tables]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A config value as YAML would have it: ``null``, not ``None``."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 

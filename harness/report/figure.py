@@ -45,6 +45,7 @@ _RULES = """
 .hf .mark{stroke:#8c959f;stroke-width:1;stroke-dasharray:4 4}
 .hf .curve{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
 .hf .faint{stroke-width:1;opacity:.35}
+.hf .band{stroke:none;opacity:.18}
 """
 _DARK_RULES = """
 .hf text{fill:#9da7b1}
@@ -77,6 +78,14 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Band:
+    """An area around a curve: (x, low, high), sorted by x."""
+
+    points: tuple[tuple[float, float, float], ...]
+    colour: int = 0
+
+
+@dataclass(frozen=True)
 class Figure:
     """What a chart shows."""
 
@@ -87,6 +96,7 @@ class Figure:
     marks: tuple[Mark, ...] = ()
     from_zero: bool = False
     """Whether the y axis starts at zero, for quantities whose ratio matters."""
+    bands: tuple[Band, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,6 +179,7 @@ def draw(figure: Figure) -> str:
     body = [
         *_frame(figure, across, up),
         *_marks(figure.marks, across),
+        *(text for band in figure.bands for text in _area(band, across, up)),
         *(
             text
             for series in sorted(figure.series, key=lambda s: not s.faint)
@@ -202,7 +213,8 @@ def _finite(series: Sequence[Series]) -> list[Point]:
 
 def _scales(figure: Figure) -> tuple[Scale, Scale]:
     every = [point for one in figure.series for point in one.points]
-    finite = _finite(figure.series)
+    edges = [(x, y) for band in figure.bands for x, *pair in band.points for y in pair if _drawable(y)]
+    finite = _finite(figure.series) + edges
     x_low, x_high = _span([0.0, *(x for x, _ in every), *(mark.x for mark in figure.marks)])
     y_low, y_high = _span([y for _, y in finite] + ([0.0] if figure.from_zero else []))
     room = (y_high - y_low) * 0.05
@@ -272,6 +284,16 @@ def _curve(series: Series, across: Scale, up: Scale) -> Iterator[str]:
         if not _drawable(y):
             words = f"✕ beyond {LIMIT:g}" if math.isfinite(y) else "✕ not finite"
             yield _text(across(x), HEIGHT - BOTTOM - 6, words, "middle")
+
+
+def _area(band: Band, across: Scale, up: Scale) -> Iterator[str]:
+    step = max(1, len(band.points) // BINS)
+    kept = [point for point in band.points[::step] if _drawable(point[1]) and _drawable(point[2])]
+    if len(kept) > 1:
+        upper = [f"{across(x):.1f},{up(high):.1f}" for x, _, high in kept]
+        lower = [f"{across(x):.1f},{up(low):.1f}" for x, low, _ in reversed(kept)]
+        corners = " ".join([*upper, *lower])
+        yield f'<polygon class="band c{band.colour % len(_COLOURS)}" points="{corners}"/>'
 
 
 def _unbroken(points: Sequence[Point]) -> Iterator[list[Point]]:

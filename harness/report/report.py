@@ -2,57 +2,60 @@
 
 Example::
 
-    blocks = compose([read(Path("runs/tiny"))], [None])
+    blocks = compose(study([read(Path("runs/tiny"))], [None]))
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from harness.audit.kernels import not_looked_at
 from harness.errors import VerificationFailed
-from harness.report import claims, figure
-from harness.report.document import Block, Bullets, Heading, Paragraph, Picture, Source, Status, Table
-from harness.report.figure import Figure, Mark, Series
+from harness.report import argument, checklist, claims, costs
+from harness.report.argument import decimal
+from harness.report.document import Block, Bullets, Heading, Paragraph, Source, Status, Table
+from harness.report.pictures import pictures
 from harness.report.runs import Facts, Run, printable
+from harness.report.study import Study
 
 _INCIDENTS = 20
 _NAMED_IN_TITLE = 3
-_SMOOTHED_SHARE = 50
-"""The training loss is shown as a mean over this fraction of its steps, with the raw curve behind."""
 
 
-def compose(runs: Sequence[Run], verdicts: Sequence[Status | None]) -> list[Block]:
-    """The whole report. ``verdicts`` has what a verification said of each run, None when there was none."""
-    several = len(runs) > 1
+def compose(study: Study) -> list[Block]:
+    """The whole report, in the order in which a reader asks."""
+    runs = study.runs
     listed = f": {', '.join(run.name for run in runs)}" if len(runs) <= _NAMED_IN_TITLE else ""
-    title = f"{len(runs)} runs{listed}" if several else f"Run {runs[0].name}"
     return [
-        Heading(1, title),
-        *(
-            status
-            for run, verdict in zip(runs, verdicts, strict=True)
-            for status in _standing(run, verdict, several)
-        ),
-        *([] if any(verdicts) else [Status("open", "not verified: give `--key` or `--policy`")]),
-        *_pictures(runs),
+        Heading(1, f"{len(runs)} runs{listed}" if study.several else f"Run {runs[0].name}"),
+        *_standing(study),
+        *([] if any(study.verdicts) else [Status("open", "not verified: give `--key` or `--policy`")]),
+        *argument.question(study),
         Heading(2, "Results"),
+        *pictures(study),
         _results(runs),
-        *_over_seeds(runs),
-        *_settings(runs),
+        *_settings(study),
+        *argument.uncertainty(study),
+        *argument.comparison(study),
+        *argument.conclusion(study),
+        *argument.failures(study),
+        Heading(2, "Evaluation protocol"),
+        *_each(study, _protocol),
+        Heading(2, "Artefact provenance"),
+        *_artefacts(study),
         Heading(2, "Launches and resumes"),
-        *(block for run in runs for block in _launches(run, several)),
+        *_each(study, _launches),
         Heading(2, "Order-dependent kernels"),
-        *(block for run in runs for block in _kernels(run, several)),
+        *_each(study, _kernels),
         Heading(2, "Warnings and errors"),
-        *(block for run in runs for block in _incidents(run, several)),
+        *_each(study, _incidents),
         Heading(2, "What could still vary"),
-        *(block for run in runs for block in _named(run, several, [Bullets(claims.could_vary(run))])),
-        *_repetition(runs),
+        *_each(study, lambda run: [Bullets(claims.could_vary(run))]),
         Heading(2, "Environment and code"),
-        *(block for run in runs for block in _named(run, several, _environment(run))),
+        *_each(study, _environment),
+        *costs.costs(runs),
+        *checklist.blocks(study),
         Heading(2, "Configs"),
         *(Source(f"{run.name}: run.yaml", run.config_text or "(missing)") for run in runs),
     ]
@@ -63,86 +66,46 @@ def summary(run: Run) -> str:
     loss = claims.final(run, "loss (train)")
     shown = [claims.ending(run).text]
     if loss is not None:
-        shown.append(f"training loss {_decimal(loss)}")
-    shown += [f"{name} {_decimal(claims.final(run, name))}" for name in run.evaluation_names]
+        shown.append(f"training loss {decimal(loss)}")
+    shown += [f"{name} {decimal(claims.final(run, name))}" for name in run.evaluation_names]
     resumes = [one for one in claims.segments(run) if one.resumed_from is not None]
     if resumes:
         shown.append(f"{_count(len(resumes), 'resume')} ({', '.join(one.kind for one in resumes)})")
     return printable(f"{run.name}: {'; '.join(shown)}")
 
 
-def loss_figure(runs: Sequence[Run]) -> Figure:
-    """Training loss of all runs, with evaluations in it when there is a single run."""
-    curves: list[Series] = []
-    for index, run in enumerate(runs):
-        raw = run.curve("loss")
-        window = max(1, len(raw) // _SMOOTHED_SHARE)
-        label = "train" if len(runs) == 1 else run.name
-        if window > 1:
-            curves.append(Series("", raw, index, faint=True))
-            label += f" (mean of {window} steps)"
-        curves.append(Series(label, figure.trailing_mean(raw, window), index))
-        if len(runs) == 1 and run.evaluation("loss"):
-            curves.append(Series("held out", run.evaluation("loss"), index + 1, dots=True))
-    return Figure("Loss", "step", "loss", tuple(curves), _resume_marks(runs))
+def _standing(study: Study) -> Iterator[Block]:
+    """How each run ended and what verification says; runs of which the same is true share a line."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for run, verdict in zip(study.runs, study.verdicts, strict=True):
+        end = claims.ending(run)
+        for status in (Status(end.kind, end.text), verdict):
+            if status is not None:
+                text = status.text.removeprefix(f"{run.name}: ")
+                told.setdefault((status.kind, text), []).append(run.name)
+    for (kind, text), names in told.items():
+        yield Status(kind, f"{_names(names)}: {text}" if study.several else text)
 
 
-def _pictures(runs: Sequence[Run]) -> Iterator[Block]:
-    if not any(run.lines for run in runs):
-        yield Paragraph("No step has been recorded, so there are no curves.")
-        return
-    yield _picture(loss_figure(runs), "loss.svg")
-    for name in dict.fromkeys(name for run in runs for name in run.evaluation_names):
-        if name != "loss" or len(runs) > 1:
-            yield _picture(_evaluation_figure(runs, name), f"evaluation-{_slug(name)}.svg")
-    yield _picture(_rate_figure(runs), "throughput.svg")
+def _each(study: Study, section: Callable[[Run], list[Block]]) -> list[Block]:
+    """``section`` of every run; runs of which the same is to be said share it."""
+    if not study.several:
+        return section(study.runs[0])
+    made: list[tuple[list[Block], list[str]]] = []
+    for run in study.runs:
+        blocks = section(run)
+        same = next((names for known, names in made if known == blocks), None)
+        if same is None:
+            made.append((blocks, [run.name]))
+        else:
+            same.append(run.name)
+    return [block for blocks, names in made for block in (Heading(3, _names(names)), *blocks)]
 
 
-def _slug(name: str) -> str:
-    """``name`` as part of a file's name: the name comes from a run folder and could be anything."""
-    return "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name)[:40]
-
-
-def _picture(drawn: Figure, file: str) -> Picture:
-    return Picture(figure.draw(drawn), file, f"{drawn.title} over {drawn.x_label}s")
-
-
-def _evaluation_figure(runs: Sequence[Run], name: str) -> Figure:
-    curves = tuple(
-        Series(_label(run, runs), run.evaluation(name), index, dots=True) for index, run in enumerate(runs)
-    )
-    words = name.replace("_", " ")
-    return Figure(f"Held-out {words}", "step", words, curves, _resume_marks(runs))
-
-
-def _rate_figure(runs: Sequence[Run]) -> Figure:
-    unit = runs[0].unit
-    curves = tuple(
-        Series(_label(run, runs), run.curve(f"{run.unit}s_per_s"), index) for index, run in enumerate(runs)
-    )
-    return Figure("Throughput", "step", f"{unit}s per second", curves, _resume_marks(runs), from_zero=True)
-
-
-def _label(run: Run, runs: Sequence[Run]) -> str:
-    """Name of a curve; a single run needs none."""
-    return run.name if len(runs) > 1 else ""
-
-
-def _resume_marks(runs: Sequence[Run]) -> tuple[Mark, ...]:
-    return tuple(
-        Mark(float(one.resumed_from), f"resume ({one.kind})")
-        for run in runs
-        for one in claims.segments(run)
-        if one.resumed_from is not None
-    )
-
-
-def _standing(run: Run, verdict: Status | None, several: bool) -> Iterator[Block]:
-    prefix = f"{run.name}: " if several else ""
-    end = claims.ending(run)
-    yield Status(end.kind, f"{prefix}{end.text}")
-    if verdict is not None:
-        yield verdict
+def _names(names: Sequence[str]) -> str:
+    if len(names) <= _NAMED_IN_TITLE:
+        return ", ".join(names)
+    return f"{len(names)} runs ({names[0]}, {names[1]} … {names[-1]})"
 
 
 def _results(runs: Sequence[Run]) -> Table:
@@ -157,57 +120,79 @@ def _results(runs: Sequence[Run]) -> Table:
     ]
     rows = []
     for run in runs:
-        seed = (
-            run.newest["run"]["seed"]
-            if run.newest
-            else claims.settings(run.config_text, str(run.root)).get("run.seed", "—")
-        )
         rate = claims.rate(run)
         rows.append(
             [
                 run.name,
-                str(seed),
+                str(claims.seed(run)),
                 f"{run.last_step:,}",
-                _decimal(claims.final(run, "loss (train)")),
-                *(_decimal(claims.final(run, name)) for name in names),
+                decimal(claims.final(run, "loss (train)")),
+                *(decimal(claims.final(run, name)) for name in names),
                 "—" if rate is None else f"{rate:,.0f} {run.unit}s",
             ]
         )
     return Table(head, rows)
 
 
-def _over_seeds(runs: Sequence[Run]) -> Iterator[Block]:
-    if claims.no_spread(runs) is not None:
-        return
-    names = list(dict.fromkeys(name for run in runs for name in run.evaluation_names))
-    rows = []
-    for name in ("loss (train)", *names):
-        values = [claims.final(run, name) for run in runs]
-        known = tuple(value for value in values if value is not None)
-        rows.append([name, str(len(known)), claims.Summary(name, known).text])
-    yield Heading(3, "Over seeds")
-    yield Table(["last value of", "runs", "mean ± sample standard deviation"], rows)
-
-
-def _settings(runs: Sequence[Run]) -> Iterator[Block]:
-    differing = claims.differing_settings(runs)
-    if differing:
+def _settings(study: Study) -> Iterator[Block]:
+    """What differs between configs, a column each; which seeds they had is in the results."""
+    arms = study.arms
+    differing = claims.differing_settings([arm.runs[0] for arm in arms])
+    # With several seeds in an arm, the seed of its first run says nothing.
+    hidden = set() if len(arms) == len(study.runs) else {"run.seed"}
+    rows = [[f"`{key}`", *values] for key, values in differing if key not in hidden]
+    if rows:
+        names = [_names([run.name for run in arm.runs]) for arm in arms]
         yield Heading(3, "Settings that differ")
-        yield Table(
-            ["key", *(run.name for run in runs)], [[f"`{key}`", *values] for key, values in differing]
-        )
+        yield Table(["key", *names], rows)
 
 
-def _repetition(runs: Sequence[Run]) -> Iterator[Block]:
-    reason = claims.no_spread(runs)
-    if reason is not None:
-        yield Paragraph(reason)
+def _protocol(run: Run) -> list[Block]:
+    table = claims.settings(run.config_text, str(run.root))
+    points = {name: len(run.evaluation(name)) for name in run.evaluation_names}
+    if not points:
+        return [Paragraph("No evaluation was recorded.")]
+    counts = {} if run.newest is None else run.newest["data"].get("counts", {})
+    held_out = ", ".join(
+        f"{value:,} {name.removeprefix('held_out_')}"
+        for name, value in counts.items()
+        if name.startswith("held_out")
+    )
+    rows = [
+        ["measures", ", ".join(points)],
+        ["evaluations", ", ".join(dict.fromkeys(f"{count}" for count in points.values()))],
+        ["every", f"{table.get('evaluate.every') or 'the end only'}"],
+        [
+            "batches",
+            f"{table.get('evaluate.batches', '—')} of {table.get('train.micro_batch', '—')}, always the same",
+        ],
+        ["held out", held_out or "not recorded"],
+        ["decoding", "none: nothing is generated, the measures are of given samples"],
+    ]
+    return [Table(["what", "value"], rows)]
 
 
-def _launches(run: Run, several: bool) -> list[Block]:
+def _artefacts(study: Study) -> Iterator[Block]:
+    rows = [row for run in study.runs for row in _signed(run)]
+    if rows:
+        yield Table(["run", "checkpoint", "kind", "state", "signed"], rows)
+        yield Paragraph("The last good checkpoint of each run; `harness lineage` shows all of them.")
+    else:
+        yield Paragraph("No checkpoint with a readable statement.")
+
+
+def _signed(run: Run) -> Iterator[list[str]]:
+    good = [one for one in run.checkpoints if one.facts is not None and one.kind in ("complete", "pruned")]
+    for one in good[-1:]:
+        if one.facts is not None:
+            state, created = str(one.facts["state"]["sha256"]), str(one.facts["created"])
+            yield [run.name, f"`{one.name}`", one.kind, f"`{state[:16]}`", created]
+
+
+def _launches(run: Run) -> list[Block]:
     found = claims.segments(run)
     if not found:
-        return _named(run, several, [Paragraph("No checkpoint with a readable statement.")])
+        return [Paragraph("No checkpoint with a readable statement.")]
     head = ["launch", "class", "resumed from", "checkpoints", "processes", "launcher", "precision"]
     rows = [
         [
@@ -232,16 +217,16 @@ def _launches(run: Run, several: bool) -> list[Block]:
         remarks.append(
             f"{_count(run.superseded, 'step')} ran again after a resume; their first lines are in events/"
         )
-    return _named(run, several, [Table(head, rows), *([Bullets(remarks)] if remarks else [])])
+    return [Table(head, rows), *([Bullets(remarks)] if remarks else [])]
 
 
-def _kernels(run: Run, several: bool) -> list[Block]:
+def _kernels(run: Run) -> list[Block]:
     try:
         ledger = claims.newest_ledger(run)
     except VerificationFailed as error:
-        return _named(run, several, [Status("bad", claims.problem(error))])
+        return [Status("bad", claims.problem(error))]
     if ledger is None:
-        return _named(run, several, [Paragraph("No checkpoint holds a ledger.")])
+        return [Paragraph("No checkpoint holds a ledger.")]
     blocks: list[Block] = []
     if ledger.rows:
         rows = [
@@ -260,10 +245,10 @@ def _kernels(run: Run, several: bool) -> list[Block]:
     else:
         blocks.append(Paragraph("None was seen, as far as was looked:"))
     blocks.append(Bullets(not_looked_at(ledger)))
-    return _named(run, several, blocks)
+    return blocks
 
 
-def _incidents(run: Run, several: bool) -> list[Block]:
+def _incidents(run: Run) -> list[Block]:
     notes = claims.missing_steps(run)
     if run.unreadable:
         notes.append(f"{_count(run.unreadable, 'line')} of metrics.jsonl cannot be read")
@@ -276,7 +261,7 @@ def _incidents(run: Run, several: bool) -> list[Block]:
         blocks.append(Table(["time (UTC)", "rank", "level", "event", "what"], rows))
     if len(run.incidents) > len(shown):
         blocks.append(Paragraph(f"The last {len(shown)} of {len(run.incidents)}; all are in events/."))
-    return _named(run, several, blocks or [Paragraph("None.")])
+    return blocks or [Paragraph("None.")]
 
 
 def _environment(run: Run) -> list[Block]:
@@ -300,17 +285,6 @@ def _environment_rows(facts: Facts) -> Iterator[tuple[str, str]]:
     for name in ("torch", "accelerate", "numpy", "safetensors"):
         if name in packages:
             yield name, str(packages[name])
-    yield "state", f"`{str(facts.get('state', {}).get('sha256'))[:16]}`"
-
-
-def _named(run: Run, several: bool, blocks: Sequence[Block]) -> list[Block]:
-    return [Heading(3, run.name), *blocks] if several else list(blocks)
-
-
-def _decimal(value: float | None) -> str:
-    if value is None:
-        return "—"
-    return f"{value:.4f}" if math.isfinite(value) else "not finite"
 
 
 def _count(number: int, noun: str) -> str:

@@ -1,0 +1,209 @@
+"""The sections that answer a question: what was asked, what varies over seeds, what differs, what holds."""
+
+from __future__ import annotations
+
+import math
+import statistics as plain
+from collections.abc import Iterator, Sequence
+
+from harness.report import claims as facts
+from harness.report import statistics
+from harness.report.arms import Arm
+from harness.report.document import Block, Bullets, Heading, Paragraph, Status, Table
+from harness.report.judge import ERROR_RATE, Judged
+from harness.report.study import Study
+
+_KINDS = {
+    "supported": "good",
+    "too broad": "open",
+    "undecided": "open",
+    "not supported": "bad",
+    "no evidence": "bad",
+}
+
+
+def question(study: Study) -> Iterator[Block]:
+    """What was asked, and whether it was asked before the answer was seen."""
+    if study.claims is None and not study.plans:
+        return
+    yield Heading(2, "Question")
+    if study.claims is not None:
+        if study.claims.question:
+            yield Paragraph(study.claims.question)
+        if study.claims.hypothesis:
+            yield Paragraph(f"Hypothesis: {study.claims.hypothesis}")
+        yield Bullets([f"{claim.name}: {claim.says}" for claim in study.claims.claims])
+    if study.plans:
+        yield Bullets([*_plan(study)])
+
+
+def _plan(study: Study) -> Iterator[str]:
+    first, *later = study.plans
+    yield f"planned {first.created}, before any member had run: {_planned(first.seeds, first.variants)}"
+    for plan in later:
+        yield (
+            f"changed {plan.created}, when {plan.finished} members had finished: "
+            f"{_planned(plan.seeds, plan.variants)}"
+        )
+    if any(plan.finished for plan in later):
+        yield (
+            "whoever adds runs after a look at the results has more than one chance of finding something; "
+            "the intervals below do not correct for that"
+        )
+    if study.claims is not None:
+        at = next((plan for plan in study.plans if plan.claims == study.claims.sha256), None)
+        if at is None:
+            yield "these claims were not registered with the sweep: they may be younger than the results"
+        elif at.finished:
+            yield f"these claims were registered {at.created}, when {at.finished} members had finished"
+        else:
+            yield f"these claims were registered {at.created}, before any member had finished"
+    if study.absent:
+        yield f"{len(study.absent)} planned members never began: {', '.join(study.absent[:5])}"
+
+
+def _planned(seeds: Sequence[int], variants: Sequence[str]) -> str:
+    names = ", ".join(name or "the config as it is" for name in variants)
+    return f"seeds {', '.join(map(str, seeds))}; variants: {names}"
+
+
+def uncertainty(study: Study) -> Iterator[Block]:
+    """Mean, spread and intervals of every figure in every arm."""
+    yield Heading(2, "Uncertainty and seeds")
+    lone = facts.no_spread(study.runs) if len(study.arms) == 1 else None
+    if lone is not None:
+        yield Paragraph(lone)
+        return
+    rows = [row for arm in study.arms for name in study.figures for row in _spread(arm, name)]
+    yield Table(
+        ["runs", "last value of", "seeds", "mean", "standard deviation", "95 % t interval", "95 % bootstrap"],
+        rows,
+    )
+    yield Paragraph(
+        "Standard deviation of the sample. The t interval assumes roughly normal values; the bootstrap "
+        "(bias-corrected, accelerated) needs at least four different ones."
+    )
+
+
+def _spread(arm: Arm, name: str) -> Iterator[list[str]]:
+    values = list(arm.values(name).values())
+    if not values:
+        return
+    mean = plain.fmean(values)
+    whole = len(values) == len(arm.runs)
+    count = str(len(values)) if whole else f"{len(values)} of {len(arm.runs)}"
+    if len(values) == 1:
+        yield [arm.label, name, count, decimal(mean), "—", "—", "—"]
+        return
+    resampled = statistics.bootstrap_interval(values)
+    yield [
+        arm.label,
+        name,
+        count,
+        decimal(mean),
+        decimal(plain.stdev(values)),
+        str(statistics.mean_interval(values)),
+        "—" if resampled is None else str(resampled),
+    ]
+
+
+def comparison(study: Study) -> Iterator[Block]:
+    """Every arm against the first."""
+    if len(study.arms) < 2:
+        return
+    baseline, *others = study.arms
+    rows = [row for arm in others for name in study.figures for row in _compared(arm, baseline, name)]
+    yield Heading(2, "Comparison with the baseline")
+    yield Paragraph(
+        f"The baseline is the first arm: {baseline.label}. A difference is an arm minus the baseline."
+    )
+    if not rows:
+        yield Paragraph("No arm has the two finished runs that an interval needs.")
+        return
+    head = [
+        "runs",
+        "last value of",
+        "difference",
+        "95 % interval",
+        "paired by seed",
+        "effect size",
+        "seeds needed",
+    ]
+    yield Table(head, rows)
+    yield Paragraph(
+        "Effect size: mean over standard deviation of the paired differences, else Hedges' g. Seeds needed: "
+        f"in each arm, to find a true difference of this size with probability {statistics.POWER}. These "
+        "intervals are not corrected for their number; those of the claims are."
+    )
+
+
+def _compared(arm: Arm, baseline: Arm, name: str) -> Iterator[list[str]]:
+    found = statistics.compare(arm.values(name), baseline.values(name))
+    if found is None:
+        return
+    needed = statistics.seeds_needed(found.difference, found.deviation, paired=found.paired)
+    yield [
+        arm.label,
+        name,
+        f"{found.difference:+.4g}",
+        str(found.interval),
+        "yes" if found.paired else "no",
+        "—" if found.effect is None else f"{found.effect:.2f}",
+        f"more than {statistics.MOST_SEEDS:,}" if needed is None else str(needed),
+    ]
+
+
+def conclusion(study: Study) -> Iterator[Block]:
+    """Each claim, its verdict, and the sentence that the evidence supports."""
+    if not study.judged:
+        return
+    yield Heading(2, "Conclusion and its limits")
+    for one in study.judged:
+        yield Heading(3, one.claim.name)
+        yield Status(_KINDS[one.verdict], f"{one.verdict}: {one.claim.says}")
+        yield Bullets([*_limits(one)])
+    inferring = sum(one.claim.scope.seeds == "any" for one in study.judged)
+    if inferring > 1:
+        yield Paragraph(
+            f"{inferring} claims share an error rate of {ERROR_RATE:.0%}: their intervals have the level "
+            f"{100 * (1 - ERROR_RATE / inferring):.4g} % (Bonferroni)."
+        )
+
+
+def _limits(one: Judged) -> Iterator[str]:
+    yield from one.reasons
+    if one.seeds_needed is not None:
+        yield (
+            f"to decide it: about {one.seeds_needed} seeds in each arm, if the values seen are the true ones "
+            f"(power {statistics.POWER})"
+        )
+    elif one.verdict == "undecided":
+        yield "no number of seeds would decide it if the values seen are the true ones: they are the margin"
+    if one.narrower is not None:
+        yield f"what the evidence supports: {one.narrower}"
+
+
+def failures(study: Study) -> Iterator[Block]:
+    """What went wrong, and what was not found."""
+    found = [
+        f"{run.name}: {end.text}" for run in study.runs for end in [facts.ending(run)] if end.kind != "good"
+    ]
+    found += [f"`{name}`: planned, never began" for name in study.absent]
+    found += [
+        f"claim {one.claim.name}: {one.verdict}"
+        for one in study.judged
+        if one.verdict in ("not supported", "undecided")
+    ]
+    yield Heading(2, "Failures and negative results")
+    yield (
+        Bullets(found)
+        if found
+        else Paragraph("None: every run that was begun has finished, and no claim failed.")
+    )
+
+
+def decimal(value: float | None) -> str:
+    """Four digits after the point, or words."""
+    if value is None:
+        return "—"
+    return f"{value:.4f}" if math.isfinite(value) else "not finite"

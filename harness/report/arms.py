@@ -1,0 +1,71 @@
+"""Runs that differ in nothing but their seed, as one arm of a comparison."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.report import claims
+from harness.report.runs import Run
+
+APART = (
+    "run.",
+    "checkpoint.",
+    "track.",
+    "signing.",
+    "train.log_every",
+    "train.peer_timeout",
+    "train.data_workers",
+)
+"""Settings that change no number of a run."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one config."""
+
+    label: str
+    """The settings that no other arm has, or ``all runs``."""
+    runs: tuple[Run, ...]
+
+    def values(self, name: str) -> dict[int, float]:
+        """Seed → last value of the figure ``name``, of the runs that finished with a finite one."""
+        finished = [run for run in self.runs if claims.ending(run).kind == "good"]
+        last = {claims.seed(run): claims.final(run, name) for run in finished}
+        return {seed: value for seed, value in last.items() if value is not None and math.isfinite(value)}
+
+
+def chosen(runs: Sequence[Run], settings: Mapping[str, Any]) -> Arm:
+    """The runs whose config has ``settings``."""
+    label = ", ".join(f"{name} {claims.shown(value)}" for name, value in settings.items())
+    return Arm(label or "all runs", tuple(run for run in runs if _has(run, settings)))
+
+
+def _has(run: Run, settings: Mapping[str, Any]) -> bool:
+    table = claims.settings(run.config_text, str(run.root))
+    return all(name in table and table[name] == value for name, value in settings.items())
+
+
+def group(runs: Sequence[Run]) -> list[Arm]:
+    """The arms, in the order of their first run."""
+    tables = [_kept(run) for run in runs]
+    members: dict[str, list[Run]] = {}
+    settings: dict[str, Mapping[str, Any]] = {}
+    for run, table in zip(runs, tables, strict=True):
+        key = json.dumps(table, sort_keys=True, default=str)
+        members.setdefault(key, []).append(run)
+        settings[key] = table
+    varying = [name for name, _ in claims.differing_settings(runs) if any(name in table for table in tables)]
+    labels = {
+        key: ", ".join(f"{name} {claims.shown(table.get(name, '—'))}" for name in varying)
+        for key, table in settings.items()
+    }
+    return [Arm(labels[key] or "all runs", tuple(found)) for key, found in members.items()]
+
+
+def _kept(run: Run) -> dict[str, Any]:
+    table = claims.settings(run.config_text, str(run.root))
+    return {name: value for name, value in table.items() if not name.startswith(APART)}

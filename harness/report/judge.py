@@ -1,0 +1,186 @@
+"""Claims held against runs: what the numbers say, and whether the claim says more than they do.
+
+A verdict is one of:
+
+- ``supported``: the interval lies wholly on the claim's side of its margin, and nothing makes it too broad
+- ``too broad``: the numbers are on the claim's side, and it speaks of more than was looked at
+- ``undecided``: the interval holds the margin
+- ``not supported``: the interval lies wholly on the other side
+- ``no evidence``: there are no runs to speak of
+
+The level of the intervals is shared among all claims of a file (Bonferroni): a file with many claims must not
+find something by their number alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Literal
+
+from harness.report import claims as facts
+from harness.report import statistics
+from harness.report.arms import APART, Arm, chosen
+from harness.report.claim_file import TRAIN_LOSS, Claim
+from harness.report.document import Status
+from harness.report.runs import Run
+from harness.report.statistics import Comparison, Interval
+
+Verdict = Literal["supported", "too broad", "undecided", "not supported", "no evidence"]
+
+ERROR_RATE = 0.05
+"""Probability that a file of claims finds anything where nothing is, at most."""
+Values = Mapping[int, float]
+"""Seed → last value of a metric."""
+
+LEAST_SEEDS = 5
+"""Seeds from which a claim may speak of any seed (DESIGN section 5, tier 3)."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim and what the runs make of it."""
+
+    claim: Claim
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    """Why it is not simply supported."""
+    narrower: str | None
+    """The widest sentence that the evidence does support; None without evidence."""
+    interval: Interval | None
+    comparison: Comparison | None
+    seeds_needed: int | None
+    """In each arm, to decide an undecided claim; None when it is decided, or when no number would do."""
+
+
+def judge(claims: Sequence[Claim], runs: Sequence[Run], verdicts: Sequence[Status | None]) -> list[Judged]:
+    """Hold each claim against ``runs``; ``verdicts`` has what a verification said of each run."""
+    verified = {
+        run.root for run, verdict in zip(runs, verdicts, strict=True) if verdict and verdict.kind == "good"
+    }
+    inferring = sum(claim.scope.seeds == "any" for claim in claims)
+    level = 1 - ERROR_RATE / max(inferring, 1)
+    return [_judge(claim, runs, {run.root for run in runs} - verified, level) for claim in claims]
+
+
+def _judge(claim: Claim, runs: Sequence[Run], unverified: set[Path], level: float) -> Judged:
+    arms = [chosen(runs, settings) for settings in (claim.of, claim.than) if settings is not None]
+    name = "loss (train)" if claim.metric == TRAIN_LOSS else claim.metric
+    values = [arm.values(name) for arm in arms]
+    for arm, found in zip(arms, values, strict=True):
+        if not found:
+            reason = f"no finished run with {arm.label} has a figure {claim.metric}"
+            return Judged(claim, "no evidence", (reason,), None, None, None, None)
+    narrow = [*_breadth(claim, arms, values, unverified)]
+    centre, interval, comparison = _measured(values, level)
+    shown = _sentence(claim, arms, values, centre, interval)
+    sign = -1 if claim.better == "lower" else 1
+    # As a distance on the claim's side of its margin, whatever its direction.
+    side = sign * centre - (claim.margin if claim.than is not None else sign * claim.margin)
+    # A claim about these very runs is a matter of fact, not of inference.
+    inferred = interval is not None and claim.scope.seeds == "any"
+    half = (interval.high - interval.low) / 2 if interval is not None and inferred else 0.0
+    if half and abs(side) <= half:
+        alone = stdev(values[0].values()), True
+        deviation, paired = (comparison.deviation, comparison.paired) if comparison else alone
+        needed = statistics.seeds_needed(side, deviation, paired=paired, level=level)
+        narrow.insert(0, f"the interval {interval} does not exclude the margin of {claim.margin:g}")
+        return Judged(claim, "undecided", tuple(narrow), shown, interval, comparison, needed)
+    short = side < 0 or (side == 0 and claim.than is not None and claim.margin == 0)
+    verdict: Verdict = "not supported" if short else "too broad" if narrow else "supported"
+    return Judged(claim, verdict, tuple(narrow), shown, interval, comparison, None)
+
+
+def _measured(values: Sequence[Values], level: float) -> tuple[float, Interval | None, Comparison | None]:
+    """The mean, or the difference of means; its interval; both arms compared."""
+    first = list(values[0].values())
+    if len(values) == 1:
+        return fmean(first), statistics.mean_interval(first, level) if len(first) > 1 else None, None
+    comparison = statistics.compare(values[0], values[1], level)
+    if comparison is None:
+        return fmean(first) - fmean(values[1].values()), None, None
+    return comparison.difference, comparison.interval, comparison
+
+
+def _breadth(
+    claim: Claim, arms: Sequence[Arm], values: Sequence[Values], unverified: set[Path]
+) -> Iterator[str]:
+    """Where the claim speaks of more than the runs show."""
+    runs = [run for arm in arms for run in arm.runs]
+    seeds = min(map(len, values))
+    if claim.scope.seeds == "any" and seeds < LEAST_SEEDS:
+        yield f"it speaks of any seed, and {_count(seeds, 'seed')} ran; {LEAST_SEEDS} are the least"
+    for key, words in (("data", "corpus"), ("stack", "stack")):
+        seen = {_identity(run, key) for run in runs}
+        if getattr(claim.scope, key) == "any" and len(seen) < 2:
+            yield f"it speaks of any {key}, and one {words} was used"
+        elif getattr(claim.scope, key) == "same" and len(seen) > 1:
+            yield f"its runs have {len(seen)} different {words}s"
+    loose = [run.name for run in runs if run.root in unverified]
+    if loose:
+        yield f"{_count(len(loose), 'run')} not verified: {', '.join(loose[:3])}"
+    lost = [f"{run.name} ({facts.ending(run).text})" for run in runs if facts.ending(run).kind != "good"]
+    if lost:
+        yield f"{len(lost)} of {_count(len(runs), 'run')} did not finish and are left out: {lost[0]}"
+    twice = sum(len({facts.seed(run) for run in arm.runs}) < len(arm.runs) for arm in arms)
+    if twice:
+        yield "an arm has several runs of the same seed; the last one counts"
+    yield from _confounded(claim, arms)
+
+
+def _confounded(claim: Claim, arms: Sequence[Arm]) -> Iterator[str]:
+    """Differences that the claim does not name."""
+    named = {*claim.of, *(claim.than or {})}
+    runs = [run for arm in arms for run in arm.runs]
+    other = [
+        key for key, _ in facts.differing_settings(runs) if key not in named and not key.startswith(APART)
+    ]
+    if other:
+        yield f"its runs also differ in {', '.join(other[:5])}"
+    codes = {_identity(run, "code") for run in runs}
+    if len(codes) > 1:
+        yield f"its runs were made by {len(codes)} different versions of the code"
+
+
+def _identity(run: Run, key: str) -> str:
+    """What must be equal for two runs to have the same corpus, stack or code."""
+    if run.newest is None:
+        return "unknown"
+    if key == "data":
+        return str(run.newest["data"]["corpus_sha256"])
+    if key == "stack":
+        return json.dumps(run.newest["environment"].get("stack"), sort_keys=True, default=str)
+    return json.dumps(
+        {name: value for name, value in run.newest["code"].items() if name != "task"}, sort_keys=True
+    )
+
+
+def _sentence(
+    claim: Claim, arms: Sequence[Arm], values: Sequence[Values], centre: float, interval: Interval | None
+) -> str:
+    """What was seen, no more."""
+    seeds = sorted({seed for found in values for seed in found})
+    where = f"With {_seeds(seeds)}, on this corpus and stack,"
+    doubt = "no interval" if interval is None else f"{interval.level * 100:.4g} % interval {interval}"
+    name = claim.metric.replace("_", " ")
+    if claim.than is None:
+        return f"{where} the mean {name} of {arms[0].label} was {centre:.4g} ({doubt})."
+    direction = "lower" if centre < 0 else "higher"
+    return (
+        f"{where} the mean {name} of {arms[0].label} was {abs(centre):.4g} {direction} than that of "
+        f"{arms[1].label} ({doubt})."
+    )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    whole = seeds[-1] - seeds[0] == len(seeds) - 1 and len(seeds) > 2
+    return f"the seeds {seeds[0]} to {seeds[-1]}" if whole else f"the seeds {', '.join(map(str, seeds))}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

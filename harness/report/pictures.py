@@ -1,0 +1,125 @@
+"""The curves of a report: a run's own, or the mean of each config with the band of its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from harness.report import claims, figure
+from harness.report.arms import Arm
+from harness.report.document import Block, Paragraph, Picture
+from harness.report.figure import Band, Figure, Mark, Point, Series
+from harness.report.runs import Run
+from harness.report.study import Study
+
+_SMOOTHED_SHARE = 50
+"""The training loss is shown as a mean over this fraction of its steps, with the raw curve behind."""
+
+
+def loss_figure(study: Study) -> Figure:
+    """Training loss: of a run with its evaluations, or of each arm as a mean with the band of its seeds."""
+    if _repeated(study):
+        return _banded("Loss", "loss", [(arm, [run.curve("loss") for run in arm.runs]) for arm in study.arms])
+    runs = study.runs
+    curves: list[Series] = []
+    for index, run in enumerate(runs):
+        raw = run.curve("loss")
+        window = max(1, len(raw) // _SMOOTHED_SHARE)
+        label = "train" if len(runs) == 1 else run.name
+        if window > 1:
+            curves.append(Series("", raw, index, faint=True))
+            label += f" (mean of {window} steps)"
+        curves.append(Series(label, figure.trailing_mean(raw, window), index))
+        if len(runs) == 1 and run.evaluation("loss"):
+            curves.append(Series("held out", run.evaluation("loss"), index + 1, dots=True))
+    return Figure("Loss", "step", "loss", tuple(curves), _resume_marks(runs))
+
+
+def _repeated(study: Study) -> bool:
+    """Whether some config ran more than once, so that curves are means with a band."""
+    return any(len(arm.runs) > 1 for arm in study.arms)
+
+
+def _banded(title: str, words: str, arms: Sequence[tuple[Arm, Sequence[Sequence[Point]]]]) -> Figure:
+    series, bands = [], []
+    for index, (arm, curves) in enumerate(arms):
+        window = max(1, max(map(len, curves)) // _SMOOTHED_SHARE)
+        smooth = [dict(figure.trailing_mean(curve, window)) for curve in curves]
+        common = sorted(set(smooth[0]).intersection(*smooth[1:]))
+        rows = [(x, [curve[x] for curve in smooth]) for x in common]
+        count = f"mean of {len(curves)} runs" if len(curves) > 1 else "one run"
+        shown = f"{arm.label} ({count}{f', of {window} steps' if window > 1 else ''})"
+        series.append(Series(shown, tuple((x, fmean(values)) for x, values in rows), index))
+        if len(curves) > 1:
+            bands.append(Band(tuple((x, min(values), max(values)) for x, values in rows), index))
+    return Figure(
+        f"{title}: mean, with the lowest and highest run",
+        "step",
+        words,
+        tuple(series),
+        (),
+        False,
+        tuple(bands),
+    )
+
+
+def pictures(study: Study) -> Iterator[Block]:
+    """Loss, each evaluation figure, throughput."""
+    runs = study.runs
+    if not any(run.lines for run in runs):
+        yield Paragraph("No step has been recorded, so there are no curves.")
+        return
+    yield _picture(loss_figure(study), "loss.svg")
+    for name in dict.fromkeys(name for run in runs for name in run.evaluation_names):
+        if name != "loss" or len(runs) > 1:
+            yield _picture(_evaluation_figure(study, name), f"evaluation-{_slug(name)}.svg")
+    yield _picture(_rate_figure(study), "throughput.svg")
+
+
+def _slug(name: str) -> str:
+    """``name`` as part of a file's name: the name comes from a run folder and could be anything."""
+    return "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name)[:40]
+
+
+def _picture(drawn: Figure, file: str) -> Picture:
+    return Picture(figure.draw(drawn), file, f"{drawn.title} over {drawn.x_label}s")
+
+
+def _evaluation_figure(study: Study, name: str) -> Figure:
+    words = name.replace("_", " ")
+    if _repeated(study):
+        arms = [(arm, [run.evaluation(name) for run in arm.runs]) for arm in study.arms]
+        known = [(arm, curves) for arm, curves in arms if all(curves)]
+        return _banded(f"Held-out {words}", words, known)
+    runs = study.runs
+    curves = tuple(
+        Series(_label(run, runs), run.evaluation(name), index, dots=True) for index, run in enumerate(runs)
+    )
+    return Figure(f"Held-out {words}", "step", words, curves, _resume_marks(runs))
+
+
+def _rate_figure(study: Study) -> Figure:
+    runs, unit = study.runs, study.runs[0].unit
+    words = f"{unit}s per second"
+    if _repeated(study):
+        arms = [(arm, [run.curve(f"{unit}s_per_s") for run in arm.runs]) for arm in study.arms]
+        return replace(_banded("Throughput", words, arms), from_zero=True)
+    curves = tuple(
+        Series(_label(run, runs), run.curve(f"{run.unit}s_per_s"), index) for index, run in enumerate(runs)
+    )
+    return Figure("Throughput", "step", words, curves, _resume_marks(runs), from_zero=True)
+
+
+def _label(run: Run, runs: Sequence[Run]) -> str:
+    """Name of a curve; a single run needs none."""
+    return run.name if len(runs) > 1 else ""
+
+
+def _resume_marks(runs: Sequence[Run]) -> tuple[Mark, ...]:
+    return tuple(
+        Mark(float(one.resumed_from), f"resume ({one.kind})")
+        for run in runs
+        for one in claims.segments(run)
+        if one.resumed_from is not None
+    )

@@ -1,0 +1,71 @@
+"""Everything that a report is about: runs, what verification said of them, arms, claims, and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.report import judge
+from harness.report.arms import Arm, group
+from harness.report.claim_file import Claims
+from harness.report.document import Status
+from harness.report.judge import Judged
+from harness.report.runs import Run
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A launch of a sweep that planned something new, as its register tells."""
+
+    created: str
+    """UTC, ``2026-11-25T20:00:00Z``."""
+    seeds: tuple[int, ...]
+    variants: tuple[str, ...]
+    finished: int
+    """Members that had already finished."""
+    claims: str | None
+    """Hex sha256 of the claims file that it was given; None without one."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `harness.report.report.compose` writes about."""
+
+    runs: tuple[Run, ...]
+    verdicts: tuple[Status | None, ...]
+    """What a verification said of each run; None when there was none."""
+    arms: tuple[Arm, ...]
+    claims: Claims | None
+    judged: tuple[Judged, ...]
+    plans: tuple[Planned, ...]
+    """Of the sweeps among the runs; empty when there is none."""
+    absent: tuple[str, ...]
+    """Planned members that never began."""
+
+    @property
+    def several(self) -> bool:
+        """Whether runs must be told apart."""
+        return len(self.runs) > 1
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of the figures of all runs: the last training loss, then the evaluation's."""
+        names = dict.fromkeys(name for run in self.runs for name in run.evaluation_names)
+        return ("loss (train)", *names)
+
+
+def study(
+    runs: Sequence[Run],
+    verdicts: Sequence[Status | None],
+    claims: Claims | None = None,
+    plans: Sequence[Planned] = (),
+    absent: Sequence[str] = (),
+) -> Study:
+    """Group the runs into arms and hold the claims against them.
+
+    Raises `EnvironmentFault` when statistics are needed and scipy is not there.
+    """
+    judged = [] if claims is None else judge.judge(claims.claims, runs, verdicts)
+    return Study(
+        tuple(runs), tuple(verdicts), tuple(group(runs)), claims, tuple(judged), tuple(plans), tuple(absent)
+    )

@@ -1,0 +1,1 @@
+"""Several runs of one config: seeds and variants, planned, run, and written down."""

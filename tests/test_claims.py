@@ -1,0 +1,208 @@
+"""Claims in a file, and what runs make of them: a claim never says more than its evidence without a mark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fake_runs
+import orjson
+import pytest
+
+from harness import cli
+from harness.errors import ConfigError
+from harness.report import claim_file, judge, runs
+from harness.report.document import Status
+from harness.report.judge import Judged
+from harness.report.runs import Run
+
+GOOD = Status("good", "verified")
+
+
+def claimed(body: str, scope: str = "{seeds: any}") -> claim_file.Claims:
+    """One claim about the figure ``score``."""
+    text = (
+        "format: harness-claims/1\nclaims:\n"
+        f"  - {{name: it, says: It is so., metric: score, for: {scope}, of: {{optimizer.lr: 3}}, {body}}}\n"
+    )
+    return claim_file.parse(text, where="claims.yaml")
+
+
+HIGHER = "than: {optimizer.lr: 1}, better: higher, by: 0.5"
+
+
+def arm(folder: Path, lr: int, scores: list[float]) -> list[Run]:
+    """Finished runs with the seeds 0, 1, … and these last scores."""
+    made = []
+    for seed, score in enumerate(scores):
+        root = folder / f"lr-{lr}-seed-{seed}"
+        fake_runs.finished(root, seed=seed, settings=f"optimizer:\n  lr: {lr}\n", figures={"score": score})
+        made.append(runs.read(root))
+    return made
+
+
+def told(claims: claim_file.Claims, made: list[Run], verdict: Status | None = GOOD) -> Judged:
+    """The verdict on the only claim."""
+    (found,) = judge.judge(claims.claims, made, [verdict] * len(made))
+    return found
+
+
+FIVE = [5.0, 5.1, 4.9, 5.05, 4.95]
+"""Scores with a mean of 5 and little spread."""
+
+
+def shifted(by: float) -> list[float]:
+    """`FIVE`, lower, with other noise."""
+    return [value - by + noise for value, noise in zip(FIVE, (0.02, -0.03, 0.01, 0.02, -0.02), strict=True)]
+
+
+def test_a_margin_that_lies_outside_the_interval_is_supported(tmp_path: Path) -> None:
+    """Oracle: arms that differ by 1 with a spread of 0.02; the margin is 0.5."""
+    found = told(claimed(HIGHER), arm(tmp_path, 3, FIVE) + arm(tmp_path, 1, shifted(1)))
+    assert (found.verdict, found.reasons) == ("supported", ())
+    assert "the seeds 0 to 4" in (found.narrower or "")
+
+
+def test_a_difference_on_the_wrong_side_is_not_supported(tmp_path: Path) -> None:
+    """Oracle: the same numbers, the arms exchanged."""
+    assert (
+        told(claimed(HIGHER), arm(tmp_path, 3, shifted(1)) + arm(tmp_path, 1, FIVE)).verdict
+        == "not supported"
+    )
+
+
+def test_a_margin_inside_the_noise_is_undecided_and_says_how_many_seeds_it_takes(tmp_path: Path) -> None:
+    """Oracle: differences 0.1 to 1.1, around the margin of 0.5; more seeds than the five there are."""
+    low = [value - by for value, by in zip(FIVE, (0.1, 1.1, 0.6, 0.8, 0.3), strict=True)]
+    found = told(claimed(HIGHER), arm(tmp_path, 3, FIVE) + arm(tmp_path, 1, low))
+    assert found.verdict == "undecided"
+    assert found.seeds_needed is not None
+    assert found.seeds_needed > 5
+
+
+def test_equal_results_are_no_improvement(tmp_path: Path) -> None:
+    """Oracle: identical scores; nothing varies, so no interval hides it."""
+    body = "than: {optimizer.lr: 1}, better: higher"
+    assert told(claimed(body), arm(tmp_path, 3, FIVE) + arm(tmp_path, 1, FIVE)).verdict == "not supported"
+
+
+@pytest.mark.parametrize(
+    ("scope", "count", "verdict", "reason"),
+    [
+        ("{seeds: any}", 1, GOOD, "it speaks of any seed, and 1 seed ran"),
+        ("{seeds: any}", 4, GOOD, "it speaks of any seed, and 4 seeds ran"),
+        ("{data: any}", 5, GOOD, "it speaks of any data, and one corpus was used"),
+        ("{stack: any}", 5, GOOD, "it speaks of any stack, and one stack was used"),
+        ("{seeds: any}", 5, None, "10 runs not verified"),
+        ("{seeds: any}", 5, Status("bad", "FAILED"), "10 runs not verified"),
+    ],
+)
+def test_a_claim_broader_than_its_evidence_is_marked_and_narrowed(
+    tmp_path: Path, scope: str, count: int, verdict: Status | None, reason: str
+) -> None:
+    """Oracle: the one thing that was taken away."""
+    made = arm(tmp_path, 3, FIVE[:count]) + arm(tmp_path, 1, shifted(1)[:count])
+    found = told(claimed(HIGHER, scope), made, verdict)
+    assert found.verdict == "too broad"
+    assert any(reason in text for text in found.reasons)
+    assert found.narrower is not None
+
+
+def test_a_claim_about_these_very_runs_needs_no_inference(tmp_path: Path) -> None:
+    """Oracle: one seed each, 5 against 3.98."""
+    made = arm(tmp_path, 3, FIVE[:1]) + arm(tmp_path, 1, shifted(1)[:1])
+    assert told(claimed(HIGHER, "{seeds: these}"), made).verdict == "supported"
+
+
+def test_runs_that_differ_in_more_than_the_claim_says_are_named(tmp_path: Path) -> None:
+    """Oracle: one arm has fewer steps too."""
+    made = arm(tmp_path, 3, FIVE)
+    for seed, score in enumerate(shifted(1)):
+        root = tmp_path / f"short-{seed}"
+        fake_runs.finished(
+            root, steps=40, seed=seed, settings="optimizer:\n  lr: 1\n", figures={"score": score}
+        )
+        made.append(runs.read(root))
+    found = told(claimed(HIGHER), made)
+    assert found.verdict == "too broad"
+    assert any("train.steps" in text for text in found.reasons)
+
+
+def test_a_run_that_did_not_finish_is_counted_not_dropped(tmp_path: Path) -> None:
+    """Oracle: one of six runs was cut off."""
+    made = arm(tmp_path, 3, [*FIVE, 5.0]) + arm(tmp_path, 1, [*shifted(1), 4.0])
+    broken = tmp_path / "lr-3-seed-5"
+    fake_runs.write_metrics(broken, fake_runs.lines(30))
+    made = [runs.read(run.root) for run in made]
+    found = told(claimed(HIGHER), made)
+    assert found.verdict == "too broad"
+    assert any("1 of 12 runs did not finish" in text for text in found.reasons)
+
+
+@pytest.mark.parametrize(
+    ("level", "verdict"), [("at_least: 4.0", "supported"), ("at_most: 4.0", "not supported")]
+)
+def test_a_level_is_held_against_the_interval_of_the_mean(tmp_path: Path, level: str, verdict: str) -> None:
+    """Oracle: five scores around 5."""
+    assert told(claimed(level), arm(tmp_path, 3, FIVE)).verdict == verdict
+
+
+def test_a_claim_without_runs_has_no_evidence(tmp_path: Path) -> None:
+    """Oracle: no run has that setting."""
+    assert told(claimed(HIGHER), arm(tmp_path, 3, FIVE)).verdict == "no evidence"
+
+
+def test_many_claims_share_one_error_rate(tmp_path: Path) -> None:
+    """Oracle: Bonferroni."""
+    claims = claimed("at_least: 4.0").claims * 10
+    found = judge.judge(claims, arm(tmp_path, 3, FIVE), [GOOD] * 5)
+    assert [one.interval.level for one in found if one.interval] == [pytest.approx(0.995)] * 10
+
+
+ONE = "{name: a, says: b, metric: c, of: {}"
+
+
+@pytest.mark.parametrize(
+    ("claims", "message"),
+    [
+        ("[]", "claims is no list"),
+        ("[{name: a}]", "a claim has no `says`"),
+        (f"[{ONE}, at_mots: 1}}]", "unknown key `at_mots`"),
+        (f"[{ONE}}}]", "exactly one of than"),
+        (f"[{ONE}, at_most: high}}]", "no number"),
+        (f"[{ONE}, than: {{}}, better: lower}}]", "compares runs with themselves"),
+        (f"[{ONE}, at_most: 1, for: {{seeds: all}}}}]", "not any or these"),
+        (f"[{ONE}, at_most: 1}}, {ONE}, at_least: 1}}]", "two claims have the same name"),
+    ],
+)
+def test_a_file_that_is_not_understood_is_an_error_with_its_line(claims: str, message: str) -> None:
+    """Oracle: the word that is wrong; a misspelt rule never means "no rule"."""
+    with pytest.raises(ConfigError, match=message) as caught:
+        claim_file.parse(f"format: harness-claims/1\nclaims: {claims}\n", where="claims.yaml")
+    assert (caught.value.where or "").startswith("claims.yaml:")
+
+
+def test_the_report_prints_each_claim_with_its_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the command's JSON, and the page that it wrote; nothing is verified, so it is too broad."""
+    arm(tmp_path, 3, FIVE)
+    (tmp_path / "claims.yaml").write_text(
+        "format: harness-claims/1\nquestion: Is it good?\nclaims:\n"
+        "  - {name: good, says: It reaches four., metric: score, at_least: 4.0, of: {optimizer.lr: 3}}\n"
+    )
+    folders = [str(tmp_path / f"lr-3-seed-{seed}") for seed in range(5)]
+    words = [
+        "report",
+        *folders,
+        "--out",
+        str(tmp_path / "out"),
+        "--claims",
+        str(tmp_path / "claims.yaml"),
+        "--json",
+    ]
+    assert cli.main(words) == 0
+    document = orjson.loads(capsys.readouterr().out)
+    assert [(one["name"], one["verdict"]) for one in document["claims"]] == [("good", "too broad")]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Is it good?" in page
+    assert "too broad: It reaches four." in page
