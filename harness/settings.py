@@ -330,7 +330,12 @@ class Determinism(Section):
     census_every: Positive = Field(default=50, json_schema_extra=OPERATIONAL)
     """Steps between operator censuses; the first step of a launch always takes one."""
     step_digests: StrictBool = Field(default=True, json_schema_extra=OPERATIONAL)
-    """Digest each batch and the RNG state, and chain them with loss and gradient norm in metrics.jsonl."""
+    """Digest each batch and the RNG state, and chain them with loss, gradient norm and the digests below in
+    metrics.jsonl."""
+    gradients_every: Natural = Field(default=1, json_schema_extra=OPERATIONAL)
+    """Steps between two digests of the gradients, as the optimizer gets them; 0 takes none."""
+    state_every: Natural = Field(default=20, json_schema_extra=OPERATIONAL)
+    """Steps between two digests of parameters, buffers and optimizer state; checkpoints always have one."""
 
 
 class Signing(Section):

@@ -269,7 +269,7 @@ def the_metrics_are_computed_anew_with_a_good_chain(scene: Scene) -> None:
     shutil.copy(other / "metrics.jsonl", scene.root / "metrics.jsonl")
 
 
-@attack("has a broken chain, batch, rng, loss or grad_norm")
+@attack("has a broken chain, batch, rng, loss, grad_norm, gradients or state")
 def a_chain_in_the_metrics_is_removed_with_its_digests(scene: Scene) -> None:
     _lines(scene, lambda lines: [*lines[:14], _edited(lines[14], batch=None, rng=None), *lines[15:]])
 

@@ -1,4 +1,5 @@
-"""Run under torchrun by test_sharding: whole tensors to one rank and back, against `DTensor.full_tensor`."""
+"""Run under torchrun by test_sharding: whole tensors to one rank and back, against `DTensor.full_tensor`, and
+step digests of a model that is cut, of replicas, and of one process, against each other."""
 
 from __future__ import annotations
 
@@ -6,12 +7,39 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from harness.checkpoint import mesh
+from harness.checkpoint.state import TrainingState
+from harness.training.step_digests import StepDigests
 from harness.workers import Workers
 
 ROWS = (1, 2, 3, 4, 5, 7, 9)
 """Fewer and more rows than ranks, divisible and not: some ranks hold nothing."""
+
+
+def digests(workers: Workers, *, cut: bool) -> tuple[bytes, bytes]:
+    """Of gradients and a state whose bits do not depend on how the model is cut."""
+    torch.manual_seed(0)
+    # Shards that begin within a word and within a row, and one that is summed by itself (`LARGE`).
+    model = nn.Sequential(nn.Linear(131, 203), nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(1, 1))
+    gradients = {name: torch.randn_like(each) for name, each in model.named_parameters()}
+    if cut:
+        fully_shard(model)
+    elif workers.rank:
+        model[2].running_mean += 1  # buffers are rank 0's
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    for name, each in model.named_parameters():
+        each.grad = distribute(gradients[name], each) if cut else gradients[name]
+        # Not by a step: the arithmetic of a shard's last elements may round otherwise than the whole's.
+        optimizer.state[each] = {"step": torch.tensor(3.0), "exp_avg": each.grad * 2}
+    made = StepDigests(workers, TrainingState(model, optimizer))
+    return made.gradients().digest(), made.state().digest()
+
+
+def distribute(whole: torch.Tensor, like: DTensor) -> DTensor:
+    """``whole`` cut as ``like``."""
+    return distribute_tensor(whole, like.device_mesh, like.placements)
 
 
 def main() -> None:
@@ -38,6 +66,9 @@ def main() -> None:
             expected = [torch.empty(tensor.shape) if target is None else target]
             dist.broadcast(expected[0], owner)
             assert torch.equal(again, expected[0]), name
+    alone = Workers(0, 1, torch.device("cpu"), "none", None, 1)
+    expected_digests = digests(alone, cut=False)
+    assert digests(workers, cut=False) == digests(workers, cut=True) == expected_digests
     dist.destroy_process_group()
 
 

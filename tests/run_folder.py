@@ -181,12 +181,18 @@ class SampleRun:
         batch = hashlib.sha256(f"batch {step} {self.seed}".encode()).digest()[:16]
         rng = hashlib.sha256(f"rng {step} {self.seed}".encode()).digest()[:16]
         loss, grad_norm = _float32(1 + 1 / step), _float32(1 / (step + 2))
-        head = chain.advance(self.head, step=step, batch=batch, rng=rng, loss=loss, grad_norm=grad_norm)
+        gradients = hashlib.sha256(f"gradients {step} {self.seed}".encode()).digest()
+        state = hashlib.sha256(f"state {step} {self.seed}".encode()).digest() if step % 5 == 0 else None
+        head = chain.advance(
+            self.head, step=step, batch=batch, rng=rng, loss=loss, grad_norm=grad_norm,
+            gradients=gradients, state=state,
+        )  # fmt: skip
         line = {
             "step": step, "loss": loss, "lr": 0.001, "grad_norm": grad_norm, "samples": step * SAMPLES,
             "samples_per_s": 100.0, "time": 1_795_000_000.0 + step, "batch": batch.hex(), "rng": rng.hex(),
-            "chain": head.hex(),
+            "gradients": gradients.hex(), "chain": head.hex(),
         }  # fmt: skip
+        line |= {} if state is None else {"state": state.hex()}
         return line | ({"evaluation": {"accuracy": 0.5}} if step % 10 == 0 else {})
 
     def _payload(self, folder: Path) -> Manifest:
@@ -265,6 +271,7 @@ class SampleRun:
             },
             "metrics": {
                 "chain": self.head.hex(), "loss": repr(line["loss"]), "grad_norm": repr(line["grad_norm"]),
+                "gradients": line["gradients"], "state": line.get("state"),
                 "evaluation": {"accuracy": "0.5"},
             },
             "log": None if head is None else {"size": head.size, "root": head.root.hex()},

@@ -186,7 +186,7 @@ def test_a_flipped_bit_anywhere_is_found(scene: Scene, data: st.DataObject) -> N
 def _same_facts(name: str, before: bytes, after: bytes) -> bool:
     """Whether a file that still passes says the same: its chain, or its payload."""
     if name == "metrics.jsonl":
-        kept = ("step", "loss", "grad_norm", "batch", "rng", "chain", "evaluation")
+        kept = ("step", "loss", "grad_norm", "batch", "rng", "gradients", "state", "chain", "evaluation")
         lines = ([json.loads(line) for line in each.splitlines()] for each in (before, after))
         one, other = ([{key: line.get(key) for key in kept} for line in each] for each in lines)
         return one == other

@@ -68,7 +68,7 @@ def predicate(ledger: bytes, step: int = 5) -> dict:
         "environment": {},
         "determinism": {"mode": "warn", "settings": {}, "ledger": document.summary(ledger)},
         "state": {"sha256": state_digest(()), "tensors": 0, "parameters": 0},
-        "metrics": {"chain": None, "loss": None, "grad_norm": None, "evaluation": {}},
+        "metrics": {"chain": None, "loss": None, "grad_norm": None, "gradients": None, "state": None, "evaluation": {}},
         "log": None,
         "created": "2026-11-23T20:00:00Z",
         "outcome": "ok",

@@ -2,8 +2,10 @@
 
 - steps count from 1 without a gap or a repetition; a gap that a resume has accepted (``--accept metrics``,
   signed) restarts the chain from the signed head of the checkpoint that was resumed
-- each line's chain follows from the line before and the line's own batch, rng, loss and gradient norm
-- at each checkpoint, the head, the loss, the gradient norm and the newest evaluation are the signed ones
+- each line's chain follows from the line before and the line's own batch, rng, loss, gradient norm and the
+  digests of gradients and state that it has
+- at each checkpoint, the head, the loss, the gradient norm, the digests and the newest evaluation are the
+  signed ones
 
 What a line says besides (learning rate, speed, time, an evaluation that a newer one follows before the next
 checkpoint) is not in the chain. A last line without an end belongs to a step that no checkpoint has yet.
@@ -33,6 +35,9 @@ class Anchor:
     """Hex; None when step digests were off."""
     loss: str | None
     grad_norm: str | None
+    gradients: str | None
+    """Hex digest; None when it was not taken at this step."""
+    state: str | None
     evaluation: Mapping[str, str]
     """The newest evaluation of the launch; empty when there was none yet."""
     where: str
@@ -105,10 +110,13 @@ def _advance(head: bytes, line: Mapping[str, Any]) -> tuple[str | None, bytes]:
     own = _digest(line["chain"], 32)
     batch, rng = _digest(line.get("batch"), 16), _digest(line.get("rng"), 16)
     loss, norm = _number(line.get("loss")), _number(line.get("grad_norm"), absent=0.0)
-    if own is None or batch is None or rng is None or loss is None or norm is None:
-        return "has a broken chain, batch, rng, loss or grad_norm", own or head
+    taken = {name: _digest(line[name], 32) for name in ("gradients", "state") if name in line}
+    if own is None or batch is None or rng is None or loss is None or norm is None or None in taken.values():
+        return "has a broken chain, batch, rng, loss, grad_norm, gradients or state", own or head
     try:
-        expected = chain.advance(head, step=line["step"], batch=batch, rng=rng, loss=loss, grad_norm=norm)
+        expected = chain.advance(
+            head, step=line["step"], batch=batch, rng=rng, loss=loss, grad_norm=norm, **taken
+        )
     except (struct.error, OverflowError):
         return "has a number that is no float32", own
     if (loss, norm) != _FLOATS.unpack(_FLOATS.pack(loss, norm)):
@@ -133,6 +141,10 @@ def _compare(anchor: Anchor, head: bytes, line: Mapping[str, Any], where: str) -
             yield Broken(
                 f"{where} has {name} {shown} at step {anchor.step}, signed is {signed}", anchor.where
             )
+    for name, digest in (("gradients", anchor.gradients), ("state", anchor.state)):
+        if line.get(name) != digest:
+            what = f"{where} has other {name} at step {anchor.step} than this checkpoint has signed"
+            yield Broken(what, anchor.where)
     if anchor.evaluation and not _is_signed(line["evaluation"], anchor.evaluation):
         what = f"{where} has another evaluation up to step {anchor.step} than this checkpoint has signed"
         yield Broken(what, anchor.where)

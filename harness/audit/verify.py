@@ -272,6 +272,8 @@ def _anchor(entry: Entry) -> chain.Anchor:
         metrics["chain"],
         metrics["loss"],
         metrics["grad_norm"],
+        metrics["gradients"],
+        metrics["state"],
         metrics["evaluation"],
         entry.where,
     )

@@ -59,15 +59,33 @@ def spread(workers: Workers, name: str, tensor: Tensor, owner: int, source: Tens
             tensor.copy_(whole)
 
 
-def _shard(name: str, tensor: DTensor) -> tuple[Tensor, int]:
-    """This rank's rows, padded to the number that the first rank has, and that number."""
+def local_part(name: str, tensor: Tensor) -> tuple[Tensor, int]:
+    """This rank's elements of ``tensor``, and the position of the first of them in the whole.
+
+    Raises `TrainingFailed` for a tensor that is cut in another way.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor, 0
+    _check_placement(name, tensor)
+    local, length = tensor.to_local(), tensor.shape[0]
+    (ranks,) = tensor.device_mesh.shape
+    first, _ = _range(length, -(-length // ranks), tensor.device_mesh.get_local_rank())
+    return local, first * (tensor.numel() // max(1, length))
+
+
+def _check_placement(name: str, tensor: DTensor) -> None:
     mesh = tuple(tensor.device_mesh.shape)
     if mesh != (dist.get_world_size(),) or tuple(tensor.placements) != (Shard(0),):
         raise TrainingFailed(
             f"`{name}` is placed as {tensor.placements} on a mesh of {mesh}",
             remedy="checkpoints know one mesh dimension of all ranks, with tensors cut along their first one",
         )
-    (ranks,) = mesh
+
+
+def _shard(name: str, tensor: DTensor) -> tuple[Tensor, int]:
+    """This rank's rows, padded to the number that the first rank has, and that number."""
+    _check_placement(name, tensor)
+    (ranks,) = tensor.device_mesh.shape
     rows = -(-tensor.shape[0] // ranks)
     local = tensor.to_local()
     first, last = _range(tensor.shape[0], rows, tensor.device_mesh.get_local_rank())

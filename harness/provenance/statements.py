@@ -124,6 +124,8 @@ SCHEMA: Schema = {
             chain=_either(_HEX64, _NULL),
             loss=_either(_DECIMAL, _NULL),
             grad_norm=_either(_DECIMAL, _NULL),
+            gradients=_either(_HEX64, _NULL),
+            state=_either(_HEX64, _NULL),
             evaluation=_map(_DECIMAL),
         ),
         log=_either(_object(size=_NATURAL, root=_HEX64), _NULL),

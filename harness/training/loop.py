@@ -131,12 +131,17 @@ def train(
                     loss = scalar_mean(current.forward_backward(stream, ledger, digests), workers)
                     norm = current.gradient_norm()
                     exchange.begin(recorder.flag(stop.signal), digests, current.rng_digest())
-                    readback.push(step, loss, norm)
+                    readback.push(step, loss, norm, current.gradient_sums(step))
                     current.update(rate)
                 told = exchange.end()
                 recorder.note(step, rate, told)
                 due = told.flag != 0 or step == last or step % settings.checkpoint.every == 0
-                evaluating = bool(evaluation) and (step == last or _is_due(step, settings.evaluate.every))
+                state = current.state_sums(step, due)
+                if state is not None:
+                    readback.push_state(state)
+                evaluating = bool(evaluation) and (
+                    step == last or session.is_due(step, settings.evaluate.every)
+                )
                 values = readback.drain() if due or evaluating else readback.collect()
             except NonFinite as broken:
                 raise recorder.nonfinite(broken) from broken
@@ -183,10 +188,6 @@ def train(
             loss=recorder.loss,
             evaluation=dict(recorder.evaluation),
         )
-
-
-def _is_due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _quiet_collector(stack: ExitStack) -> None:

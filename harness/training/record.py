@@ -12,6 +12,7 @@ from harness.checkpoint.publisher import Commit
 from harness.checkpoint.restore import Skipped
 from harness.format.manifest import Manifest, state_digest
 from harness.provenance import log
+from harness.training.readback import Values
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class StepFacts:
     cursor: Mapping[str, int]
     ledger: Mapping[str, Any] | None
     chain: str | None
-    loss: float | None
-    grad_norm: float | None
+    latest: Values | None
+    """The numbers and digests of the newest step; None when this launch has taken none."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
     outcome: str = "ok"
 
@@ -111,8 +112,7 @@ def predicate(
         "state": _state(manifest),
         "metrics": {
             "chain": now.chain,
-            "loss": _decimal(now.loss),
-            "grad_norm": _decimal(now.grad_norm),
+            **_numbers(now.latest),
             "evaluation": {name: repr(value) for name, value in now.evaluation.items()},
         },
         "log": None if head is None else {"size": head.size, "root": head.root.hex()},
@@ -129,6 +129,17 @@ def _state(manifest: Manifest) -> dict[str, Any]:
         "sha256": state_digest(manifest.tensors),
         "tensors": len(manifest.tensors),
         "parameters": parameters,
+    }
+
+
+def _numbers(latest: Values | None) -> dict[str, str | None]:
+    if latest is None:
+        return dict.fromkeys(("loss", "grad_norm", "gradients", "state"))
+    return {
+        "loss": _decimal(latest.loss),
+        "grad_norm": _decimal(latest.norm),
+        "gradients": None if latest.gradients is None else latest.gradients.hex(),
+        "state": None if latest.state is None else latest.state.hex(),
     }
 
 

@@ -234,8 +234,13 @@ class Recorder:
                 rng=noted.rng,
                 loss=value.loss,
                 grad_norm=value.norm or 0.0,
+                gradients=value.gradients,
+                state=value.state,
             )
-            line |= {"batch": noted.batch.hex(), "rng": noted.rng.hex(), "chain": self._head.hex()}
+            taken = {"gradients": value.gradients, "state": value.state}
+            line |= {"batch": noted.batch.hex(), "rng": noted.rng.hex()}
+            line |= {name: digest.hex() for name, digest in taken.items() if digest is not None}
+            line["chain"] = self._head.hex()
         if scores is not None:
             line["evaluation"] = dict(scores)
         desk.metrics.write(line)
@@ -271,8 +276,7 @@ class Recorder:
             cursor=self._cursor(step),
             ledger=ledgers.summary(ledger),
             chain=self._head.hex() if self._session.digests else None,
-            loss=self.loss,
-            grad_norm=None if self._latest is None else self._latest.norm,
+            latest=self._latest,
             evaluation=dict(self.evaluation),
             outcome=outcome,
         )

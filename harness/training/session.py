@@ -41,6 +41,7 @@ from harness.tasks.task import Batch, Task
 from harness.training import optimizer
 from harness.training.optimizer import Average, Precision
 from harness.training.schedule import LearningRate
+from harness.training.step_digests import StepDigests, Sums
 from harness.workers import Workers
 
 _WARM_UP_PASSES = 2
@@ -115,9 +116,14 @@ class Session:
     clip: float | None
     wants_norm: bool
     digests: bool
+    gradients_every: int
+    """Steps between two digests of the gradients; 0 takes none."""
+    state_every: int
+    """Steps between two digests of the state besides those of checkpoints; 0 takes none."""
     seed: int
 
     def __post_init__(self) -> None:
+        self._step_digests = StepDigests(self.workers, self.state)
         self._optimizer = self.state.optimizer
         self._scaler = self.state.scaler
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -190,6 +196,15 @@ class Session:
             return None
         return optimizer.gradient_norm([p.grad for p in self._parameters if p.grad is not None], self.clip)
 
+    def gradient_sums(self, step: int) -> Sums | None:
+        """The gradients that the optimizer is about to get, for their digest; None when it is not due."""
+        return self._step_digests.gradients() if is_due(step, self.gradients_every) else None
+
+    def state_sums(self, step: int, saving: bool) -> Sums | None:
+        """The state after the update, for its digest; None when not due and no checkpoint is ``saving``."""
+        due = self.digests and (saving or is_due(step, self.state_every))
+        return self._step_digests.state() if due else None
+
     def update(self, rate: float) -> None:
         """One optimizer step at learning rate ``rate``."""
         for group in self._optimizer.param_groups:
@@ -244,12 +259,19 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
         clip=clip,
         wants_norm=wants_norm or clip is not None,
         digests=settings.determinism.step_digests,
+        gradients_every=settings.determinism.gradients_every if settings.determinism.step_digests else 0,
+        state_every=settings.determinism.state_every,
         seed=settings.run.seed,
     )
     seed_rank(settings.run.seed, workers.rank)
     if workers.world_size > 1 or settings.compile:
         _warm_up(session, settings.train.micro_batch)
     return session
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps, 0 for never, happens at ``step``."""
+    return every > 0 and step % every == 0
 
 
 def seed_rank(seed: int, rank: int, step: int = 0) -> None:
