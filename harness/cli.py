@@ -23,6 +23,7 @@ VERBS = {
     "show": "what made this checkpoint, in one screen",
     "diff": "compare two checkpoints or two runs",
     "lineage": "the graph of checkpoints, resumes and parents",
+    "export": "a checkpoint's weights as a Hugging Face folder, provenance carried along",
     "kernels": "the ledger of nondeterministic kernels",
     "report": "a research report of one or more runs, with curves and checked claims",
     "sweep": "several seeds and variants of a config, then the report",

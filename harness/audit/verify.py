@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.audit import ancestors, chain, opening, payload
+from harness.audit import ancestors, chain, exported, opening, payload
 from harness.audit.ancestors import entry_of
 from harness.audit.opening import OpenedCheckpoint
 from harness.errors import EnvironmentFault
@@ -40,7 +40,7 @@ class Report:
     """The verdict on a folder, with everything that it rests on."""
 
     target: Path
-    kind: Literal["run", "checkpoint"]
+    kind: Literal["run", "checkpoint", "export"]
     findings: tuple[Finding, ...]
     passed: Mapping[str, int]
     """Check → how often it passed."""
@@ -89,9 +89,26 @@ def verify(path: Path, policy: Policy, *, beside: Sequence[Path] = (), quiet: bo
     Raises `UsageError` when ``path`` is neither, `EnvironmentFault` for a disk that cannot be read.
     """
     path = path.resolve() if path.is_symlink() else path  # links are refused inside the folder, not to it
+    if exported.is_export(path):
+        return verify_export(path, policy, quiet=quiet)
     if layout.kind_of(path) == "run":
         return verify_run(path, policy, beside=beside, quiet=quiet)
     return verify_checkpoint(path, policy, beside=beside, quiet=quiet)
+
+
+def verify_export(folder: Path, policy: Policy, *, quiet: bool = False) -> Report:
+    """Check a folder that `harness export` has written. Raises `EnvironmentFault` for a bad disk."""
+    started = time.perf_counter()
+    findings = Findings()
+    try:
+        work = exported.examine(folder, policy, findings)
+        with progress(sum(job.entry.size for job in work), "B", "verify", quiet=quiet) as bar:
+            hashed = payload.check(work, findings, bar)
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        where = str(error.filename or folder)
+        raise EnvironmentFault(what, where=where, remedy="check the disk and the permissions") from error
+    return _report(folder, "export", findings, [], hashed, started)
 
 
 def verify_checkpoint(
@@ -142,7 +159,7 @@ def verify_run(root: Path, policy: Policy, *, beside: Sequence[Path] = (), quiet
 
 def _report(
     target: Path,
-    kind: Literal["run", "checkpoint"],
+    kind: Literal["run", "checkpoint", "export"],
     findings: Findings,
     opened: Sequence[OpenedCheckpoint],
     hashed: int,

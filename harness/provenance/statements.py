@@ -202,7 +202,7 @@ def checkpoint_statement(
 ) -> bytes:
     """The bytes to sign. Raises `VerificationFailed` when ``predicate`` departs from `SCHEMA`."""
     check(predicate, where=f"predicate of {name}")
-    return _statement(checkpoint_id, dir_hash, name, PREDICATE_TYPE, predicate)
+    return statement_bytes(checkpoint_id, dir_hash, name, PREDICATE_TYPE, predicate)
 
 
 def slsa_statement(*, checkpoint_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]) -> bytes:
@@ -243,7 +243,7 @@ def slsa_statement(*, checkpoint_id: str, dir_hash: str, name: str, predicate: M
             },
         },
     }
-    return _statement(checkpoint_id, dir_hash, name, SLSA_TYPE, provenance)
+    return statement_bytes(checkpoint_id, dir_hash, name, SLSA_TYPE, provenance)
 
 
 def parse_checkpoint(payload: bytes, *, where: str) -> CheckpointStatement:
@@ -288,7 +288,7 @@ def parse_statement(payload: bytes, predicate_type: str, *, where: str) -> tuple
 _SUBJECT = _object(name=_TEXT, digest=_object(sha256=_HEX64, dirHash={"type": "string", "pattern": "^h1:"}))
 
 
-def _statement(
+def statement_bytes(
     checkpoint_id: str, dir_hash: str, name: str, predicate_type: str, predicate: Mapping[str, Any]
 ) -> bytes:
     return strict_json.dumps(

@@ -1,0 +1,130 @@
+"""An exported folder, examined: its signatures, its files, and the checkpoint that it says it was made of.
+
+That the weights are those of the checkpoint is the word of who has signed the export; whoever has the
+checkpoint can export it again, which gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.audit import opening, payload
+from harness.errors import EvidenceIncomplete, VerificationFailed
+from harness.format import files, layout, safetensors_header
+from harness.format.manifest import Manifest, checkpoint_id, dir_hash
+from harness.provenance import envelope, exports, model_signature, statements
+from harness.provenance import policy as policies
+from harness.provenance.exports import ExportStatement
+from harness.provenance.findings import Findings
+from harness.provenance.policy import Policy
+
+_SIGNATURES = {layout.MANIFEST, layout.MODEL_SIGNATURE, layout.EXPORT_BUNDLE, layout.SOURCE_BUNDLE}
+
+
+def is_export(path: Path) -> bool:
+    """Whether ``path`` looks like a folder that `harness export` has written."""
+    return (path / layout.EXPORT_BUNDLE).is_file()
+
+
+def examine(folder: Path, policy: Policy, findings: Findings) -> list[payload.Job]:
+    """Every check but that of payload bytes; returns what is left to hash."""
+    present = opening.listing(folder, findings)
+    statement = findings.attempt("export statement", _statement, folder, policy)
+    if statement is None:
+        return []
+    findings.attempt("source statement", _source, folder, policy, statement)
+    manifest = findings.attempt("manifest", _manifest, folder, statement)
+    if manifest is None:
+        return []
+    findings.all_of(
+        "file set", _file_set(folder, manifest, {each: present[each].st_size for each in present})
+    )
+    for entry in manifest.files:
+        if entry.path.endswith(".safetensors") and entry.path in present:
+            findings.attempt("headers", _header, folder, entry.path, manifest)
+    if not policy.model_keys:
+        findings.note("model.sig: not checked (no P-256 key given)")
+    elif layout.MODEL_SIGNATURE in present or policies.MODEL_SIGNATURE in policy.required:
+        findings.attempt("model signature", _model_signature, folder, policy, manifest, statement)
+    source = statement.source
+    findings.note(
+        f"exported from step {source['step']} of the run {source['name']}, checkpoint {source['checkpoint']}"
+    )
+    return payload.jobs(folder, manifest, [each.path for each in manifest.files if each.path in present])
+
+
+def _statement(folder: Path, policy: Policy) -> ExportStatement:
+    where = str(folder / layout.EXPORT_BUNDLE)
+    data = files.read_limited(folder / layout.EXPORT_BUNDLE, envelope.LIMIT)
+    opened = envelope.open_bundle(data, policy.statement_keys, where=where)
+    statement = exports.parse_export(opened.payload, where=where)
+    source, created = statement.source, str(statement.predicate["created"])
+    objection = policy.identity(opened.key).objection(str(source["run"]), str(source["name"]), created)
+    if objection is not None:
+        raise VerificationFailed(objection, where=where)
+    revoked = {statement.subject_id, str(source["checkpoint"])} & policy.revoked
+    if revoked:
+        raise VerificationFailed(f"{min(revoked)} is revoked", where=where)
+    return statement
+
+
+def _source(folder: Path, policy: Policy, statement: ExportStatement) -> None:
+    """The checkpoint's own statement, under the same policy, is the one that the export names."""
+    where = str(folder / layout.SOURCE_BUNDLE)
+    data = files.read_limited(folder / layout.SOURCE_BUNDLE, envelope.LIMIT)
+    opened = envelope.open_bundle(data, policy.statement_keys, where=where)
+    told = statements.parse_checkpoint(opened.payload, where=where)
+    if exports.source_of(told, hashlib.sha256(data).hexdigest()) != dict(statement.source):
+        raise VerificationFailed("is not the statement of the checkpoint that the export names", where=where)
+    created = str(told.predicate["created"])
+    objection = policy.identity(opened.key).objection(told.run_id, told.run_name, created)
+    if objection is not None:
+        raise VerificationFailed(objection, where=where)
+
+
+def _manifest(folder: Path, statement: ExportStatement) -> Manifest:
+    where = str(folder / layout.MANIFEST)
+    data = files.read_limited(folder / layout.MANIFEST, opening.MANIFEST_LIMIT)
+    if checkpoint_id(data) != statement.subject_id:
+        raise VerificationFailed("is not the manifest that the statement is about", where=where)
+    manifest = Manifest.parse(data, where=where)
+    covered = [(entry.path, entry.sha256) for entry in manifest.files]
+    if dir_hash([*covered, (layout.MANIFEST, statement.subject_id)]) != statement.dir_hash:
+        raise VerificationFailed("has another dirHash than the statement", where=where)
+    return manifest
+
+
+def _file_set(folder: Path, manifest: Manifest, present: dict[str, int]) -> Iterator[tuple[str, str]]:
+    expected = {entry.path: entry.size for entry in manifest.files}
+    for path, size in sorted(present.items()):
+        if path in expected and size != expected[path]:
+            yield f"has {size} bytes, the manifest says {expected[path]}", str(folder / path)
+        elif path not in expected and path not in _SIGNATURES:
+            yield "is not in the manifest", str(folder / path)
+    for path in sorted(set(expected) - set(present)):
+        yield "is in the manifest, not in the folder", str(folder / path)
+
+
+def _header(folder: Path, path: str, manifest: Manifest) -> None:
+    header = safetensors_header.read_header(folder / path)
+    found = {(span.name, span.dtype, span.shape, span.start, span.end) for span in header.tensors}
+    listed = {
+        (each.name, each.dtype, each.shape, each.start, each.end)
+        for each in manifest.tensors
+        if each.file == path
+    }
+    if found != listed:
+        raise VerificationFailed("describes other tensors than the manifest", where=str(folder / path))
+
+
+def _model_signature(folder: Path, policy: Policy, manifest: Manifest, statement: ExportStatement) -> None:
+    path = folder / layout.MODEL_SIGNATURE
+    if not path.is_file():
+        raise EvidenceIncomplete("is missing", where=str(path), remedy="get the whole folder from its maker")
+    data = files.read_limited(path, opening.MANIFEST_LIMIT)
+    signed = model_signature.verify(data, policy.model_keys, where=str(path))
+    listed = {entry.path: entry.sha256 for entry in manifest.files}
+    if dict(signed) != {**listed, layout.MANIFEST: statement.subject_id}:
+        raise VerificationFailed("signs other files than the manifest lists", where=str(path))

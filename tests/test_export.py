@@ -1,0 +1,201 @@
+"""`harness export`: a Hugging Face folder that says, signed, which checkpoint it was made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import run_folder
+import torch
+from attack import edit_json, flip, payload_of, signed, trusted
+from run_folder import SampleRun
+from safetensors.torch import load_file
+
+from harness import cli
+from harness.audit import export, verify
+from harness.errors import UsageError, VerificationFailed
+from harness.format import layout, strict_json
+from harness.model.gpt import GPT, Shape
+
+SHAPE = Shape(vocabulary=20, context=16, layers=2, width=16, heads=4, kv_heads=2)
+
+
+@pytest.fixture
+def decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SampleRun:
+    """A signed checkpoint, step 10, of a small decoder."""
+    state = GPT(SHAPE).state_dict()
+    tensors = {"model.safetensors": [(name, list(tensor.shape)) for name, tensor in state.items()]}
+    monkeypatch.setattr(run_folder, "TENSORS", {**run_folder.TENSORS, **tensors})
+    files = {"config.json": json.dumps(SHAPE.config()).encode()}
+    run = SampleRun(tmp_path / "run", run_folder.identity(tmp_path / "me"), files=files)
+    run.advance(10)
+    return run
+
+
+@pytest.fixture
+def made(decoder: SampleRun, tmp_path: Path) -> Path:
+    """Its export."""
+    export.export(
+        decoder.saved[10].folder, tmp_path / "out", trusted(decoder.signer), decoder.signer, quiet=True
+    )
+    return tmp_path / "out"
+
+
+def judged(folder: Path, run: SampleRun) -> tuple[int, str]:
+    """Exit code and findings of `harness verify`."""
+    report = verify.verify(folder, trusted(run.signer), quiet=True)
+    return report.exit_code, "\n".join(map(str, report.findings))
+
+
+def test_every_tensor_is_the_rows_of_the_checkpoint_under_the_names_of_qwen3(
+    decoder: SampleRun, made: Path
+) -> None:
+    """Oracle: torch splits what the safetensors package reads; names as in transformers' Qwen3ForCausalLM."""
+    ours, theirs = (
+        load_file(decoder.saved[10].folder / "model.safetensors"),
+        load_file(made / "model.safetensors"),
+    )
+    expected = {"model.embed_tokens.weight": ours["embedding.weight"], "model.norm.weight": ours["norm"]}
+    for number in range(SHAPE.layers):
+        here, there = f"blocks.{number}.", f"model.layers.{number}."
+        query, key, value = ours[f"{here}attention.qkv.weight"].split([16, 8, 8])
+        gate, up = ours[f"{here}mlp.up.weight"].chunk(2)
+        expected |= {
+            f"{there}input_layernorm.weight": ours[f"{here}attention_norm"],
+            f"{there}self_attn.q_proj.weight": query,
+            f"{there}self_attn.k_proj.weight": key,
+            f"{there}self_attn.v_proj.weight": value,
+            f"{there}self_attn.o_proj.weight": ours[f"{here}attention.out.weight"],
+            f"{there}self_attn.q_norm.weight": ours[f"{here}attention.query_norm"],
+            f"{there}self_attn.k_norm.weight": ours[f"{here}attention.key_norm"],
+            f"{there}post_attention_layernorm.weight": ours[f"{here}mlp_norm"],
+            f"{there}mlp.gate_proj.weight": gate,
+            f"{there}mlp.up_proj.weight": up,
+            f"{there}mlp.down_proj.weight": ours[f"{here}mlp.down.weight"],
+        }
+    assert set(theirs) == set(expected)
+    assert all(torch.equal(theirs[name], expected[name]) for name in expected)
+    assert json.loads((made / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
+
+
+def test_transformers_computes_what_the_decoder_computes(decoder: SampleRun, made: Path) -> None:
+    """Oracle: transformers' own Qwen3, where it is installed; logits in fp32."""
+    transformers = pytest.importorskip("transformers")
+    ours = GPT(SHAPE)
+    ours.load_state_dict(load_file(decoder.saved[10].folder / "model.safetensors"))
+    tokens = torch.randint(0, SHAPE.vocabulary, (2, SHAPE.context))
+    with torch.no_grad():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(made).eval()(tokens).logits
+        torch.testing.assert_close(theirs, ours.eval()(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_an_export_verifies_and_names_its_checkpoint(decoder: SampleRun, made: Path, tmp_path: Path) -> None:
+    """Oracle: exit code 0, the statement read by the test, and the same weights when exported again."""
+    assert judged(made, decoder) == (0, "")
+    source = payload_of(made / layout.EXPORT_BUNDLE)["predicate"]["source"]
+    start = decoder.saved[10].as_start(decoder)
+    assert {name: source[name] for name in start} == start
+    again = tmp_path / "again"
+    export.export(decoder.saved[10].folder, again, trusted(decoder.signer), decoder.signer, quiet=True)
+    assert (again / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+
+
+def _weight(folder: Path, run: SampleRun) -> None:
+    flip(folder / "model.safetensors", -1)
+
+
+def _config(folder: Path, run: SampleRun) -> None:
+    flip(folder / "config.json", 5)
+
+
+def _extra(folder: Path, run: SampleRun) -> None:
+    (folder / "modeling.py").write_text("print()")
+
+
+def _manifest(folder: Path, run: SampleRun) -> None:
+    edit_json(folder / layout.MANIFEST, lambda each: each["tensors"].pop())
+
+
+def _resigned(folder: Path, run: SampleRun, change: Callable[[dict[str, object]], object]) -> None:
+    statement = payload_of(folder / layout.EXPORT_BUNDLE)
+    change(statement["predicate"])
+    (folder / layout.EXPORT_BUNDLE).write_bytes(signed(strict_json.dumps(statement), run.signer))
+
+
+def _lie(folder: Path, run: SampleRun) -> None:
+    _resigned(folder, run, lambda each: each["source"].update(step=20))  # type: ignore[attr-defined]
+
+
+def _field(folder: Path, run: SampleRun) -> None:
+    _resigned(folder, run, lambda each: each.update(note="x"))
+
+
+def _stranger(folder: Path, run: SampleRun) -> None:
+    statement = payload_of(folder / layout.EXPORT_BUNDLE)
+    stranger = run_folder.identity(folder.parent / "stranger")
+    (folder / layout.EXPORT_BUNDLE).write_bytes(signed(strict_json.dumps(statement), stranger))
+
+
+def _no_source(folder: Path, run: SampleRun) -> None:
+    (folder / layout.SOURCE_BUNDLE).unlink()
+
+
+CHANGES = {
+    "a weight": (_weight, "has other bytes than were signed", 1),
+    "config.json": (_config, "config.json", 1),
+    "a file too many": (_extra, "is not in the manifest", 1),
+    "the manifest": (_manifest, "is not the manifest that the statement is about", 1),
+    "the checkpoint it names": (_lie, "is not the statement of the checkpoint that the export names", 1),
+    "an unknown field": (_field, "note is not a known field", 1),
+    "who signed": (_stranger, "is signed by none of the", 1),
+    "no statement of the checkpoint": (_no_source, "source.sigstore.json", 4),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whatever_is_changed_in_an_export_is_found(decoder: SampleRun, made: Path, name: str) -> None:
+    """Oracle: one change each, to a folder that verified before."""
+    change, says, code = CHANGES[name]
+    change(made, decoder)
+    found, text = judged(made, decoder)
+    assert (found, says in text) == (code, True), text
+
+
+def test_only_a_checkpoint_that_verifies_is_exported_and_nothing_is_left_behind(
+    decoder: SampleRun, tmp_path: Path
+) -> None:
+    """Oracle: a flipped weight, which only reading finds; a stranger's key; a target that exists."""
+    folder, trust = decoder.saved[10].folder, trusted(decoder.signer)
+    flip(folder / "model.safetensors", -1)
+    with pytest.raises(VerificationFailed, match="has other bytes than were signed"):
+        export.export(folder, tmp_path / "new", trust, decoder.signer, quiet=True)
+    stranger = run_folder.identity(tmp_path / "stranger")
+    with pytest.raises(VerificationFailed, match="signed by none"):
+        export.export(folder, tmp_path / "new", trusted(stranger), stranger, quiet=True)
+    with pytest.raises(UsageError, match="the target exists"):
+        export.export(folder, tmp_path, trust, decoder.signer, quiet=True)
+    with pytest.raises(UsageError, match="which of its checkpoints"):
+        export.export(decoder.root, tmp_path / "new", trust, decoder.signer, quiet=True)
+    assert [each.name for each in tmp_path.iterdir() if "new" in each.name] == []
+
+
+def test_another_model_keeps_its_names_and_the_reason_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: a config.json that is not ours; the tensors of the sample under their own names."""
+    run = SampleRun(tmp_path / "run", run_folder.identity(tmp_path / "me"))
+    run.advance(10)
+    words = [
+        "export",
+        str(run.saved[10].folder),
+        str(tmp_path / "out"),
+        "--sign-with",
+        str(tmp_path / "me.key"),
+    ]
+    assert cli.main([*words, "--key", str(tmp_path / "me.ed25519.pub"), str(tmp_path / "me.p256.pub")]) == 0
+    assert "is not ours to translate" in capsys.readouterr().out
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == {"embed.weight", "head.bias"}
+    assert judged(tmp_path / "out", run) == (0, "")
+    assert cli.main(words) == 2
