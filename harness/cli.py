@@ -19,6 +19,7 @@ from harness.errors import HarnessError
 
 VERBS = {
     "train": "start a run, or continue it when its folder holds a checkpoint",
+    "fetch": "bring a run from an object store into a folder, to verify it there",
     "verify": "check a checkpoint or a run: signatures, files, digests, statements, lineage, log",
     "show": "what made this checkpoint, in one screen",
     "diff": "compare two checkpoints or two runs",

@@ -30,7 +30,7 @@ AUDITING = ("cryptography", "orjson", "pydantic", "pyyaml")
 TRAINING = ("torch", "accelerate", "safetensors", "numpy", "tqdm", "tokenizers", "xxhash", "wandb")
 """Distributions of the extra ``train``."""
 
-OPTIONAL = ("pyarrow", "scikit-learn", "torchao", "triton")
+OPTIONAL = ("pyarrow", "scikit-learn", "torchao", "triton", "obstore")
 """Distributions that a config can ask for."""
 
 # wandb is imported only by a config that asks for it.

@@ -31,6 +31,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from harness import store_url
+
 Effect = Literal["operational", "same-data", "another-run"]
 
 OPERATIONAL: dict[str, Any] = {"resume": "operational"}
@@ -291,6 +293,15 @@ def _keep_rule(value: Any) -> Any:
 KeepRule = Annotated[Literal["all"] | Positive | Keep, BeforeValidator(_keep_rule)]
 
 
+def _store_url(value: Any) -> Any:
+    if isinstance(value, str) and store_url.parse(value) is None:
+        raise ValueError(f"must be {store_url.FORM}")
+    return value
+
+
+StoreUrl = Annotated[StrictStr, BeforeValidator(_store_url)]
+
+
 class Checkpoint(Section):
     """When a checkpoint is written and which are kept."""
 
@@ -307,6 +318,13 @@ class Checkpoint(Section):
     deadline: Positive | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Seconds after a stop signal at which a checkpoint that is still being written is given up, so that the
     process leaves in order before the scheduler kills it; no limit when null."""
+    store: StoreUrl | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """`s3://BUCKET/PREFIX` (S3-compatible; the rest comes from the AWS_* environment variables): the run is
+    kept there too, and a launch fetches from there what `run.dir` lacks. One prefix holds one run."""
+    store_only: StrictBool = Field(default=False, json_schema_extra=OPERATIONAL)
+    """Whether the tensors go only to `checkpoint.store`; `run.dir` keeps statements, log and metrics."""
+    store_timeout: Positive = Field(default=180, json_schema_extra=OPERATIONAL)
+    """Seconds for which a failing request to the store is tried again."""
     file_bytes: Positive = Field(default=512 << 20, json_schema_extra=OPERATIONAL)
     """Weights and optimizer state are split into files of about this many bytes (a larger tensor has a file
     of its own), and further so that each rank writes some, as long as that gives each 1/16 of it."""
@@ -412,6 +430,9 @@ class Settings(Section):
         if train.global_batch % train.micro_batch:
             text = f"{train.global_batch} is not a multiple of train.micro_batch {train.micro_batch}"
             raise _disagreement("train.global_batch", f"train.global_batch {text}")
+        if self.checkpoint.store_only and self.checkpoint.store is None:
+            text = "checkpoint.store_only needs a checkpoint.store"
+            raise _disagreement("checkpoint.store_only", text)
         if schedule.warmup > train.steps:
             text = f"schedule.warmup {schedule.warmup} exceeds train.steps {train.steps}"
             raise _disagreement("schedule.warmup", text)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.errors import ConfigError, EnvironmentFault
-from harness.format import files, strict_json
+from harness.format import files, layout, strict_json
 from harness.settings import Settings, Track
 
 Lines = Sequence[Mapping[str, Any]]
@@ -99,7 +99,7 @@ class Tracking:
 
     def __init__(self, folder: Path, read: Callable[[int, int], Lines]) -> None:
         """``read(after, through)`` gives the lines of metrics.jsonl of those steps."""
-        self._state = folder / "tracking.json"
+        self._state = folder / layout.TRACKING
         self._read = read
         self._through: dict[Tracker, int] = {}
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
 from kill_at_step import kill_tree
+
+if TYPE_CHECKING:
+    from object_store import Bucket, Server
 
 TESTS = Path(__file__).parent
 TIMEOUT = 240
@@ -119,3 +124,23 @@ def finish(process: subprocess.Popen[str]) -> Finished:
 def place(tmp_path: Path) -> Place:
     """A fresh `Place`."""
     return Place(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """One S3 server for all tests of a process that want one."""
+    from object_store import Server
+
+    running = Server()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def bucket(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bucket:
+    """A bucket of the test's own; this process, and a `Place` that is made after it, find the server."""
+    from object_store import bucket_of
+
+    for name, value in server.environ.items():
+        monkeypatch.setenv(name, value)
+    return bucket_of(server, f"b-{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:20]}")

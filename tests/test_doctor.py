@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import run_folder
+from object_store import Bucket
 
 from harness import environment
 from harness.cli import main
 from harness.provenance import keys
 from harness.settings import Settings
+from harness.stores.client import ObjectStore
 from harness.terminal import human_bytes
 from harness.training import checkup, checkup_run
 from harness.training.checkup import Check
@@ -293,3 +295,19 @@ def test_the_start_of_a_child_run_is_opened(tmp_path: Path, monkeypatch: pytest.
     manifest.write_bytes(manifest.read_bytes() + b" ")
     (check,) = checkup_run._start(made, None)
     assert check.level == "bad"
+
+
+def test_a_store_is_tried_and_left_as_it_was(
+    bucket: Bucket, path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: boto3, another client; a bucket that is not there; a store that makes an object twice."""
+    code, checks = examine(path, capsys, f"checkpoint.store={bucket.url}")
+    assert (code, checks["store"]["level"]) == (0, "ok")
+    assert "it holds 0 checkpoints" in checks["store"]["text"]
+    assert bucket.names() == []
+    code, checks = examine(path, capsys, "checkpoint.store=s3://no-such-bucket/run")
+    assert (code, "NoSuchBucket" in checks["store"]["text"]) == (1, True)
+    monkeypatch.setattr(ObjectStore, "create", ObjectStore.put)
+    code, checks = examine(path, capsys, f"checkpoint.store={bucket.url}")
+    assert (code, "makes an object twice" in checks["store"]["text"]) == (1, True)
+    assert bucket.names() == []

@@ -25,6 +25,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "errors",
             "terminal",
             "strict_yaml",
+            "store_url",
             "settings",
             "config",
             "config_errors",
@@ -34,7 +35,7 @@ ROWS: tuple[frozenset[str], ...] = (
     ),
     frozenset({"format"}),
     frozenset({"provenance"}),
-    frozenset({"report", "audit", "sweeps"}),
+    frozenset({"report", "audit", "stores", "sweeps"}),
     frozenset({"workers", "checkpoint", "determinism", "data", "model"}),
     frozenset({"tasks"}),
     frozenset({"training", "tracking"}),
@@ -51,7 +52,9 @@ WITHOUT_TORCH = frozenset().union(*ROWS[:4])
 CONFIG_UNITS = frozenset({"config", "settings"})
 """What imports pydantic."""
 
-WITHOUT_PYDANTIC = frozenset({"format", "provenance", "audit", "report", "terminal", "errors", "strict_yaml"})
+WITHOUT_PYDANTIC = frozenset(
+    {"format", "provenance", "audit", "stores", "report", "terminal", "errors", "strict_yaml", "store_url"}
+)
 """On the path of `harness verify`, which starts in under 0.4 s."""
 
 

@@ -101,8 +101,12 @@ def test_the_ranks_divide_the_batch() -> None:
 def test_what_is_kept_is_what_is_on_disk() -> None:
     """Oracle: three checkpoints of tiny.yaml; an old one goes after the new one is there."""
     every, two = planned("tiny.yaml"), planned("tiny.yaml", 1, "checkpoint.keep=1")
-    assert (every.checkpoints, every.disk_bytes) == (3, 3 * every.checkpoint_bytes)
+    assert (every.checkpoints, every.disk_bytes, every.store_bytes) == (3, 3 * every.checkpoint_bytes, 0)
     assert two.disk_bytes == 2 * two.checkpoint_bytes
+    only = planned(
+        "tiny.yaml", 1, "checkpoint.keep=1", "checkpoint.store=s3://bucket/run", "checkpoint.store_only=true"
+    )
+    assert (only.disk_bytes, only.store_bytes) == (only.checkpoint_bytes, 2 * only.checkpoint_bytes)
     assert replace(two, disk_bytes=every.disk_bytes) == every
 
 

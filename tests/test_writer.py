@@ -65,7 +65,7 @@ def save_of(step: int) -> Save:
     """A checkpoint of constant tensors at ``step``."""
     cursor = {"step": step, "samples": step, "tokens": step, "epoch": 0, "position": step}
     trainer = {"step": step, "world_size": 1, "segment": 0, "cursor": cursor}
-    now = StepFacts(step, cursor, None, None, None, None)
+    now = StepFacts(step, cursor, None, None, None)
 
     def predicate(manifest: Manifest, parent: Commit | None, head: log.Head | None) -> dict[str, Any]:
         return record.predicate(facts(), now, manifest, parent, head)

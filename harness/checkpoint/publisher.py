@@ -6,6 +6,8 @@
 - Rotation removes the tensors of older checkpoints only after the new one is in the log and has been read
   back from the disk and verified; their manifests and signatures stay under ``pruned-step-*``, so the lineage
   survives.
+- With a store (`harness.checkpoint.mirror`), a checkpoint goes there after it is in the folder. Where the
+  store is the only place, it goes there first, and the folder gets ``pruned-step-*`` at once.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 
 from harness.audit import opening, story
 from harness.checkpoint.keeping import Keep
+from harness.checkpoint.mirror import Mirror
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.format import files as durable
 from harness.format import layout
@@ -82,6 +85,18 @@ class Written:
     """Bytes of the files that went around the page cache."""
 
 
+@dataclass(frozen=True)
+class Destination:
+    """Where the ranks put their files."""
+
+    folder: str
+    """Name under checkpoints/ of the folder on disk."""
+    name: str
+    """The checkpoint's name once it is published, in the folder and in the store."""
+    on_disk: bool
+    """Whether files go to the folder; else only to the store."""
+
+
 @dataclass
 class _Open:
     """The save that is being published."""
@@ -89,6 +104,8 @@ class _Open:
     step: int
     temporary: Path
     started: float
+    only_store: bool
+    name: str
 
 
 @dataclass
@@ -105,6 +122,7 @@ class Publisher:
     set_aside: dict[str, Path] = field(default_factory=dict)
     """Folders with the name of a coming checkpoint that a resume has skipped as damaged: renamed, not
     overwritten."""
+    mirror: Mirror | None = None
     on_commit: list[Callable[[Commit], None]] = field(default_factory=list)
     """Called in the background thread after each commit."""
 
@@ -113,21 +131,22 @@ class Publisher:
         self._unlogged: Commit | None = None
         self._bundle_sha256 = ""
 
-    def begin(self, step: int, publication: Publication) -> str:
-        """Make the folder that the ranks write into, and return its name under checkpoints/.
-
-        Raises `EnvironmentFault` when there is no space.
-        """
+    def begin(self, step: int, publication: Publication) -> Destination:
+        """Make the folder that the ranks write into. Raises `EnvironmentFault` when there is no space."""
         started = time.perf_counter()
         publication.before()
         self._enter_log()
         self.run.checkpoints.mkdir(parents=True, exist_ok=True)
-        _require_space(self.run.checkpoints, step, publication)
-        temporary = self.run.checkpoints / f"{layout.TEMPORARY}{layout.checkpoint_name(step)}"
+        name = layout.checkpoint_name(step)
+        # The last state of a run that went wrong is looked at where it went wrong.
+        only_store = self.mirror is not None and self.mirror.only and not publication.nonfinite
+        _require_space(self.run.checkpoints, step, publication, on_disk=not only_store)
+        temporary = self.run.checkpoints / f"{layout.TEMPORARY}{name}"
         shutil.rmtree(temporary, ignore_errors=True)
-        self._open = _Open(step, temporary, started)
+        final = self._nonfinite_name(name) if publication.nonfinite else name
+        self._open = _Open(step, temporary, started, only_store, final)
         temporary.mkdir()
-        return temporary.name
+        return Destination(temporary.name, final, on_disk=not only_store)
 
     def publish(self, publication: Publication, parts: Sequence[Written]) -> str:
         """Seal what the ranks have written, and show it under its name.
@@ -138,14 +157,18 @@ class Publisher:
         if self._open is None:
             raise HarnessError("there is no save to publish")
         name = layout.checkpoint_name(self._open.step)
-        temporary = self._open.temporary
+        temporary, only_store = self._open.temporary, self._open.only_store
         manifest = _manifest(temporary, publication.files, parts)
         predicate = publication.predicate(manifest, self.parent, self.head)
         sealed = seal.seal(temporary, manifest, name, predicate, self.signer)
-        final = self._free_nonfinite(name) if publication.nonfinite else self._free(name)
-        durable.publish(temporary, final)
+        if only_store and self.mirror is not None:
+            self.mirror.send(temporary, name)
+            _drop_payload(temporary)
         if publication.nonfinite:
+            durable.publish(temporary, self.run.checkpoints / self._open.name)
             return ""
+        final = self._free(name)
+        durable.publish(temporary, final.with_name(f"{layout.PRUNED}{name}") if only_store else final)
         self._bundle_sha256 = sealed.bundle_sha256
         self._unlogged = Commit(
             name,
@@ -157,7 +180,25 @@ class Publisher:
             sum(part.direct for part in parts),
         )
         self._enter_log()
-        return final.name if self._droppable() else ""
+        return final.name if self._droppable() and not only_store else ""
+
+    def enter_store(self) -> bytes:
+        """Raise `harness.stores.client.ObjectExistsError` when somebody else writes to the store."""
+        if self.mirror is not None:
+            self.mirror.alone()
+        return b""
+
+    def mirrored(self, publication: Publication) -> str:
+        """Bring the store up to date, after the ranks have sent what they wrote; returns where it is."""
+        if self.mirror is None or self._open is None:
+            raise HarnessError("there is no store")
+        if publication.nonfinite:
+            self.mirror.send(self.run.checkpoints / self._open.name, self._open.name)
+        self.mirror.sync(self.set_aside)
+        if self.mirror.only:
+            there = self.mirror.complete
+            prune(self.run, [_step(folder) for folder in self._complete() if folder.name in there])
+        return self.mirror.store.url
 
     def rotate(self) -> str:
         """Remove what `keep` does not want, once the ranks have read back what they wrote of the new one.
@@ -193,13 +234,10 @@ class Publisher:
         """The steps of the checkpoints that `keep` gives up; reads statements only where it must."""
         if self.keep.newest is None:
             return []
-        complete = [folder for folder in self.run.complete() if folder.name not in self.set_aside]
-        # Every scheme keeps the newest ones, so a run with fewer needs no look into any statement.
-        if len(complete) <= self.keep.newest:
-            return []
-        return self.keep.dropped(
-            {_step(folder): _scores(folder) if self.keep.best else {} for folder in complete}
-        )
+        return dropped(self.keep, self._complete())
+
+    def _complete(self) -> list[Path]:
+        return [folder for folder in self.run.complete() if folder.name not in self.set_aside]
 
     def _free(self, name: str) -> Path:
         """The final path of ``name``, after a damaged namesake has been set aside."""
@@ -215,14 +253,21 @@ class Publisher:
         durable_rename(final, self.set_aside.pop(name))
         return final
 
-    def _free_nonfinite(self, name: str) -> Path:
-        """A run that is restarted may fail at the same step again; each end is kept."""
-        final = self.run.checkpoints / f"nonfinite-{name}"
-        number = 2
-        while final.exists():
-            final = self.run.checkpoints / f"nonfinite-{name}-{number}"
-            number += 1
+    def _nonfinite_name(self, name: str) -> str:
+        """Of a state that went wrong; a run that is restarted may fail at the same step again."""
+        final, number = f"{layout.NONFINITE}{name}", 2
+        while (self.run.checkpoints / final).exists():
+            final, number = f"{layout.NONFINITE}{name}-{number}", number + 1
         return final
+
+
+def dropped(keep: Keep, complete: Sequence[Path]) -> list[int]:
+    """The steps of the checkpoints that ``keep`` gives up, of the folders ``complete``, by step; reads their
+    statements only where it must."""
+    # Every scheme keeps the newest ones, so a run with fewer needs no look into any statement.
+    if keep.newest is None or len(complete) <= keep.newest:
+        return []
+    return keep.dropped({_step(folder): _scores(folder) if keep.best else {} for folder in complete})
 
 
 def prune(run: RunFolder, steps: Sequence[int]) -> None:
@@ -276,7 +321,7 @@ def _drop_payload(folder: Path) -> None:
 
 
 def _step(folder: Path) -> int:
-    step = layout.parse_checkpoint_name(folder.name)
+    step = layout.parse_checkpoint_name(folder.name.removeprefix(layout.PRUNED))
     if step is None:
         raise HarnessError("is no checkpoint's name", where=str(folder))
     return step
@@ -289,8 +334,9 @@ def _scores(folder: Path) -> dict[str, float]:
     return scores | ({} if metrics["loss"] is None else {"train_loss": float(metrics["loss"])})
 
 
-def _require_space(folder: Path, step: int, publication: Publication) -> None:
-    needed = publication.size + sum(map(len, publication.files.values())) + _SLACK
+def _require_space(folder: Path, step: int, publication: Publication, *, on_disk: bool) -> None:
+    payload = publication.size + sum(map(len, publication.files.values())) if on_disk else 0
+    needed = payload + _SLACK
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise EnvironmentFault(

@@ -6,6 +6,7 @@
 - The threads of all ranks keep in step over a control group of their own, beside the training threads. A
   failure on one rank ends the save on all, and rank 0 removes what was written of it.
 - A failure is raised in the training thread by the next `check`, `save` or `wait`.
+- With a store, every rank sends its files from the same memory: after they are on disk, or instead.
 
 What makes a checkpoint whole, signed and visible is rank 0's `harness.checkpoint.publisher`.
 """
@@ -21,18 +22,20 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.audit import payload
-from harness.checkpoint import disk
-from harness.checkpoint.publisher import Publication, Publisher, Written
+from harness.checkpoint import disk, mirror
+from harness.checkpoint.publisher import Destination, Publication, Publisher, Written
 from harness.checkpoint.snapshot import FileImage
-from harness.errors import EnvironmentFault, HarnessError, Interrupted, storage_fault
+from harness.errors import EnvironmentFault, HarnessError, Interrupted, UsageError, storage_fault
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest, TensorEntry
 from harness.format.tensor_digests import TensorDigests
 from harness.provenance.findings import Findings
+from harness.stores.client import ObjectStore
 from harness.terminal import progress
 from harness.workers import Workers
 
@@ -62,9 +65,16 @@ class CheckpointWriter:
     """Writes the checkpoints of one run, one at a time; every rank has one and saves at the same steps."""
 
     def __init__(
-        self, run: RunFolder, workers: Workers, publisher: Publisher | None, *, step_back: bool = False
+        self,
+        run: RunFolder,
+        workers: Workers,
+        publisher: Publisher | None,
+        *,
+        store: ObjectStore | None = None,
+        step_back: bool = False,
     ) -> None:
-        """``workers``: over a control group that only this writer uses. ``publisher``: on rank 0.
+        """``workers``: over a control group that only this writer uses. ``publisher``: on rank 0. ``store``:
+        on every rank, when the run has one.
 
         ``step_back``: leave the cores to other threads that want them, for training on a CPU; on a GPU only
         the loader would be in the way, and a save must not starve.
@@ -72,10 +82,13 @@ class CheckpointWriter:
         self._run = run
         self._workers = workers
         self._publisher = publisher
+        self._store = store
         self._step_back = step_back
         self._thread: threading.Thread | None = None
         self._failure: HarnessError | None = None
         self._given_up = threading.Event()
+        if publisher is not None and publisher.mirror is not None:
+            publisher.mirror.proceed = self._proceed if publisher.mirror.only else self._proceed_upload
 
     def save(self, save: Save) -> float:
         """Begin to write; returns the seconds spent waiting for a save still in flight."""
@@ -102,6 +115,11 @@ class CheckpointWriter:
     def failed(self) -> bool:
         """Whether a background save went wrong; `wait` raises the reason."""
         return self._failure is not None
+
+    @property
+    def contested(self) -> bool:
+        """Whether it went wrong because another job writes to the same place, which no later save mends."""
+        return self._failure is not None and self._failure.exit_code == UsageError.exit_code
 
     def check(self) -> None:
         """Raise the failure of a background save, if there was one."""
@@ -134,17 +152,29 @@ class CheckpointWriter:
         own: list[Written] = []
 
         def write() -> bytes:
-            folder = self._run.checkpoints / name.decode()
+            folder = self._run.checkpoints / place.folder if place.on_disk else None
             own.append(write_images(folder, save.images, self._workers.cores, self._proceed))
             return _encoded(own[0])
+
+        def send() -> None:
+            """Every rank its files, once rank 0 has seen that nobody else writes there."""
+            if self._store is not None:
+                store, digests = self._store, {entry.path: entry.sha256 for entry in own[0].files}
+                proceed = self._proceed_upload if place.on_disk else self._proceed
+                sending = partial(mirror.upload, store, place.name, save.images, digests, proceed)
+                self._agreed(lambda publisher, _: publisher.enter_store(), save)
+                self._workers.together(lambda: self._guarded(sending))
 
         def read_back() -> None:
             verify_written(self._run.checkpoints / final.decode(), own[0])
 
         try:
-            name = self._agreed(lambda publisher, rest: publisher.begin(save.step, rest).encode(), save)
+            begun = self._agreed(lambda publisher, rest: _packed(publisher.begin(save.step, rest)), save)
+            place = Destination(**json.loads(begun))
             parts = self._workers.collected(lambda: self._guarded(write))
             written = [_decoded(part) for part in parts]
+            if not place.on_disk:
+                send()
             final = self._agreed(lambda publisher, rest: publisher.publish(rest, written).encode(), save)
         except BaseException:
             if self._publisher is not None:
@@ -153,6 +183,10 @@ class CheckpointWriter:
         if final:
             self._workers.together(lambda: self._guarded(read_back))
             self._agreed(lambda publisher, _: publisher.rotate().encode(), save)
+        if self._store is not None:
+            if place.on_disk:
+                send()
+            self._agreed(lambda publisher, rest: publisher.mirrored(rest).encode(), save)
 
     def _proceed(self) -> None:
         if self._given_up.is_set():
@@ -160,6 +194,14 @@ class CheckpointWriter:
                 "the checkpoint was given up at its deadline, unfinished",
                 where=str(self._run.checkpoints),
                 remedy="restart with the same command; the run continues from the checkpoint before",
+            )
+
+    def _proceed_upload(self) -> None:
+        if self._given_up.is_set():
+            raise Interrupted(
+                "the upload of the newest checkpoint was given up at its deadline",
+                where="" if self._store is None else self._store.url,
+                remedy="restart with the same command, in the same run.dir: the upload is completed first",
             )
 
     def _agreed(self, function: Callable[[Publisher, Publication], bytes], save: Save) -> bytes:
@@ -184,9 +226,9 @@ class CheckpointWriter:
 
 
 def write_images(
-    folder: Path, images: Sequence[FileImage], threads: int, may_go_on: Callable[[], None]
+    folder: Path | None, images: Sequence[FileImage], threads: int, may_go_on: Callable[[], None]
 ) -> Written:
-    """Write ``images`` into ``folder`` and hash them meanwhile, in up to ``threads`` threads.
+    """Write ``images`` into ``folder``, where there is one, and hash them, in up to ``threads`` threads.
 
     ``may_go_on`` is called between pieces and may raise to end the work. Raises `OSError` as the file system
     does; what was written so far is left behind.
@@ -204,7 +246,8 @@ def write_images(
         ThreadPoolExecutor(max(1, threads), "checkpoint-hash") as hashers,
     ):
         hashes = [hashers.submit(_hash, image, proceed) for image in largest_first]
-        writes = [writers.submit(_write, folder, image, proceed) for image in largest_first]
+        to_write = [(folder, image) for image in largest_first] if folder is not None else []
+        writes = [writers.submit(_write, place, image, proceed) for place, image in to_write]
         try:
             went_directly = [write.result() for write in writes]
             hashed = [each.result() for each in hashes]
@@ -214,7 +257,7 @@ def write_images(
     return Written(
         files=tuple(entry for entry, _ in hashed),
         tensors=tuple(tensor for _, tensors in hashed for tensor in tensors),
-        direct=sum(image.size for image, direct in zip(largest_first, went_directly, strict=True) if direct),
+        direct=sum(image.size for (_, image), direct in zip(to_write, went_directly, strict=True) if direct),
     )
 
 
@@ -254,6 +297,10 @@ def _hash(image: FileImage, proceed: Callable[[], None]) -> tuple[FileEntry, lis
         for span, digest in zip(image.spans, tensors.finish(), strict=True)
     ]
     return FileEntry(image.path, image.size, whole.hexdigest()), entries
+
+
+def _packed(place: Destination) -> bytes:
+    return json.dumps(asdict(place)).encode()
 
 
 def _encoded(written: Written) -> bytes:

@@ -1,8 +1,9 @@
 """Look at this machine, and at a config, before a job is queued: each line is ok, warn or bad.
 
 Checks packages, launcher, devices, threads, limits, clock and signing key; for a config also world size,
-batch, precision, run folder, disk space, data and trackers; with --policy, whether it accepts the key.
-Changes nothing. Exit code 1 when something is bad.
+batch, precision, run folder, store, disk space, data and trackers; with --policy, whether it accepts the key.
+Changes nothing, but for a small object in the store, which it removes again. Exit code 1 when something is
+bad.
 """
 
 from __future__ import annotations

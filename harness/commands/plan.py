@@ -109,7 +109,15 @@ def _rows(planned: Plan, settings: Settings) -> list[tuple[str, str]]:
         ("host memory", f"{human_bytes(memory.checkpoint_host)} on each rank at most, for checkpoints"),
         ("checkpoint", f"{human_bytes(planned.checkpoint_bytes)}, {planned.checkpoints} of them, {kept}"),
         ("disk", f"{human_bytes(planned.disk_bytes)} at most"),
+        *_store(planned, settings),
     ]
+
+
+def _store(planned: Plan, settings: Settings) -> list[tuple[str, str]]:
+    if settings.checkpoint.store is None:
+        return []
+    text = f"{human_bytes(planned.store_bytes)} at most in {settings.checkpoint.store}"
+    return [("store", text)]
 
 
 def _total(size: int | None) -> str:

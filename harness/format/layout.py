@@ -16,6 +16,10 @@ CHECKPOINTS = "checkpoints"
 LOG = "log"
 CORPUS = "corpus.json"
 """The files of the corpus and their digests, to name what changed."""
+TRACKING = "tracking.json"
+"""The last step that trackers were given."""
+METRICS_PARTS = "metrics"
+"""In a store: folder of the lines of metrics.jsonl that each checkpoint has added."""
 
 MANIFEST = "MANIFEST.json"
 MODEL_SIGNATURE = "model.sig"
@@ -101,6 +105,13 @@ class RunFolder:
         known = {*self.complete(), *self.pruned()}
         entries = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         return sorted(entry for entry in entries if entry not in known)
+
+    def free_aside(self, name: str) -> Path:
+        """Where the folder ``name`` goes when it is set aside: ``damaged-NAME-1``, or the next number."""
+        number = 1
+        while (target := self.checkpoints / f"{DAMAGED}{name}-{number}").exists():
+            number += 1
+        return target
 
     def _named(self, prefix: str) -> list[Path]:
         found = []

@@ -33,6 +33,7 @@ WIDTH = 256
 """Hashes of a full tile."""
 RECORD_LIMIT = 0xFFFF
 _FILE_LIMIT = 32 << 20
+_NOTE_LIMIT = 1 << 20
 _ED25519_NOTE = b"\x01"
 """Signature type of Ed25519 in a signed note."""
 
@@ -150,7 +151,35 @@ def read(folder: Path, keys: Sequence[PublicKey]) -> Log:
     Raises `EvidenceIncomplete` when there is none, `VerificationFailed` when head, records and tiles disagree
     or no Ed25519 key of ``keys`` has signed the head.
     """
-    head = open_note(files.read_limited(folder / HEAD, 1 << 20), keys, where=str(folder / HEAD))
+    head = open_note(files.read_limited(folder / HEAD, _NOTE_LIMIT), keys, where=str(folder / HEAD))
+    return _read(folder, head)
+
+
+def read_claimed(folder: Path) -> Log:
+    """The log in ``folder`` as it claims to be: consistent, by nobody's signature. Raises as `read`."""
+    return _read(folder, _claimed(files.read_limited(folder / HEAD, _NOTE_LIMIT), str(folder / HEAD)))
+
+
+def claimed_size(note: bytes, *, where: str) -> int:
+    """The size that a head claims. Raises `VerificationFailed` for what is no head."""
+    return _claimed(note, where).size
+
+
+def _claimed(note: bytes, where: str) -> Head:
+    return _parse_head(note.partition(b"\n\n")[0].decode("utf-8", "replace") + "\n", where)
+
+
+def paths(size: int) -> list[str]:
+    """The files of a log of ``size`` records besides its head, relative to its folder."""
+    entries = [f"tile/entries/{_tile_name(*tile)}" for tile in _tiles(size)]
+    width, level = size, 0
+    while width:
+        entries += [f"tile/{level}/{_tile_name(*tile)}" for tile in _tiles(width)]
+        width, level = width // WIDTH, level + 1
+    return entries
+
+
+def _read(folder: Path, head: Head) -> Log:
     records: list[bytes] = []
     for index, width in _tiles(head.size):
         path = folder / "tile" / "entries" / _tile_name(index, width)

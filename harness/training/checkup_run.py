@@ -1,7 +1,7 @@
-"""What `harness doctor` looks at for one config: batch, key, policy, folder, data, trackers, disk space.
+"""What `harness doctor` looks at for one config: batch, key, policy, folder, store, data, trackers, space.
 
-Nothing is changed. torch is imported only for what cannot be told without it: the size of a checkpoint and
-whether the device has the precision.
+Nothing is changed, but for an object that is put into the store and removed again. torch is imported only for
+what cannot be told without it: the size of a checkpoint and whether the device has the precision.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import fcntl
 import importlib.metadata
 import netrc
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -23,11 +24,15 @@ from harness.format.layout import RunFolder
 from harness.provenance import keys, policy
 from harness.provenance.policy import Policy
 from harness.settings import Data, Settings
+from harness.stores.client import ObjectExistsError, ObjectStore
+from harness.stores.contents import Contents
 from harness.terminal import human_bytes
 from harness.training.checkup import Check, Level, environment_size, existing, signing_key, writable
 from harness.training.parent import opened_start, trust_of
 
 _SHARED_MEMORY = 64 << 20
+_STORE_SECONDS = 10
+"""For which a store that does not answer is asked again."""
 _SPARE_BYTES = 64 << 20
 """Free space that a run needs besides its checkpoints."""
 
@@ -54,6 +59,7 @@ def of_run(path: Path, overrides: list[str], world_size: int | None, rules: Path
     yield writable(settings.run.dir, "run.dir")
     yield from _run(settings.run.dir)
     yield from _start(settings, signer)
+    yield from _store(settings)
     yield from _data(settings, base)
     yield from _shared_memory(settings)
     yield from _wandb(settings, os.environ)
@@ -156,6 +162,29 @@ def _run(root: Path) -> Iterator[Check]:
         yield Check("bad", "run", f"another job is training in {root}", "wait for it or stop it")
     finally:
         os.close(descriptor)
+
+
+def _store(settings: Settings) -> Iterator[Check]:
+    """Whether `checkpoint.store` answers, can be written, and refuses to make an object twice; the object is
+    removed again."""
+    url = settings.checkpoint.store
+    if url is None:
+        return
+    probe = f".probe-{secrets.token_hex(8)}"
+    try:
+        store = ObjectStore(url, patience=_STORE_SECONDS)
+        complete = Contents(store.objects()).complete
+        store.create(probe, b"harness doctor")
+        try:
+            store.create(probe, b"harness doctor")
+            text = f"{url} makes an object twice: two jobs that write there are not found out"
+            yield Check("bad", "store", text, "use a store that knows If-None-Match")
+        except ObjectExistsError:
+            newest = f"; continues from {complete[-1]}, if that verifies" if complete else ""
+            yield Check("ok", "store", f"{url} can be written; it holds {len(complete)} checkpoints{newest}")
+        store.delete([probe])
+    except HarnessError as error:
+        yield Check("bad", "store", str(error))
 
 
 def _data(settings: Settings, base: Path) -> Iterator[Check]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from harness.training.launch import Launch
 from harness.workers import Workers, host_cores
+
+_PATIENCE = timedelta(days=1)
+"""Of the control groups: a rank may wait long for what another one writes, uploads or fetches; whether that
+one still lives is the watchdog's question."""
 
 
 def connect(launch: Launch) -> None:
@@ -40,7 +45,7 @@ def join(launch: Launch, accelerator: Accelerator) -> Workers:
     """The workers behind ``accelerator``, with a control group of their own."""
     if launch.world_size == 1:
         return Workers.alone(accelerator.device)
-    control = dist.new_group(backend="gloo")
+    control = dist.new_group(backend="gloo", timeout=_PATIENCE)
     cores = max(1, host_cores() // launch.local_world_size)
     return Workers(launch.rank, launch.world_size, accelerator.device, dist.get_backend(), control, cores)
 
@@ -49,7 +54,7 @@ def beside(workers: Workers) -> Workers:
     """The same ranks over another control group, for a thread that works beside the training thread."""
     if workers.control is None:
         return workers
-    return replace(workers, control=dist.new_group(backend="gloo"))
+    return replace(workers, control=dist.new_group(backend="gloo", timeout=_PATIENCE))
 
 
 def leave() -> None:

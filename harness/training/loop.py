@@ -20,7 +20,7 @@ from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
 from harness.errors import Interrupted
 from harness.format import chain, layout
-from harness.training import distributed, launch, session, signals, startup
+from harness.training import distributed, launch, remote, session, signals, startup
 from harness.training.evaluate import evaluate
 from harness.training.exchange import FAILED, Exchange, scalar_mean
 from harness.training.metrics import Events
@@ -69,7 +69,8 @@ def train(
         stack.callback(distributed.leave)
         watchdog = stack.enter_context(startup.watchdog(workers, settings, stop))
         screen = Screen(visible=workers.first and not quiet)
-        held, candidates = startup.hold_run(workers, settings)
+        store = remote.client(workers, settings)
+        held, candidates = startup.hold_run(workers, settings, store, screen)
         opened, found = startup.open_run(workers, held, candidates, accept)
         task = startup.build_task(workers, settings, loaded.path.parent)
         events = Events(startup.events_path(settings, workers.rank))
@@ -107,9 +108,11 @@ def train(
             start, head = found.trainer["step"], bytes.fromhex(found.trainer["chain"])
             ledger.load(found.files[layout.LEDGER])
         desk = workers.first_only(
-            lambda: startup.open_desk(opened, launched, loaded, task, workers, events, screen, start, accept)
+            lambda: startup.open_desk(
+                opened, launched, loaded, task, workers, events, screen, start, accept, store
+            )
         )
-        writer = startup.writer(workers, settings, desk)
+        writer = startup.writer(workers, settings, desk, store)
         watchdog.give_up = writer.give_up
         recorder = Recorder(
             current, ledger, events, screen, writer, Arena(workers), desk,

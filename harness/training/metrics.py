@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from harness.errors import ResumeRefused
+from harness.format.metrics_line import step_of
 
 _FLUSH_SECONDS = 1.0
 
@@ -96,12 +97,12 @@ def rewind(path: Path, step: int, events: Events, *, accept_gap: bool = False) -
     moved: list[bytes] = []
     while end:
         start = data.rfind(b"\n", 0, end - 1) + 1
-        number = _step_of(data[start:end])
+        number = step_of(data[start:end])
         if number is not None and number <= step:
             break
         moved.append(data[start:end])
         end = start
-    last = _step_of(data[data.rfind(b"\n", 0, end - 1) + 1 : end]) if end else 0
+    last = step_of(data[data.rfind(b"\n", 0, end - 1) + 1 : end]) if end else 0
     if last != step and not accept_gap:
         raise ResumeRefused(
             f"metrics.jsonl ends at step {last}, the checkpoint is of step {step}",
@@ -122,18 +123,7 @@ def read_steps(path: Path, after: int, through: int) -> list[dict[str, Any]]:
     lines = []
     with open(path, "rb") as stream:
         for raw in stream:
-            number = _step_of(raw)
+            number = step_of(raw)
             if number is not None and after < number <= through:
                 lines.append(orjson.loads(raw))
     return lines
-
-
-def _step_of(line: bytes) -> int | None:
-    """The step of a complete line; None for a line that was cut off."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        step = orjson.loads(line)["step"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return None
-    return step if isinstance(step, int) else None

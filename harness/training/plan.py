@@ -82,7 +82,10 @@ class Plan:
     checkpoints: int
     """How many are written."""
     disk_bytes: int
-    """At most so much at once, when no checkpoint of the run is there yet."""
+    """At most so much at once, when no checkpoint of the run is there yet; one checkpoint, which a resume
+    fetches, where `checkpoint.store` is the only place."""
+    store_bytes: int
+    """The same in `checkpoint.store`; 0 without one."""
 
 
 def plan(settings: Settings, base: Path, world_size: int) -> Plan:
@@ -133,7 +136,8 @@ def plan(settings: Settings, base: Path, world_size: int) -> Plan:
         flops=None if flops_per_step is None else flops_per_step * train.steps,
         checkpoint_bytes=checkpoint,
         checkpoints=written,
-        disk_bytes=checkpoint * _at_once(written, settings),
+        disk_bytes=checkpoint * (1 if settings.checkpoint.store_only else _at_once(written, settings)),
+        store_bytes=checkpoint * _at_once(written, settings) if settings.checkpoint.store else 0,
     )
 
 

@@ -102,7 +102,7 @@ class Recorder:
         """What to tell the other ranks: a failed save in the background, else a stop signal, else 0."""
         if not self._writer.failed:
             return signal
-        if self._checkpoint.on_failure == "stop":
+        if self._checkpoint.on_failure == "stop" or self._writer.contested:
             return FAILED
         self._go_on()
         return signal
@@ -195,9 +195,10 @@ class Recorder:
         """
         if not last and self._checkpoint.on_failure == "continue":
             self._writer.join()
-            if self._writer.failed:
-                self._go_on()
-            return
+            if not self._writer.contested:
+                if self._writer.failed:
+                    self._go_on()
+                return
         self._workers.together(self._writer.wait)
 
     def _go_on(self) -> None:
@@ -206,7 +207,7 @@ class Recorder:
             self._writer.check()
         except HarnessError as error:
             self._events.failure(error)
-            self._screen.say(f"a checkpoint was not saved: {error}; goes on, as checkpoint.on_failure says")
+            self._screen.say(f"a save has failed: {error}; goes on, as checkpoint.on_failure says")
 
     def _write_line(self, desk: Desk, value: Values, scores: Mapping[str, float] | None) -> None:
         noted = self._noted.popleft()

@@ -293,10 +293,4 @@ def _lost(found: Found, records: Sequence[Mapping[str, Any]]) -> list[Skipped]:
 
 def _set_aside(folder: RunFolder, skipped: Sequence[Skipped]) -> dict[str, Path]:
     """Where each skipped folder goes when a checkpoint of its name is written again."""
-    targets = {}
-    for item in skipped:
-        number = 1
-        while (target := folder.checkpoints / f"damaged-{item.name}-{number}").exists():
-            number += 1
-        targets[item.name] = target
-    return targets
+    return {item.name: folder.free_aside(item.name) for item in skipped}

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness import config, environment, tracking
 from harness.checkpoint.keeping import Best, Keep
-from harness.checkpoint.publisher import Publisher
+from harness.checkpoint.publisher import Publisher, durable_rename
 from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Loaded
 from harness.checkpoint.writer import CheckpointWriter
 from harness.determinism import settings as determinism
@@ -20,10 +20,11 @@ from harness.format import files as durable
 from harness.format import layout, strict_json
 from harness.format.layout import RunFolder
 from harness.settings import Settings
+from harness.stores.client import ObjectStore
 from harness.tasks import build as tasks
 from harness.tasks.task import Batch, Task
 from harness.terminal import human_seconds
-from harness.training import distributed, failure, resume, session
+from harness.training import distributed, failure, remote, resume, session
 from harness.training import start as begin
 from harness.training.launch import Launch
 from harness.training.metrics import Events, MetricsLog, read_steps, rewind
@@ -171,8 +172,9 @@ def open_desk(
     screen: Screen,
     start: int,
     accept: Sequence[str],
+    store: ObjectStore | None,
 ) -> Desk:
-    """The run's files, opened by rank 0 at step ``start``."""
+    """The run's files, opened by rank 0 at step ``start``; ``store`` is brought up to date with them."""
     if opened is None or launched is None:
         raise TrainingFailed("only rank 0 writes")
     folder, facts = opened.folder, launched.facts
@@ -184,6 +186,7 @@ def open_desk(
     corpus = {"format": "harness-corpus/1", "files": dict(task.identity().files)}
     durable.write_durable(folder.root / layout.CORPUS, strict_json.dumps(corpus))
     _write_config(opened, facts)
+    _set_aside_pruned(folder, start)
     publisher = Publisher(
         folder,
         str(facts.run["id"]),
@@ -193,6 +196,9 @@ def open_desk(
         keep=_keep(loaded.settings),
         set_aside=dict(opened.set_aside),
     )
+    if store is not None:
+        only = loaded.settings.checkpoint.store_only
+        publisher.mirror = remote.mirror(store, publisher, start, only, events, screen)
     publisher.on_commit.append(partial(announce, events, screen))
     text = str(facts.config["text"]).encode()
     publisher.on_commit.append(lambda _: _keep_config(folder, text))
@@ -212,6 +218,14 @@ def open_desk(
     )
 
 
+def _set_aside_pruned(folder: RunFolder, start: int) -> None:
+    """Statements of checkpoints after ``start``, which this launch is going to write again."""
+    for each in folder.pruned():
+        step = layout.parse_checkpoint_name(each.name.removeprefix(layout.PRUNED))
+        if step is not None and step > start:
+            durable_rename(each, folder.free_aside(each.name))
+
+
 def watchdog(workers: Workers, settings: Settings, stop: StopRequest) -> Watchdog:
     """What watches the other ranks and the deadline of this one."""
     return Watchdog(
@@ -223,12 +237,15 @@ def watchdog(workers: Workers, settings: Settings, stop: StopRequest) -> Watchdo
     )
 
 
-def writer(workers: Workers, settings: Settings, desk: Desk | None) -> CheckpointWriter:
+def writer(
+    workers: Workers, settings: Settings, desk: Desk | None, store: ObjectStore | None
+) -> CheckpointWriter:
     """This rank's writer of checkpoints; collective, since its threads get a control group of their own."""
     return CheckpointWriter(
         RunFolder(settings.run.dir),
         distributed.beside(workers),
         None if desk is None else desk.publisher,
+        store=store,
         step_back=workers.device.type == "cpu",
     )
 
@@ -379,11 +396,15 @@ def closing(settings: Settings, recorder: Recorder, desk: Desk | None, start: in
     )
 
 
-def hold_run(workers: Workers, settings: Settings) -> tuple[HeldRun | None, Candidates]:
-    """The run folder, held by rank 0, and the way back through its checkpoints."""
+def hold_run(
+    workers: Workers, settings: Settings, store: ObjectStore | None, screen: Screen
+) -> tuple[HeldRun | None, Candidates]:
+    """The run folder, held by rank 0, with what only the store had, and the way back to its checkpoints."""
     held = workers.first_only(lambda: resume.hold(settings))
-    policy = None if held is None else held.policy
     folder = RunFolder(settings.run.dir)
+    if store is not None:
+        workers.first_only(partial(remote.fetch_newer, store, held, screen))
+    policy = None if held is None else held.policy
     return held, Candidates(workers, folder, policy, partial(wanted_files, workers.rank))
 
 
