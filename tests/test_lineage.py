@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import cli
-from harness.audit import lineage_text
+from harness.audit import export, lineage_text
 from harness.commands import Outcome, lineage
 from harness.errors import EvidenceIncomplete, UsageError
+from harness.provenance import keys, policy
 from harness.provenance.lineage import Graph, Member, Unreadable, graph
 from harness.provenance.statements import CheckpointStatement
 
@@ -370,6 +371,27 @@ def test_a_child_run_hangs_below_the_checkpoint_that_it_began_with(family: Path)
     titles = {node["key"]: node["title"] for node in outcome.document["nodes"]}
     (edge,) = [edge for edge in outcome.document["edges"] if edge["kind"] == "began"]
     assert (titles[edge["source"]], titles[edge["target"]]) == ("base step 20", "launch 0")
+
+
+def test_an_export_hangs_on_its_checkpoint_in_every_format(family: Path) -> None:
+    """Oracle: alone its checkpoint is absent, beside its run it is not; a changed one is only a name."""
+    signer = keys.load_signer(family / "me.key")
+    out, trust = family / "out", policy.from_keys(keys.public_keys(signer))
+    export.export(run_folder.checkpoint(family / "base", 20), out, trust, signer, quiet=True)
+    words = ["--key", str(family / "me.ed25519.pub")]
+    assert "? base step 20" in drawn(out, *words).text
+    beside = drawn(family / "base", *words, "--with", str(out))
+    assert beside.exit_code == 0
+    assert "export    out  native of base step 20" in beside.text
+    (edge,) = [edge for edge in beside.document["edges"] if edge["kind"] == "exported"]
+    titles = {node["key"]: node["title"] for node in beside.document["nodes"]}
+    assert (titles[edge["source"]], titles[edge["target"]]) == ("step 20", "out")
+    assert "native of base step 20" in drawn(out, "--format", "html").text
+    for line in drawn(out, "--format", "mermaid").text.splitlines()[2:]:
+        assert MERMAID.fullmatch(line), line
+    (out / "extra").write_bytes(b"x")
+    changed = drawn(family / "base", *words, "--with", str(out))
+    assert (changed.exit_code, "x out" in changed.text) == (1, True)
 
 
 def test_a_start_that_is_not_at_hand_is_drawn_as_absent_and_said(family: Path) -> None:

@@ -55,6 +55,13 @@ def examine(folder: Path, policy: Policy, findings: Findings) -> list[payload.Jo
     return payload.jobs(folder, manifest, [each.path for each in manifest.files if each.path in present])
 
 
+def claimed(folder: Path) -> ExportStatement:
+    """What ``folder`` says; its format is checked, its signature is not. Raises `VerificationFailed`."""
+    where = str(folder / layout.EXPORT_BUNDLE)
+    data = files.read_limited(folder / layout.EXPORT_BUNDLE, envelope.LIMIT)
+    return exports.parse_export(envelope.unauthenticated_payload(data, where=where), where=where)
+
+
 def _statement(folder: Path, policy: Policy) -> ExportStatement:
     where = str(folder / layout.EXPORT_BUNDLE)
     data = files.read_limited(folder / layout.EXPORT_BUNDLE, envelope.LIMIT)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.audit import story
+from harness.audit import exported, story
 from harness.audit.story import Story
 from harness.errors import EvidenceIncomplete, HarnessError
 from harness.format import files, layout
@@ -21,7 +21,7 @@ from harness.format.layout import RunFolder
 from harness.provenance import envelope, history
 from harness.provenance.findings import Finding, Findings
 from harness.provenance.history import Entry
-from harness.provenance.lineage import Graph, Member, Unreadable, graph
+from harness.provenance.lineage import Export, Graph, Member, Unreadable, graph
 from harness.provenance.policy import Policy
 from harness.provenance.statements import parse_checkpoint
 
@@ -72,27 +72,46 @@ class Picture:
 
 
 def read(path: Path, policy: Policy | None, beside: Sequence[Path] = ()) -> Picture:
-    """The lineage of a run folder, or of one checkpoint folder, whose parent is then a node that is absent.
+    """The lineage of a run folder, of an exported folder, or of one checkpoint folder, whose parent is then a
+    node that is absent.
 
-    ``beside``: folders of the runs that it and they began with; with any, each start must be among them.
+    ``beside``: exported folders, and those of the runs that it and they began with; with any run, each start
+    must be among them.
 
     Raises `UsageError` when ``path`` is neither, `EvidenceIncomplete` for a run without any checkpoint,
     `EnvironmentFault` for a disk that cannot be read.
     """
     findings = Findings()
-    own = _told(path, policy, findings)
-    if not own:
+    paths = [path, *beside]
+    exports = [_export(each, policy, findings) for each in paths if exported.is_export(each)]
+    own = [] if exported.is_export(path) else _told(path, policy, findings)
+    if not own and not exported.is_export(path):
         raise EvidenceIncomplete("the run holds no checkpoint", where=str(path))
-    found = [*own, *(each for other in beside for each in _told(other, policy, findings))]
+    others = [other for other in beside if not exported.is_export(other)]
+    found = [*own, *(each for other in others for each in _told(other, policy, findings))]
     stories = [each for each in found if isinstance(each, Story)]
     if policy is not None:
         entries = history.in_order([_entry(each) for each in stories if each.kind in _COMMITS])
-        history.check_starts(entries, (), findings, wanted=bool(beside))
+        history.check_starts(entries, (), findings, wanted=bool(others))
     members = [_member(each) for each in stories]
-    drawn = graph(members, [each for each in found if isinstance(each, Unreadable)])
+    unreadable = [each for each in (*found, *exports) if isinstance(each, Unreadable)]
+    drawn = graph(members, unreadable, [each for each in exports if isinstance(each, Export)])
     return Picture(
         path, drawn, policy is not None, tuple(findings.failed), tuple(findings.notes), findings.exit_code
     )
+
+
+def _export(folder: Path, policy: Policy | None, findings: Findings) -> Export | Unreadable:
+    """What an exported folder says; with a policy every check but that of payload bytes is made."""
+    name, before = folder.resolve().name, len(findings.failed)
+    if policy is not None:
+        exported.examine(folder, policy, findings)
+        if len(findings.failed) > before:
+            return _unreadable(name, findings.failed[before].what)
+    try:
+        return Export(name, exported.claimed(folder))
+    except HarnessError as error:
+        return _unreadable(name, error.what)
 
 
 def _told(path: Path, policy: Policy | None, findings: Findings) -> list[Story | Unreadable]:

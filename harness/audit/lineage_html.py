@@ -22,7 +22,8 @@ body{margin:0;background:var(--back);color:var(--text);
 font:15px/1.5 system-ui,"Segoe UI",Helvetica,Arial,sans-serif}
 main{max-width:1240px;margin:0 auto;padding:28px 24px 56px}
 h1{font-size:24px;margin:0 0 10px}
-.status{border-left:4px solid;background:var(--panel);padding:8px 14px;margin:8px 0;border-radius:0 6px 6px 0}
+.status{border-left:4px solid;background:var(--panel);padding:8px 14px;margin:8px 0;border-radius:0 6px 6px 0;
+overflow-wrap:anywhere}
 .good{border-color:var(--good)}.bad{border-color:var(--bad)}.open{border-color:var(--open)}
 .scroll{overflow-x:auto}
 svg{display:block;margin:16px 0}
@@ -32,6 +33,7 @@ svg .name{font-weight:600}
 svg .path{fill:none;stroke:var(--line);stroke-width:2}
 svg .resumed,svg .began{stroke:var(--launch);stroke-dasharray:5 4}
 svg .skipped{stroke:var(--bad);stroke-dasharray:2 4}
+svg .exported{stroke:var(--good);stroke-dasharray:1 4}
 svg .used{stroke:var(--edge);stroke-width:1.5}
 svg .box{fill:var(--panel);stroke:var(--edge)}
 svg .launch{stroke:var(--launch)}
@@ -48,8 +50,12 @@ code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:
 
 _LEGEND = (
     "Newest on top. Filled: complete; dashed: pruned, only its signatures are left; red: set aside; yellow: "
-    "not here. Blue dashes: resumed from; red dots: skipped by a resume. Point at a box for its whole text."
+    "not here. Blue dashes: resumed from, or began with another run's weights; green dots: exported; "
+    "red dots: skipped by a resume. Point at a box for its whole text."
 )
+
+_FROM_POINTS = ("resumed", "skipped", "began", "exported")
+"""Edges that lead from a checkpoint to a box."""
 
 # Pixels.
 _ROW = 46
@@ -161,15 +167,28 @@ def _stack(nodes: list[Node]) -> list[Box]:
 
 
 def _ingredient(node: Node) -> list[str]:
-    describe = {"run": words.run, "dataset": words.dataset, "tokenizer": words.tokenizer, "code": words.code}
+    describe = {
+        "run": words.run,
+        "dataset": words.dataset,
+        "tokenizer": words.tokenizer,
+        "code": words.code,
+        "export": words.export,
+    }
     return describe[node.kind](node).replace("; ", "  ").split("  ")
 
 
 def _edges(graph: Graph, boxes: dict[str, Box], points: dict[str, tuple[float, float]]) -> Iterator[str]:
+    for start, first in _births(graph):
+        if start in points and first in points:
+            yield _curve(points[start], points[first], "path began", upright=True)
     for edge in graph.edges:
         if edge.kind == "parent":
             yield _curve(points[edge.source], points[edge.target], "path", upright=True)
-        elif edge.kind in ("resumed", "skipped", "began") and edge.source in points and edge.target in boxes:
+        elif (
+            edge.kind in ("resumed", "skipped", "began", "exported")
+            and edge.source in points
+            and edge.target in boxes
+        ):
             box = boxes[edge.target]
             yield _curve((box.x + _BOX, box.middle + 5), points[edge.source], f"path {edge.kind}")
         elif edge.kind == "saved" and edge.source in boxes:
@@ -178,6 +197,15 @@ def _edges(graph: Graph, boxes: dict[str, Box], points: dict[str, tuple[float, f
         elif edge.source in boxes and edge.target in boxes:
             source, target = boxes[edge.source], boxes[edge.target]
             yield _curve((source.x + _BOX, source.middle), (target.x, target.middle), "path used")
+
+
+def _births(graph: Graph) -> Iterator[tuple[str, str]]:
+    """The checkpoint that a run began with, and the run's first one."""
+    followers = {edge.target for edge in graph.edges if edge.kind == "parent"}
+    for began in graph.edges:
+        for saved in graph.edges if began.kind == "began" else ():
+            if saved.kind == "saved" and saved.source == began.target and saved.target not in followers:
+                yield began.source, saved.target
 
 
 def _curve(start: tuple[float, float], end: tuple[float, float], look: str, *, upright: bool = False) -> str:
@@ -219,9 +247,10 @@ def _table(graph: Graph) -> str:
     """Every checkpoint with its whole id, for copying."""
     head = "".join(f"<th>{name}</th>" for name in ("checkpoint", "state", "created", "id"))
     lines = []
+    several = len(graph.of_kind("run")) > 1  # then the title names the run, and the folder alone does not
     for node in reversed(graph.of_kind("checkpoint")):
         facts = node.facts
-        cells = (facts.get("name") or node.title, node.state, facts.get("created"))
+        cells = (node.title if several else facts.get("name") or node.title, node.state, facts.get("created"))
         shown = "".join(f"<td>{_text(str(each or ''))}</td>" for each in cells)
         lines.append(f"<tr>{shown}<td><code>{_text(str(facts.get('id') or ''))}</code></td></tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(lines) + "\n</tbody></table>"

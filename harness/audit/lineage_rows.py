@@ -35,7 +35,7 @@ def lonely(graph: Graph) -> list[Node]:
 
 
 def _connected(graph: Graph) -> set[str]:
-    ends = (edge for edge in graph.edges if edge.kind in ("parent", "saved", "began"))
+    ends = (edge for edge in graph.edges if edge.kind in ("parent", "saved", "began", "exported"))
     return {end for edge in ends for end in (edge.source, edge.target)}
 
 

@@ -28,6 +28,7 @@ _SHAPES = {
     "dataset": ("[(", ")]"),
     "tokenizer": ("[(", ")]"),
     "code": ("[/", "/]"),
+    "export": ("([", "])"),
 }
 _CLASSES = {
     "pruned": "stroke-dasharray:4 3",
@@ -61,6 +62,8 @@ def _header(graph: Graph) -> Iterator[str]:
             yield _line(label or "data", words.dataset(node))
         elif node.kind == "tokenizer":
             yield _line(label or "tokenizer", words.tokenizer(node))
+        elif node.kind == "export":
+            yield _line("export", words.export(node))
         elif node.kind == "code":
             yield _line(label or "code", words.code(node))
 
@@ -129,6 +132,7 @@ def _box(node: Node, graph: Graph) -> str:
             "dataset": words.dataset,
             "tokenizer": words.tokenizer,
             "code": words.code,
+            "export": words.export,
         }
         parts = [f"{node.kind}: {describe[node.kind](node)}"]
     return f'{opening}"{"<br/>".join(map(_escape, parts))}"{closing}'

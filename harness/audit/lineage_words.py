@@ -72,6 +72,13 @@ def code(node: Node) -> str:
     return f"{node.title}, {commit}{state}{own}"
 
 
+def export(node: Node) -> str:
+    """Layout of an export, the checkpoint that it was made of, and its own id."""
+    facts, source = node.facts, node.facts["source"]
+    made = f"{facts['layout']} of {source['name']} step {source['step']} {short(source['checkpoint'])}"
+    return f"{node.title}  {made}  id {short(facts['id'])}"
+
+
 def run(node: Node) -> str:
     """Name, id and seed of a run."""
     return f"{node.title}  {node.facts['id']}  seed {node.facts['seed']}"

@@ -35,7 +35,8 @@ def add_ancestors(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="RUN",
-        help="run or checkpoint folders that this one, or they, began with (start.checkpoint)",
+        help="run or checkpoint folders that this one, or they, began with (start.checkpoint); "
+        "lineage takes exported folders too",
     )
 
 

@@ -7,6 +7,7 @@ edge leads from what was there first to what came of it:
     data set → launch      read            checkpoint → launch       resumed from, or skipped by it
     tokenizer → launch     used            launch → checkpoint       saved
     code → launch          ran             checkpoint → launch       began: another run's weights
+    checkpoint → export    exported
 
 A parent, a start or a skipped checkpoint that is not among the members becomes a node that is ``absent``.
 """
@@ -19,10 +20,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from harness.format import layout, strict_json
+from harness.provenance.exports import ExportStatement
 from harness.provenance.statements import CheckpointStatement
 
-NodeKind = Literal["run", "launch", "checkpoint", "dataset", "tokenizer", "code"]
-EdgeKind = Literal["launched", "saved", "parent", "resumed", "skipped", "began", "read", "used", "ran"]
+NodeKind = Literal["run", "launch", "checkpoint", "dataset", "tokenizer", "code", "export"]
+EdgeKind = Literal[
+    "launched", "saved", "parent", "resumed", "skipped", "began", "read", "used", "ran", "exported"
+]
 State = Literal["", "complete", "pruned", "nonfinite", "damaged", "elsewhere", "absent", "unreadable"]
 
 _SIDE: tuple[State, ...] = ("nonfinite", "damaged", "unreadable")
@@ -44,6 +48,14 @@ class Unreadable:
     name: str
     reason: str
     state: State = "unreadable"
+
+
+@dataclass(frozen=True)
+class Export:
+    """A folder that was exported from a checkpoint."""
+
+    name: str
+    statement: ExportStatement
 
 
 @dataclass(frozen=True)
@@ -91,8 +103,12 @@ class Graph:
         return {node.key: node for node in self.nodes}
 
 
-def graph(members: Sequence[Member], unreadable: Sequence[Unreadable] = ()) -> Graph:
-    """The graph of ``members``, whatever runs they belong to; each of ``unreadable`` is a node too."""
+def graph(
+    members: Sequence[Member], unreadable: Sequence[Unreadable] = (), exports: Sequence[Export] = ()
+) -> Graph:
+    """The graph of ``members``, whatever runs they belong to, and of the ``exports`` made of them; each of
+    ``unreadable`` is a node too.
+    """
     builder = _Builder(several=len({member.statement.run_id for member in members}) > 1)
     ordered = sorted(members, key=lambda each: (each.statement.sequence, each.statement.step_to, each.name))
     for member in ordered:
@@ -101,6 +117,8 @@ def graph(members: Sequence[Member], unreadable: Sequence[Unreadable] = ()) -> G
         builder.add(_unreadable(folder))
     for member in ordered:
         builder.connect(member)
+    for export in exports:
+        builder.add_export(export)
     return Graph(tuple(builder.nodes.values()), tuple(dict.fromkeys(builder.edges)))
 
 
@@ -139,6 +157,16 @@ class _Builder:
         self.add(node)
         known = self._aside if node.aside else self._by_id
         known.setdefault((member.statement.run_id, member.statement.subject_id), node.key)
+
+    def add_export(self, export: Export) -> None:
+        """The node of an export, and the edge from its checkpoint, which may not be here."""
+        statement, source = export.statement, export.statement.source
+        facts = {"id": statement.subject_id, "name": export.name, **statement.predicate}
+        key = _key("export", [statement.subject_id, export.name])
+        node = self.add(Node(key, "export", export.name, facts=facts))
+        title = f"{source['name']} step {source['step']}"
+        found = self._find(source["run"], source["checkpoint"], source["step"], title)
+        self.edges.append(Edge(found, node, "exported"))
 
     def connect(self, member: Member) -> None:
         """The edges of a member, with the nodes that only its statement names."""
