@@ -133,7 +133,7 @@ def _examine(folder: Path, policy: Policy, findings: Findings) -> OpenedCheckpoi
     findings.all_of("file set", _file_set(folder, manifest, present, kind))
     for path in sorted({entry.path for entry in manifest.files} & present.keys()):
         if path.endswith(".safetensors"):
-            findings.attempt("headers", _check_header, folder, path, manifest)
+            findings.attempt("headers", check_header, folder, path, manifest)
     if layout.TRAINER in present:
         _check_trainer(folder, manifest, statement, findings)
     return OpenedCheckpoint(
@@ -201,7 +201,8 @@ def _file_set(
         yield "is in the manifest, not in the folder", str(folder / path)
 
 
-def _check_header(folder: Path, path: str, manifest: Manifest) -> None:
+def check_header(folder: Path, path: str, manifest: Manifest) -> None:
+    """Raise `VerificationFailed` when a safetensors file describes other tensors than ``manifest`` lists."""
     header = safetensors_header.read_header(folder / path)
     found = {(span.name, span.dtype, span.shape, span.start, span.end) for span in header.tensors}
     listed = {
