@@ -32,6 +32,7 @@ from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.provenance import keys
 from harness.provenance.policy import from_keys
+from harness.stores import client
 from harness.stores.client import ObjectExistsError, ObjectStore
 from harness.stores.contents import parse_selection
 from harness.stores.fetch import fetch, fetch_newest
@@ -429,3 +430,21 @@ def test_fetch_brings_what_was_asked_for_and_goes_on_where_it_was(
     bucket.flip("checkpoints/step-00000003/model.safetensors")  # which is here already
     assert main(["fetch", bucket.url, str(folder), "--payload", "3"]) == 0
     assert verdict(folder, signer) == 0
+
+
+@pytest.mark.parametrize("copied_by", ["server", "client"])
+def test_what_goes_on_after_the_step_of_a_resume_is_set_aside_whole(
+    bucket: Bucket, tmp_path: Path, signer: keys.Signer, monkeypatch: pytest.MonkeyPatch, copied_by: str
+) -> None:
+    """Oracle: boto3, the bytes before; an object that S3 does not copy by itself goes through the client."""
+    here = launched(tmp_path / "run", bucket.url, signer)
+    here.save(1, 2)
+    inside = [name for name in bucket.names() if "/step-00000002/" in name]
+    before = [bucket.read(name) for name in inside]
+    if copied_by == "client":
+        monkeypatch.setattr(client, "_COPY_LIMIT", 0)
+    late = Mirror(here.store, here.run, False, lambda _: [], lambda _: None)
+    assert late.begin(1) == ["step-00000001"]
+    aside = [name.replace("/step-00000002/", "/damaged-step-00000002-1/") for name in inside]
+    assert [bucket.read(name) for name in aside] == before
+    assert not [name for name in bucket.names() if "/step-00000002/" in name]
