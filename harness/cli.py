@@ -29,6 +29,7 @@ VERBS = {
     "report": "a research report of one or more runs, with curves and checked claims",
     "sweep": "several seeds and variants of a config, then the report",
     "watch": "a live view of a run from its files",
+    "attest": "add a signed statement to a checkpoint: evaluation, verdict, countersignature",
     "keys": "make and show signing identities",
     "config": "the resolved config and where each value came from",
     "plan": "parameters, memory, tokens and checkpoint bytes of a run, before it starts",

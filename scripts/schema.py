@@ -1,6 +1,6 @@
-"""Write docs/schema/checkpoint-v1.schema.json from `harness.provenance.statements.SCHEMA`.
+"""Write docs/schema/*.schema.json from the schemas in `harness.provenance`.
 
-python scripts/schema.py [FILE]
+python scripts/schema.py [FOLDER]
 """
 
 from __future__ import annotations
@@ -9,17 +9,25 @@ import json
 import sys
 from pathlib import Path
 
+from harness.provenance import later
 from harness.provenance.statements import SCHEMA
 
-TARGET = Path(__file__).parent.parent / "docs" / "schema" / "checkpoint-v1.schema.json"
+TARGET = Path(__file__).parent.parent / "docs" / "schema"
+SCHEMAS = {
+    "checkpoint-v1": SCHEMA,
+    "replay-v1": later.SCHEMAS[later.REPLAY],
+    "svr-v0.1": later.SCHEMAS[later.SVR],
+    "test-result-v0.1": later.SCHEMAS[later.TEST_RESULT],
+}
 
 
-def text() -> str:
-    """The file's contents."""
-    return json.dumps(SCHEMA, indent=2) + "\n"
+def texts() -> dict[str, str]:
+    """File name → contents."""
+    return {f"{name}.schema.json": json.dumps(schema, indent=2) + "\n" for name, schema in SCHEMAS.items()}
 
 
 if __name__ == "__main__":
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET
-    target.write_text(text())
-    print(f"wrote {target}")
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET
+    for name, text in texts().items():
+        (folder / name).write_text(text)
+        print(f"wrote {folder / name}")

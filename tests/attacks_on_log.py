@@ -102,7 +102,7 @@ def a_record_of_the_log_is_edited_by_the_signer(scene: Scene) -> None:
     _rewrite(scene, lambda records: [*records[:2], records[2].replace(b'"step":30', b'"step":31')])
 
 
-@attack("has a record that is none of a checkpoint")
+@attack("has a record that is neither of a checkpoint nor of a statement")
 def a_record_of_the_log_has_an_unknown_field(scene: Scene) -> None:
     _rewrite(scene, lambda records: [*records[:2], b'{"evil":1,' + records[2][1:]])
 

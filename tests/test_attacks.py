@@ -15,6 +15,7 @@ from pathlib import Path
 import attacks_on_bundles
 import attacks_on_files
 import attacks_on_formats
+import attacks_on_later
 import attacks_on_lineage
 import attacks_on_log
 import attacks_on_statements
@@ -34,6 +35,7 @@ MODULES = (
     attacks_on_statements,
     attacks_on_lineage,
     attacks_on_log,
+    attacks_on_later,
 )
 
 

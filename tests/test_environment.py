@@ -12,13 +12,14 @@ import pytest
 from harness import environment
 from harness.errors import EnvironmentFault
 from harness.provenance import statements
+from harness.provenance.schema import check
 from harness.training.record import plain
 
 
 def test_the_facts_are_what_a_statement_can_hold_and_stay_the_same() -> None:
     """Oracle: the published schema, and a second look."""
     facts = plain(environment.facts())
-    statements.check(facts, where="environment", schema=statements.SCHEMA["properties"]["environment"])
+    check(facts, where="environment", schema=statements.SCHEMA["properties"]["environment"])
     assert plain(environment.facts()) == facts
     assert facts["packages"]["torch"]
 

@@ -49,4 +49,5 @@ def read(paths: Sequence[Path], policy: Policy, findings: Findings) -> list[Entr
 
 def entry_of(opened: OpenedCheckpoint) -> Entry:
     """``opened`` as the rules between checkpoints see it."""
-    return Entry(str(opened.folder), opened.statement, opened.checkpoint_id, opened.bundle_sha256)
+    where, identity = str(opened.folder), opened.checkpoint_id
+    return Entry(where, opened.statement, identity, opened.bundle_sha256, opened.later)

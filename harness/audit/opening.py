@@ -16,14 +16,14 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import EnvironmentFault, EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout, safetensors_header
 from harness.format.manifest import Manifest
-from harness.provenance import envelope, verifier
+from harness.provenance import envelope, later, verifier
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
 from harness.provenance.statements import CheckpointStatement
@@ -56,6 +56,8 @@ class OpenedCheckpoint:
     """Key id of the key that signed provenance/checkpoint.sigstore.json."""
     bundle_sha256: str
     """Of provenance/checkpoint.sigstore.json, as the log records it."""
+    later: Mapping[str, str]
+    """Name → hex sha256 of the statements that were added afterwards, as the log records them."""
 
 
 def open_checkpoint(folder: Path, policy: Policy) -> OpenedCheckpoint:
@@ -146,6 +148,7 @@ def _examine(folder: Path, policy: Policy, findings: Findings) -> OpenedCheckpoi
         signers=examined.signers,
         signer=examined.key_id,
         bundle_sha256=examined.bundle_sha256,
+        later=examined.later,
     )
 
 
@@ -174,7 +177,10 @@ def _read(folder: Path, name: str, present: dict[str, os.stat_result], findings:
             return None
         return findings.attempt("sizes", files.read_limited, folder / path, limit)
 
-    later = {path: read(path, envelope.LIMIT) for path in present if verifier.is_later_statement(path)}
+    paths = [path for path in present if later.name_of(path) is not None]
+    if len(paths) > later.MOST:
+        findings.bad("sizes", f"holds more than {later.MOST} later statements", str(folder))
+    added = {path: read(path, later.LIMIT) for path in paths[: later.MOST]}
     return Evidence(
         where=str(folder),
         name=name,
@@ -182,7 +188,7 @@ def _read(folder: Path, name: str, present: dict[str, os.stat_result], findings:
         manifest=read(layout.MANIFEST, MANIFEST_LIMIT),
         slsa=read(layout.SLSA_BUNDLE, envelope.LIMIT),
         model_signature=read(layout.MODEL_SIGNATURE, MANIFEST_LIMIT),
-        later={path: data for path, data in later.items() if data is not None},
+        later={path: data for path, data in added.items() if data is not None},
     )
 
 
@@ -195,7 +201,7 @@ def _file_set(
         size = present[path].st_size
         if path in expected and size != expected[path]:
             yield f"has {size} bytes, the manifest says {expected[path]}", str(folder / path)
-        elif path not in expected and path not in _SIGNATURES and not verifier.is_later_statement(path):
+        elif path not in expected and path not in _SIGNATURES and later.name_of(path) is None:
             yield "is not in the manifest", str(folder / path)
     for path in sorted(set(expected) - set(present)) if kind != "pruned" else ():
         yield "is in the manifest, not in the folder", str(folder / path)

@@ -226,7 +226,8 @@ def _check_history(
     history.check_lineage(entries, findings)
     book = _read_log(run, policy, findings)
     if book is not None:
-        history.check_log(entries, book, findings, str(run.log))
+        aside = [entry_of(each) for each in opened if each.kind == "nonfinite"]
+        history.check_log(entries, book, findings, str(run.log), aside)
         findings.note(f"log head: {book.head.size} records, root {book.head.root.hex()}")
     for each in opened:
         if each.kind == "nonfinite":

@@ -7,19 +7,25 @@ files).
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from harness.errors import EnvironmentFault, EvidenceIncomplete, UsageError, VerificationFailed
 
 
-def write_durable(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``: at any crash the old or the new content is there, whole."""
+def write_durable(path: Path, data: bytes, *, temporary: Path | None = None) -> None:
+    """Replace ``path`` by ``data``: at any crash the old or the new content is there, whole.
+
+    ``temporary`` is written first; by default a name in the same folder, which a crash may leave behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{path.name}")
+    temporary = temporary or path.with_name(f".tmp-{path.name}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
         view = memoryview(data)
@@ -30,6 +36,20 @@ def write_durable(path: Path, data: bytes) -> None:
         os.close(descriptor)
     os.replace(temporary, path)
     fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` against other writers that do the same; the lock goes with the process.
+
+    Made for read, change, write: two that append to one log would lose one of their records.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def fsync_folder(path: Path) -> None:

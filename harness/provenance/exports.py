@@ -11,35 +11,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.provenance import statements
+from harness.provenance.schema import DIALECT, HEX32, HEX64, NATURAL, TEXT, TIME, Schema, check, closed
 from harness.provenance.statements import CheckpointStatement
 
 PREDICATE_TYPE = "urn:harness:predicate:export/v1"
-_TEXT = {"type": "string", "maxLength": 65536}
-_HEX64 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 
-
-def _object(**properties: Any) -> dict[str, Any]:
-    required = list(properties)
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-
-
-SCHEMA = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
+SCHEMA: Schema = {
+    "$schema": DIALECT,
     "$id": PREDICATE_TYPE,
     "title": "Which checkpoint an exported folder was made of",
-    **_object(
-        source=_object(
-            checkpoint=_HEX64,
-            step={"type": "integer", "minimum": 0, "maximum": 2**53},
-            run={"type": "string", "pattern": "^[0-9a-f]{32}$"},
-            name=_TEXT,
-            bundle_sha256=_HEX64,
-            state_sha256=_HEX64,
+    **closed(
+        source=closed(
+            checkpoint=HEX64,
+            step=NATURAL,
+            run=HEX32,
+            name=TEXT,
+            bundle_sha256=HEX64,
+            state_sha256=HEX64,
         ),
-        layout=_TEXT,
-        reason=_TEXT,
-        harness=_TEXT,
-        created={"type": "string", "pattern": "^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$"},
+        layout=TEXT,
+        reason=TEXT,
+        harness=TEXT,
+        created=TIME,
     ),
 }
 """JSON Schema (draft 2020-12) of the predicate."""
@@ -75,12 +68,12 @@ def source_of(statement: CheckpointStatement, bundle_sha256: str) -> dict[str, A
 
 def export_statement(*, export_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]) -> bytes:
     """The bytes to sign. Raises `VerificationFailed` when ``predicate`` departs from `SCHEMA`."""
-    statements.check(predicate, where=f"predicate of {name}", schema=SCHEMA)
+    check(predicate, where=f"predicate of {name}", schema=SCHEMA)
     return statements.statement_bytes(export_id, dir_hash, name, PREDICATE_TYPE, predicate)
 
 
 def parse_export(payload: bytes, *, where: str) -> ExportStatement:
     """The statement in a signed ``payload``. Raises `VerificationFailed` for other types or fields."""
     _, identity, directory, predicate = statements.parse_statement(payload, PREDICATE_TYPE, where=where)
-    statements.check(predicate, where=where, schema=SCHEMA)
+    check(predicate, where=where, schema=SCHEMA)
     return ExportStatement(identity, directory, predicate)

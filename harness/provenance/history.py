@@ -5,7 +5,9 @@
 - it names the same start as the checkpoint before: what other run's checkpoint this run began with, if any
 - its launch is that of the checkpoint before, or the next one, which says that it resumed from there
 - the log holds one record for each commit, in order; what a checkpoint saw of the log when it was signed is
-  the log before its own record
+  the log before its own record, statements apart that others entered while it was being written
+- a statement that was added later and entered is there, the same bytes, as long as its checkpoint is; one
+  that is there and not entered is told, since nobody would miss it
 - a record whose checkpoint is not there is a failure, unless a later signed statement says that a resume
   skipped it
 - when the checkpoint that a run began with is at hand, it is of the run and step that the run's statements
@@ -17,7 +19,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import VerificationFailed
@@ -29,7 +31,12 @@ from harness.provenance.statements import CheckpointStatement
 LINEAGE, LOG, START = "lineage", "log", "start"
 """Names of the checks."""
 _UNLOGGED = "is not in the log yet: its writer stopped between the rename and the entry"
-_RECORD_FIELDS = {"kind", "run", "sequence", "step", "checkpoint", "bundle_sha256"}
+COMMIT, STATEMENT = "checkpoint", "statement"
+"""Kinds of log records."""
+_RECORD_FIELDS = {
+    COMMIT: {"kind", "run", "sequence", "step", "checkpoint", "bundle_sha256"},
+    STATEMENT: {"kind", "run", "checkpoint", "name", "bundle_sha256"},
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,8 @@ class Entry:
     checkpoint_id: str
     bundle_sha256: str
     """Of provenance/checkpoint.sigstore.json."""
+    later: Mapping[str, str] = field(default_factory=dict)
+    """Name → hex sha256 of the statements that were added afterwards."""
 
 
 def origin_of(run_id: str) -> str:
@@ -62,15 +71,36 @@ def record_of(run_id: str, sequence: int, step: int, checkpoint: str, bundle_sha
     )
 
 
+def statement_record(run_id: str, checkpoint: str, name: str, bundle_sha256: str) -> bytes:
+    """The log record of a statement that was added to ``checkpoint`` as ``name``: strict JSON."""
+    return strict_json.dumps(
+        {
+            "kind": STATEMENT,
+            "run": run_id,
+            "checkpoint": checkpoint,
+            "name": name,
+            "bundle_sha256": bundle_sha256,
+        }
+    )
+
+
 def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
-    """The record in ``data``. Raises `VerificationFailed` for other fields than `record_of` writes."""
+    """The record in ``data``. Raises `VerificationFailed` for other fields than are written here."""
     record = strict_json.loads(data, where=where)
-    if not isinstance(record, dict) or set(record) != _RECORD_FIELDS or record["kind"] != "checkpoint":
-        raise VerificationFailed("has a record that is none of a checkpoint", where=where)
-    texts = all(isinstance(record[name], str) for name in ("run", "checkpoint", "bundle_sha256"))
-    if not texts or not all(type(record[name]) is int for name in ("sequence", "step")):
+    kind = record.get("kind") if isinstance(record, dict) else None
+    if not isinstance(record, dict) or not isinstance(kind, str) or set(record) != _RECORD_FIELDS.get(kind):
+        what = "has a record that is neither of a checkpoint nor of a statement"
+        raise VerificationFailed(what, where=where)
+    numbers = {"sequence", "step"} & set(record)
+    texts = all(isinstance(record[name], str) for name in set(record) - numbers)
+    if not texts or not all(type(record[name]) is int for name in numbers):
         raise VerificationFailed("has a record with a field of another type", where=where)
-    return record
+    return dict(record)
+
+
+def is_commit(record: Mapping[str, Any]) -> bool:
+    """Whether ``record`` is that of a checkpoint, not of a later statement."""
+    return bool(record["kind"] == COMMIT)
 
 
 def in_order(entries: Sequence[Entry]) -> list[Entry]:
@@ -128,19 +158,27 @@ def _misnamed(start: Mapping[str, Any], parent: Entry, where: str) -> Iterator[t
         yield f"began with the state of a run that became non-finite: {parent.where}", where
 
 
-def check_log(entries: Sequence[Entry], book: log.Log, findings: Findings, where: str) -> None:
-    """``entries`` as for `check_lineage`, against an authentic log."""
+def check_log(
+    entries: Sequence[Entry],
+    book: log.Log,
+    findings: Findings,
+    where: str,
+    aside: Sequence[Entry] = (),
+) -> None:
+    """``entries`` as for `check_lineage`, against an authentic log; ``aside``: non-finite states."""
     try:
         records = [parse_record(data, where=where) for data in book.records]
     except VerificationFailed as error:
         findings.bad(LOG, error.what, where)
         return
-    places = {record["checkpoint"]: number for number, record in enumerate(records)}
+    places = {each["checkpoint"]: number for number, each in enumerate(records) if is_commit(each)}
     newest = entries[-1] if entries else None
     for entry in entries:
-        if entry.checkpoint_id not in places and entry is newest and _seen_size(entry) == len(records):
+        if entry.checkpoint_id not in places and entry is newest and _saw_last_commit(entry, records):
             findings.missing(LOG, _UNLOGGED, entry.where, "start the run again, which completes the log")
     findings.all_of(LOG, _departures(entries, records, places, book, where))
+    findings.all_of(LOG, _lost_statements([*entries, *aside], entries, records, places, where))
+    _tell_unlogged([*entries, *aside], records, findings)
 
 
 def _breaks(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
@@ -193,23 +231,68 @@ def _departures(
     book: log.Log,
     where: str,
 ) -> Iterator[tuple[str, str]]:
-    if len(places) != len(records):
+    if len(places) != sum(map(is_commit, records)):
         yield "has two records of the same checkpoint", where
     for entry in entries:
         place = places.get(entry.checkpoint_id)
         if book.head.origin != origin_of(entry.statement.run_id):
             yield f"belongs to another run than the log of {book.head.origin!r}", entry.where
         if place is None:
-            if entry is not entries[-1] or _seen_size(entry) != len(records):
+            if entry is not entries[-1] or not _saw_last_commit(entry, records):
                 yield "is not in the log", entry.where
         elif records[place] != strict_json.loads(_expected(entry), where=entry.where):
             yield f"record {place} of the log says something else about it", entry.where
-        yield from _misseen(entry, len(records) if place is None else place, book)
+        place = len(records) if place is None else place
+        seen = _seen_size(entry)
+        between = any(map(is_commit, records[seen:place]))
+        yield from _misseen(entry, place if between or seen > place else seen, book)
     here = {entry.checkpoint_id for entry in entries}
     for number, record in enumerate(records):
-        if record["checkpoint"] not in here and not _skipped_later(record, number, entries, places):
+        gone = is_commit(record) and record["checkpoint"] not in here
+        if gone and not _skipped_later(record, number, entries, places):
             name = layout.checkpoint_name(record["step"])
             yield f"record {number} names {name} ({record['checkpoint'][:12]}…), which is not here", where
+
+
+def _lost_statements(
+    holders: Sequence[Entry],
+    entries: Sequence[Entry],
+    records: Sequence[Mapping[str, Any]],
+    places: Mapping[str, int],
+    where: str,
+) -> Iterator[tuple[str, str]]:
+    """Later statements that the log names, and that are gone or have other bytes than were entered."""
+    known = {entry.checkpoint_id: entry for entry in holders}
+    named: set[tuple[str, str]] = set()
+    for number, record in enumerate(records):
+        if is_commit(record):
+            continue
+        identity, name = record["checkpoint"], record["name"]
+        holder = known.get(identity)
+        if (identity, name) in named:
+            yield f"has a second record of the statement {name} of {identity[:12]}…", where
+        named.add((identity, name))
+        if holder is None:
+            commit = places.get(identity)
+            if commit is None or not _skipped_later(records[commit], commit, entries, places):
+                yield f"record {number} names {name} of {identity[:12]}…, which is not here", where
+        elif record["run"] != holder.statement.run_id or places.get(identity, -1) > number:
+            yield f"record {number} of the log enters {name} for another run or too early", holder.where
+        elif name not in holder.later:
+            yield f"its statement {name} is record {number} of the log, and is not here", holder.where
+        elif holder.later[name] != record["bundle_sha256"]:
+            yield f"its statement {name} has other bytes than record {number} of the log says", holder.where
+
+
+def _tell_unlogged(
+    holders: Sequence[Entry], records: Sequence[Mapping[str, Any]], findings: Findings
+) -> None:
+    logged = {(each["checkpoint"], each["name"]) for each in records if not is_commit(each)}
+    for holder in holders:
+        for name in holder.later:
+            if (holder.checkpoint_id, name) not in logged:
+                where = holder.statement.name
+                findings.note(f"{where} {name}: not in the log, so its removal would not be noticed")
 
 
 def _expected(entry: Entry) -> bytes:
@@ -220,6 +303,12 @@ def _expected(entry: Entry) -> bytes:
 def _seen_size(entry: Entry) -> int:
     seen = entry.statement.predicate["log"]
     return 0 if seen is None else int(seen["size"])
+
+
+def _saw_last_commit(entry: Entry, records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether ``entry`` was signed after every commit in the log; later statements may have come since."""
+    seen = _seen_size(entry)
+    return seen <= len(records) and not any(map(is_commit, records[seen:]))
 
 
 def _misseen(entry: Entry, place: int, book: log.Log) -> Iterator[tuple[str, str]]:
@@ -240,7 +329,7 @@ def _skipped_later(
     """Whether a statement that was signed after ``record`` says that a resume skipped its checkpoint."""
     name = layout.checkpoint_name(record["step"])
     for entry in entries:
-        if places.get(entry.checkpoint_id, len(places)) > number:
+        if places.get(entry.checkpoint_id, number + 1) > number:
             for item in entry.statement.segment["skipped"]:
                 # The id of a skipped folder is what its manifest claimed, and that may be what was damaged.
                 if item["checkpoint"] == record["checkpoint"] or item["name"] == name:

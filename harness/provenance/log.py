@@ -33,7 +33,7 @@ WIDTH = 256
 """Hashes of a full tile."""
 RECORD_LIMIT = 0xFFFF
 _FILE_LIMIT = 32 << 20
-_NOTE_LIMIT = 1 << 20
+NOTE_LIMIT = 1 << 20
 _ED25519_NOTE = b"\x01"
 """Signature type of Ed25519 in a signed note."""
 
@@ -132,6 +132,13 @@ def append(folder: Path, record: bytes, signer: Signer, origin: str) -> Head:
     """
     if len(record) > RECORD_LIMIT:
         raise UsageError(f"a log record of {len(record)} bytes is over the limit of {RECORD_LIMIT}")
+    folder.mkdir(parents=True, exist_ok=True)
+    # A statement may be entered while a run trains.
+    with files.locked(folder):
+        return _append(folder, record, signer, origin)
+
+
+def _append(folder: Path, record: bytes, signer: Signer, origin: str) -> Head:
     records: tuple[bytes, ...] = ()
     if (folder / HEAD).exists():
         log = read(folder, public_keys(signer))
@@ -151,13 +158,13 @@ def read(folder: Path, keys: Sequence[PublicKey]) -> Log:
     Raises `EvidenceIncomplete` when there is none, `VerificationFailed` when head, records and tiles disagree
     or no Ed25519 key of ``keys`` has signed the head.
     """
-    head = open_note(files.read_limited(folder / HEAD, _NOTE_LIMIT), keys, where=str(folder / HEAD))
+    head = open_note(files.read_limited(folder / HEAD, NOTE_LIMIT), keys, where=str(folder / HEAD))
     return _read(folder, head)
 
 
 def read_claimed(folder: Path) -> Log:
     """The log in ``folder`` as it claims to be: consistent, by nobody's signature. Raises as `read`."""
-    return _read(folder, _claimed(files.read_limited(folder / HEAD, _NOTE_LIMIT), str(folder / HEAD)))
+    return _read(folder, _claimed(files.read_limited(folder / HEAD, NOTE_LIMIT), str(folder / HEAD)))
 
 
 def claimed_size(note: bytes, *, where: str) -> int:

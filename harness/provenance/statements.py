@@ -8,128 +8,112 @@ since JSON parsers do not agree on doubles.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import VerificationFailed
 from harness.format import strict_json
+from harness.provenance.schema import (
+    DECIMAL,
+    DIALECT,
+    FACT,
+    FLAG,
+    HEX32,
+    HEX64,
+    NATURAL,
+    NULL,
+    SCALAR,
+    TEXT,
+    TIME,
+    Schema,
+    check,
+    closed,
+    either,
+    listing,
+    mapping,
+)
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:harness:predicate:checkpoint/v1"
 SLSA_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:harness:training-segment/v1"
 
-Schema = dict[str, Any]
-
-_NATURAL: Schema = {"type": "integer", "minimum": 0, "maximum": 2**53}
-_TEXT: Schema = {"type": "string", "maxLength": 65536}
-_FLAG: Schema = {"type": "boolean"}
-_NULL: Schema = {"type": "null"}
-_HEX64: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-_HEX32: Schema = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
-_DECIMAL: Schema = {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$"}
-
-
-def _object(**properties: Schema) -> Schema:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
-def _map(values: Schema) -> Schema:
-    return {"type": "object", "additionalProperties": values}
-
-
-def _list(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _either(*options: Schema) -> Schema:
-    return {"anyOf": list(options)}
-
-
-_SCALAR = _either(_TEXT, {**_NATURAL, "minimum": -(2**53)}, _FLAG, _NULL)
-_FACT = _either(*_SCALAR["anyOf"], _list(_TEXT), _map(_SCALAR))
-_CHECKPOINT = _object(checkpoint=_HEX64, step=_NATURAL)
-_START = _object(checkpoint=_HEX64, step=_NATURAL, run=_HEX32, name=_TEXT, bundle_sha256=_HEX64)
+_CHECKPOINT = closed(checkpoint=HEX64, step=NATURAL)
+_START = closed(checkpoint=HEX64, step=NATURAL, run=HEX32, name=TEXT, bundle_sha256=HEX64)
 
 SCHEMA: Schema = {
-    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$schema": DIALECT,
     "$id": PREDICATE_TYPE,
     "title": "What made a checkpoint",
-    **_object(
-        run=_object(id=_HEX32, name=_TEXT, seed=_NATURAL),
-        sequence=_NATURAL,
-        steps=_object(**{"from": _NATURAL, "to": _NATURAL}),
-        parent=_either({"const": "genesis"}, _CHECKPOINT),
-        start=_either(_START, _NULL),
-        segment=_object(
-            number=_NATURAL,
+    **closed(
+        run=closed(id=HEX32, name=TEXT, seed=NATURAL),
+        sequence=NATURAL,
+        steps=closed(**{"from": NATURAL, "to": NATURAL}),
+        parent=either({"const": "genesis"}, _CHECKPOINT),
+        start=either(_START, NULL),
+        segment=closed(
+            number=NATURAL,
             reason={"enum": ["first launch", "resume"]},
             **{"class": {"enum": ["genesis", "exact", "same-data", "accepted"]}},
-            differences=_list(_object(what=_TEXT, before=_TEXT, after=_TEXT)),
-            accepted=_list(_TEXT),
-            skipped=_list(_object(name=_TEXT, reason=_TEXT, checkpoint=_either(_HEX64, _NULL))),
-            resumed_from=_either(_CHECKPOINT, _NULL),
+            differences=listing(closed(what=TEXT, before=TEXT, after=TEXT)),
+            accepted=listing(TEXT),
+            skipped=listing(closed(name=TEXT, reason=TEXT, checkpoint=either(HEX64, NULL))),
+            resumed_from=either(_CHECKPOINT, NULL),
         ),
-        launch=_object(
-            command=_list(_TEXT),
-            launcher=_TEXT,
-            world_size=_NATURAL,
-            nodes=_NATURAL,
-            mesh=_map(_NATURAL),
+        launch=closed(
+            command=listing(TEXT),
+            launcher=TEXT,
+            world_size=NATURAL,
+            nodes=NATURAL,
+            mesh=mapping(NATURAL),
             precision={"enum": ["fp32", "bf16", "fp16", "fp8"]},
-            compile=_FLAG,
-            parallel=_TEXT,
-            backend=_TEXT,
+            compile=FLAG,
+            parallel=TEXT,
+            backend=TEXT,
         ),
-        config=_object(sha256=_HEX64, text={"type": "string", "maxLength": 1 << 20}),
-        code=_object(
-            harness=_TEXT,
-            git_commit=_either(_TEXT, _NULL),
-            dirty=_either(_FLAG, _NULL),
-            diff_sha256=_either(_HEX64, _NULL),
-            task=_either(_object(import_path=_TEXT, sha256=_HEX64), _NULL),
+        config=closed(sha256=HEX64, text={"type": "string", "maxLength": 1 << 20}),
+        code=closed(
+            harness=TEXT,
+            git_commit=either(TEXT, NULL),
+            dirty=either(FLAG, NULL),
+            diff_sha256=either(HEX64, NULL),
+            task=either(closed(import_path=TEXT, sha256=HEX64), NULL),
         ),
-        data=_object(
-            kind=_TEXT,
-            corpus_sha256=_either(_HEX64, _NULL),
-            tokenizer_sha256=_either(_HEX64, _NULL),
-            counts=_map(_NATURAL),
+        data=closed(
+            kind=TEXT,
+            corpus_sha256=either(HEX64, NULL),
+            tokenizer_sha256=either(HEX64, NULL),
+            counts=mapping(NATURAL),
         ),
-        cursor=_object(step=_NATURAL, samples=_NATURAL, tokens=_NATURAL, epoch=_NATURAL, position=_NATURAL),
-        environment=_map(_FACT),
-        determinism=_object(
+        cursor=closed(step=NATURAL, samples=NATURAL, tokens=NATURAL, epoch=NATURAL, position=NATURAL),
+        environment=mapping(FACT),
+        determinism=closed(
             mode={"enum": ["off", "warn", "strict"]},
-            settings=_map(_SCALAR),
-            ledger=_either(
-                _object(
-                    sha256=_HEX64,
-                    rows=_NATURAL,
-                    documented=_NATURAL,
-                    observed=_NATURAL,
-                    measured=_NATURAL,
-                    coverage=_map(_SCALAR),
+            settings=mapping(SCALAR),
+            ledger=either(
+                closed(
+                    sha256=HEX64,
+                    rows=NATURAL,
+                    documented=NATURAL,
+                    observed=NATURAL,
+                    measured=NATURAL,
+                    coverage=mapping(SCALAR),
                 ),
-                _NULL,
+                NULL,
             ),
         ),
-        state=_object(sha256=_HEX64, tensors=_NATURAL, parameters=_NATURAL),
-        metrics=_object(
-            chain=_either(_HEX64, _NULL),
-            loss=_either(_DECIMAL, _NULL),
-            grad_norm=_either(_DECIMAL, _NULL),
-            gradients=_either(_HEX64, _NULL),
-            state=_either(_HEX64, _NULL),
-            evaluation=_map(_DECIMAL),
+        state=closed(sha256=HEX64, tensors=NATURAL, parameters=NATURAL),
+        metrics=closed(
+            chain=either(HEX64, NULL),
+            loss=either(DECIMAL, NULL),
+            grad_norm=either(DECIMAL, NULL),
+            gradients=either(HEX64, NULL),
+            state=either(HEX64, NULL),
+            evaluation=mapping(DECIMAL),
         ),
-        log=_either(_object(size=_NATURAL, root=_HEX64), _NULL),
-        created={"type": "string", "pattern": "^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$"},
+        log=either(closed(size=NATURAL, root=HEX64), NULL),
+        created=TIME,
         outcome={"enum": ["ok", "nonfinite"]},
     ),
 }
@@ -201,7 +185,7 @@ def checkpoint_statement(
     *, checkpoint_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]
 ) -> bytes:
     """The bytes to sign. Raises `VerificationFailed` when ``predicate`` departs from `SCHEMA`."""
-    check(predicate, where=f"predicate of {name}")
+    check(predicate, where=f"predicate of {name}", schema=SCHEMA)
     return statement_bytes(checkpoint_id, dir_hash, name, PREDICATE_TYPE, predicate)
 
 
@@ -249,17 +233,17 @@ def slsa_statement(*, checkpoint_id: str, dir_hash: str, name: str, predicate: M
 def parse_checkpoint(payload: bytes, *, where: str) -> CheckpointStatement:
     """The statement in a signed ``payload``. Raises `VerificationFailed` for other types or fields."""
     name, identity, directory, predicate = parse_statement(payload, PREDICATE_TYPE, where=where)
-    check(predicate, where=where)
-    statement = CheckpointStatement(name, identity, directory, predicate)
-    if statement.step_from > statement.step_to or (statement.parent_step or 0) != statement.step_from:
+    check(predicate, where=where, schema=SCHEMA)
+    read = CheckpointStatement(name, identity, directory, predicate)
+    if read.step_from > read.step_to or (read.parent_step or 0) != read.step_from:
         raise VerificationFailed("has steps that do not follow its parent's", where=where)
-    if (statement.parent_id is None) != (statement.sequence == 0):
+    if (read.parent_id is None) != (read.sequence == 0):
         raise VerificationFailed("has a sequence number that does not fit its parent", where=where)
-    if statement.start is not None and statement.start["run"] == statement.run_id:
+    if read.start is not None and read.start["run"] == read.run_id:
         raise VerificationFailed("says that its run began with a checkpoint of itself", where=where)
-    if not _is_sound(statement.segment):
+    if not _is_sound(read.segment):
         raise VerificationFailed("has a launch whose reason, class and differences disagree", where=where)
-    return statement
+    return read
 
 
 def _is_sound(segment: Mapping[str, Any]) -> bool:
@@ -285,12 +269,13 @@ def parse_statement(payload: bytes, predicate_type: str, *, where: str) -> tuple
     return subject["name"], digest["sha256"], digest["dirHash"], document["predicate"]
 
 
-_SUBJECT = _object(name=_TEXT, digest=_object(sha256=_HEX64, dirHash={"type": "string", "pattern": "^h1:"}))
+_SUBJECT = closed(name=TEXT, digest=closed(sha256=HEX64, dirHash={"type": "string", "pattern": "^h1:"}))
 
 
 def statement_bytes(
     checkpoint_id: str, dir_hash: str, name: str, predicate_type: str, predicate: Mapping[str, Any]
 ) -> bytes:
+    """An in-toto Statement v1 about one checkpoint: the bytes to sign."""
     return strict_json.dumps(
         {
             "_type": STATEMENT_TYPE,
@@ -299,76 +284,3 @@ def statement_bytes(
             "predicate": predicate,
         }
     )
-
-
-def check(value: Any, *, where: str, schema: Schema = SCHEMA) -> None:
-    """Raise `VerificationFailed` with the path of the first place where ``value`` departs from ``schema``."""
-    reason = _departure(value, schema, "")
-    if reason is not None:
-        raise VerificationFailed(reason, where=where)
-
-
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "object": dict,
-    "array": (list, tuple),
-    "string": str,
-    "boolean": bool,
-    "null": type(None),
-    "integer": int,
-}
-
-
-def _departure(value: Any, schema: Schema, path: str) -> str | None:
-    """What is wrong with ``value``, or None; knows the keywords that `SCHEMA` uses."""
-    place = path or "it"
-    if "anyOf" in schema:
-        reasons = [_departure(value, option, path) for option in schema["anyOf"]]
-        return None if None in reasons else max(map(str, reasons), key=len)
-    if "const" in schema:
-        return None if value == schema["const"] else f"{place} is not {schema['const']!r}"
-    if "enum" in schema:
-        known = isinstance(value, str) and value in schema["enum"]
-        return None if known else f"{place} is none of {', '.join(schema['enum'])}"
-    kind = schema["type"]
-    if not _is_a(kind, value):
-        return f"{place} is no {kind}"
-    if kind == "integer":
-        low, high = schema["minimum"], schema["maximum"]
-        return None if low <= value <= high else f"{place} is {value}, outside {low} to {high}"
-    if kind == "string":
-        return _string_departure(value, schema, place)
-    if kind == "array":
-        reasons = [
-            _departure(item, schema["items"], f"{place}[{number}]") for number, item in enumerate(value)
-        ]
-        return next((reason for reason in reasons if reason is not None), None)
-    return _object_departure(value, schema, path) if kind == "object" else None
-
-
-def _is_a(kind: str, value: object) -> bool:
-    return isinstance(value, _TYPES[kind]) and not (kind == "integer" and isinstance(value, bool))
-
-
-def _string_departure(value: str, schema: Schema, place: str) -> str | None:
-    if len(value) > schema.get("maxLength", len(value)):
-        return f"{place} is longer than {schema['maxLength']}"
-    # JSON Schema's `$` is the end of the string, python's also matches before a final newline.
-    pattern = schema.get("pattern", "").removesuffix("$")
-    matches = re.fullmatch if schema.get("pattern", "").endswith("$") else re.match
-    return None if not pattern or matches(pattern, value, re.ASCII) else f"{place} is {value[:40]!r}"
-
-
-def _object_departure(value: dict[str, Any], schema: Schema, path: str) -> str | None:
-    properties = schema.get("properties", {})
-    others = schema.get("additionalProperties", True)
-    for name in schema.get("required", ()):
-        if name not in value:
-            return f"{path}.{name} is missing".lstrip(".")
-    for name, item in value.items():
-        inner = properties.get(name, others)
-        if inner is False:
-            return f"{path}.{name} is not a known field".lstrip(".")
-        reason = _departure(item, inner, f"{path}.{name}".lstrip(".")) if isinstance(inner, dict) else None
-        if reason is not None:
-            return reason
-    return None

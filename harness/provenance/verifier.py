@@ -10,8 +10,8 @@ Rules for one checkpoint, in the order in which they are checked:
 - model.sig, when a P-256 key is accepted, signs exactly the manifest's files and MANIFEST.json
 - the folder's name, the config's digest, the state's digest, the ledger's digest, the cursor and trainer.json
   agree with the statement
-- every later statement in provenance/ is signed by an accepted key, is about this checkpoint, and is of the
-  kind that its file's name says: ``evaluation-0.sigstore.json`` has a predicate type like ``…/evaluation/v1``
+- every later statement in provenance/ is signed by an accepted key, is about this checkpoint, is of the kind
+  that its file's name says, and fits that kind's schema (`harness.provenance.later`)
 
 Every failure is collected; one that makes a later check impossible ends the list.
 """
@@ -27,7 +27,7 @@ from typing import Any, Literal
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import layout, strict_json
 from harness.format.manifest import Manifest, checkpoint_id, dir_hash, state_digest
-from harness.provenance import envelope, model_signature, statements
+from harness.provenance import envelope, later, model_signature, statements
 from harness.provenance import policy as policies
 from harness.provenance.findings import Findings, visible
 from harness.provenance.keys import PublicKey
@@ -37,8 +37,6 @@ from harness.provenance.statements import CheckpointStatement
 Kind = Literal["complete", "pruned", "nonfinite", "damaged", "elsewhere"]
 
 _NONFINITE = re.compile(r"nonfinite-(step-\d{8,})(-[1-9]\d*)?")
-_LATER = re.compile(r"provenance/([a-z][a-z-]*)-(0|[1-9]\d{0,5})\.sigstore\.json")
-_COUNTERSIGNATURE = "countersignature"
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,8 @@ class Examined:
     """Of the key that signed provenance/checkpoint.sigstore.json."""
     bundle_sha256: str
     """Of provenance/checkpoint.sigstore.json, as the log records it."""
+    later: Mapping[str, str] = field(default_factory=dict)
+    """Name → hex sha256 of the bundles that were added afterwards, as the log records them."""
 
 
 def kind_of_name(name: str) -> tuple[Kind, str | None]:
@@ -83,12 +83,6 @@ def kind_of_name(name: str) -> tuple[Kind, str | None]:
     if match is not None and layout.parse_checkpoint_name(match[1]) is not None:
         return "nonfinite", match[1]
     return ("damaged", None) if name.startswith(layout.DAMAGED) else ("elsewhere", None)
-
-
-def is_later_statement(path: str) -> bool:
-    """Whether ``path`` is a name for a statement added after the checkpoint was sealed."""
-    match = _LATER.fullmatch(path)
-    return match is not None and match[1] not in (policies.CHECKPOINT, policies.SLSA)
 
 
 def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined | None:
@@ -116,8 +110,9 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
     _check_model_signature(evidence, policy, findings, manifest, statement.subject_id)
     findings.all_of("agreement", _disagreements(evidence, statement, manifest))
     names = tuple(identity.name for identity in map(policy.identity, signers))
-    digest = hashlib.sha256(bundle).hexdigest()
-    return Examined(statement, manifest, statement.subject_id, names, opened.key.key_id, digest)
+    added = {later.name_of(path) or path: _sha256(data) for path, data in evidence.later.items()}
+    key_id = opened.key.key_id
+    return Examined(statement, manifest, statement.subject_id, names, key_id, _sha256(bundle), added)
 
 
 def trainer_disagreements(
@@ -179,35 +174,42 @@ def _later_statements(
     kinds = {policies.CHECKPOINT, policies.LOG}
     kinds |= {policies.SLSA} if evidence.slsa is not None else set()
     kinds |= {policies.MODEL_SIGNATURE} if evidence.model_signature is not None else set()
-    for name, data in sorted(evidence.later.items()):
-        where = _path(evidence, name)
-        opened = findings.attempt(
-            "later statement", envelope.open_bundle, data, policy.statement_keys, where=where
-        )
-        match = _LATER.fullmatch(name)
-        if opened is None or match is None:
-            continue
-        kinds.add(match[1])
-        if match[1] == _COUNTERSIGNATURE and opened.payload == first.payload:
-            signers.setdefault(policy.identity(opened.key).name, opened.key)
-        elif match[1] == _COUNTERSIGNATURE:
-            findings.bad("later statement", "signs another statement than the checkpoint's", where)
-        else:
-            findings.attempt("later statement", _about, opened.payload, match[1], statement, where)
+    for path, data in sorted(evidence.later.items()):
+        name = later.name_of(path) or path
+        key = _later_statement(_path(evidence, path), name, data, policy, findings, statement, first)
+        if key is not None:
+            kinds.add(later.kind_of(name) or "")
+            if later.kind_of(name) == later.COUNTERSIGNATURE:
+                signers.setdefault(policy.identity(key).name, key)
     for kind in sorted(policy.required - kinds):
         findings.missing("required", f"the policy requires a statement of kind {kind}", evidence.where)
     return list(signers.values())
 
 
-def _about(payload: bytes, kind: str, statement: CheckpointStatement, where: str) -> None:
-    """The file's name says the kind, and is not signed: the predicate type must name the same one."""
-    document = strict_json.loads(payload, where=where)
-    found = str(document.get("predicateType") if isinstance(document, dict) else None)
-    if not re.fullmatch(rf"(.*[/:])?{kind}/v[0-9.]+", found):
-        raise VerificationFailed(f"is no statement of kind {kind}, its predicate is {found!r}", where=where)
-    _, identity, directory, _ = statements.parse_statement(payload, found, where=where)
-    if (identity, directory) != (statement.subject_id, statement.dir_hash):
-        raise VerificationFailed("is about another checkpoint", where=where)
+def _later_statement(
+    where: str,
+    name: str,
+    data: bytes,
+    policy: Policy,
+    findings: Findings,
+    statement: CheckpointStatement,
+    first: envelope.Opened,
+) -> PublicKey | None:
+    """The key that has signed a good statement ``name``; None, and a finding, for any other."""
+    check = "later statement"
+    opened = findings.attempt(check, envelope.open_bundle, data, policy.statement_keys, where=where)
+    if opened is None:
+        return None
+    if later.kind_of(name) == later.COUNTERSIGNATURE:
+        if opened.payload == first.payload:
+            return opened.key
+        findings.bad(check, "signs another statement than the checkpoint's", where)
+        return None
+    read = findings.attempt(check, later.parse, opened.payload, name, statement, where=where)
+    if read is not None and read.summary:
+        signer = policy.identity(opened.key).name
+        findings.note(visible(f"{statement.name} {name}: {read.summary} (signed by {signer})"))
+    return None if read is None else opened.key
 
 
 def _may_sign(
@@ -316,3 +318,7 @@ def _first_difference(expected: Any, found: Any, path: str) -> str | None:
 def _short(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}…" if len(text) == 64 else text[:60]
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -25,7 +25,7 @@ from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest
 from harness.format.metrics_line import step_of
-from harness.provenance import history, log, verifier
+from harness.provenance import history, later, log
 from harness.stores.client import ObjectStore
 from harness.stores.contents import Contents, Selection, newest
 from harness.terminal import Progress, progress
@@ -225,7 +225,7 @@ def _remove_others(folder: Path, payload: Collection[str]) -> None:
 
 def _is_signature(path: str) -> bool:
     fixed = (layout.MANIFEST, layout.MODEL_SIGNATURE, layout.CHECKPOINT_BUNDLE, layout.SLSA_BUNDLE)
-    return path in fixed or verifier.is_later_statement(path)
+    return path in fixed or later.name_of(path) is not None
 
 
 def _fetch_file(

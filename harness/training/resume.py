@@ -116,12 +116,13 @@ def open_run(held: HeldRun | None, found: Found, accept: Sequence[str]) -> OpenR
     aside = _set_aside(folder, found.skipped)
     entries = _read_log(folder, found, keys.public_keys(signer))
     records = (
-        [strict_json.loads(record, where=str(folder.log)) for record in entries.records] if entries else []
+        [history.parse_record(record, where=str(folder.log)) for record in entries.records] if entries else []
     )
+    commits = [record for record in records if history.is_commit(record)]
     run_id = str(records[0]["run"]) if records else None
-    if found.loaded is not None and found.loaded.checkpoint not in {each["checkpoint"] for each in records}:
-        return OpenRun(held, found, _log_tip(folder, found, signer, len(records)), run_id, aside)
-    found = Found(found.loaded, found.statement, (*found.skipped, *_lost(found, records)))
+    if found.loaded is not None and found.loaded.checkpoint not in {each["checkpoint"] for each in commits}:
+        return OpenRun(held, found, _log_tip(folder, found, signer, records), run_id, aside)
+    found = Found(found.loaded, found.statement, (*found.skipped, *_lost(found, commits)))
     return OpenRun(held, found, entries.head if entries else None, run_id, aside)
 
 
@@ -256,8 +257,10 @@ def _read_log(folder: RunFolder, found: Found, publics: Sequence[PublicKey]) -> 
     return log.read(folder.log, publics)
 
 
-def _log_tip(folder: RunFolder, found: Found, signer: Signer, size: int) -> log.Head:
-    """Enter the newest checkpoint into the log of ``size``: a crash came between its rename and its entry.
+def _log_tip(
+    folder: RunFolder, found: Found, signer: Signer, records: Sequence[Mapping[str, Any]]
+) -> log.Head:
+    """Enter the newest checkpoint into the log of ``records``: a crash came between its rename and its entry.
 
     Raises `VerificationFailed` when the log is not the one that the checkpoint saw when it was signed.
     """
@@ -265,9 +268,9 @@ def _log_tip(folder: RunFolder, found: Found, signer: Signer, size: int) -> log.
     if loaded is None or statement is None:
         raise ResumeRefused("there is no checkpoint to enter into the log", where=str(folder.log))
     seen = 0 if statement.predicate["log"] is None else int(statement.predicate["log"]["size"])
-    if seen != size:
+    if seen > len(records) or any(map(history.is_commit, records[seen:])):
         raise VerificationFailed(
-            f"the log has {size} records, and {loaded.folder.name} was signed when it had {seen}",
+            f"the log has {len(records)} records, and {loaded.folder.name} was signed when it had {seen}",
             where=str(folder.log),
             remedy="restore the log that belongs to this run folder",
         )

@@ -1,0 +1,120 @@
+"""Add a signed statement to a checkpoint: an evaluation, a verdict, a countersignature.
+
+The checkpoint is verified first, every byte, with the keys or the policy that you trust; nothing is signed
+about one that fails. The statement goes to CKPT/provenance/KIND-N.sigstore.json, and into the run's log when
+the key is the run's own. test-result and replay take their predicate from a JSON file (docs/statements.md);
+countersignature and svr need none; any other kind wants --predicate-type.
+"""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness.audit import attest, opening, verify
+from harness.audit.attest import Added
+from harness.audit.opening import OpenedCheckpoint
+from harness.commands import Outcome
+from harness.commands.trust import add_trust, trusted
+from harness.errors import UsageError, VerificationFailed
+from harness.format import files, layout, strict_json
+from harness.provenance import keys, later
+from harness.provenance.keys import Signer
+
+EXAMPLE = (
+    "harness attest runs/tiny/checkpoints/step-00000040 --kind countersignature --signing-key bob.key "
+    "--key alice.ed25519.pub alice.p256.pub"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The checkpoint, what to say of it, who says it, and whom to trust."""
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint folder")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--kind", metavar="KIND", help=f"{', '.join(later.SCHEMAS)}, countersignature, or other"
+    )
+    what.add_argument("--enter", action="store_true", help="enter statements of others in the run's log")
+    parser.add_argument("--predicate", type=Path, metavar="FILE", help="JSON file with the predicate")
+    parser.add_argument("--predicate-type", metavar="URI", help="of a kind that is none of ours")
+    parser.add_argument(
+        "--signing-key",
+        type=Path,
+        metavar="KEY",
+        help=f"private key (default: ${keys.ENVIRONMENT}, then yours)",
+    )
+    add_trust(parser)
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Verify, sign, write, enter in the log."""
+    folder: Path = arguments.checkpoint
+    if layout.kind_of(folder) != "checkpoint":
+        raise UsageError("is a run folder", where=str(folder), remedy="name one of its checkpoints")
+    path, reason = keys.signing_key_path(arguments.signing_key, folder)
+    signer = keys.load_signer(path)
+    opened = _verified(arguments)
+    if arguments.enter:
+        names = attest.enter(opened, signer)
+        shown = ", ".join(names) or "nothing: the log names them all"
+        return Outcome({"checkpoint": opened.checkpoint_id, "entered": names}, f"entered  {shown}")
+    added = _add(arguments, opened, signer)
+    document = {
+        "checkpoint": opened.checkpoint_id,
+        "path": str(added.path),
+        "name": added.name,
+        "bundle_sha256": added.bundle_sha256,
+        "log_record": added.record,
+        "log": added.reason,
+        "key_id": signer.ed25519_id,
+    }
+    record = "not in the log" if added.record is None else f"record {added.record}"
+    lines = [
+        f"added  {added.path}",
+        f"  signed by  ed25519 {signer.ed25519_id[:16]}… ({reason})",
+        f"  log        {record}: {added.reason}",
+    ]
+    return Outcome(document, "\n".join(lines))
+
+
+def _verified(arguments: argparse.Namespace) -> OpenedCheckpoint:
+    """The checkpoint, every byte of which was verified. Raises the first failure."""
+    whom = trusted(arguments)
+    if whom is None:
+        raise UsageError(
+            "whom to trust is not said, and nothing is signed about a checkpoint that nobody has verified",
+            where=str(arguments.checkpoint),
+            remedy="give --key NAME.ed25519.pub (and NAME.p256.pub) of its maker, or --policy FILE",
+        )
+    report = verify.verify(arguments.checkpoint, whom, quiet=arguments.json)
+    if report.findings:
+        raise (min(report.findings, key=lambda each: each.missing)).error
+    if not report.checkpoints:
+        raise VerificationFailed("could not be verified", where=str(arguments.checkpoint))
+    return opening.open_checkpoint(arguments.checkpoint, whom)
+
+
+def _add(arguments: argparse.Namespace, opened: OpenedCheckpoint, signer: Signer) -> Added:
+    kind, file = arguments.kind, arguments.predicate
+    if kind in (later.COUNTERSIGNATURE, later.SVR) and file is not None:
+        raise UsageError(f"a {kind} takes no --predicate", remedy="leave it out")
+    if kind == later.COUNTERSIGNATURE:
+        return attest.countersign(opened, signer)
+    if kind == later.SVR:
+        return attest.add(opened, kind, _verification(), signer)
+    if file is None:
+        raise UsageError(f"a {kind} needs --predicate FILE", remedy="see docs/statements.md")
+    predicate = strict_json.loads(files.read_limited(file, later.LIMIT), where=str(file))
+    return attest.add(opened, kind, predicate, signer, predicate_type=arguments.predicate_type)
+
+
+def _verification() -> dict[str, Any]:
+    """What was checked just now, as an in-toto Simple Verification Result."""
+    return {
+        "verifier": {"id": f"urn:harness:verify:{harness.__version__}"},
+        "timeCreated": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "properties": ["HARNESS_CHECKPOINT_VERIFIED"],
+    }
