@@ -176,7 +176,8 @@ def _set_aside(
     told = {}
     for record in records:
         fields = history.parse_record(record, where=store.url)
-        told[layout.checkpoint_name(fields["step"])] = fields["bundle_sha256"]
+        if history.is_commit(fields):
+            told[layout.checkpoint_name(fields["step"])] = fields["bundle_sha256"]
     for folder in [*run.complete(), *run.pruned()]:
         name = folder.name.removeprefix(layout.PRUNED)
         bundle = folder / layout.CHECKPOINT_BUNDLE
