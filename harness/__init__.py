@@ -1,3 +1,28 @@
 """Distributed training whose checkpoints can prove where they came from."""
 
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.audit.verify import Report
+    from harness.provenance.policy import Policy
+
 __version__ = "0.1.0"
+
+
+def verify(path: str | PathLike[str], policy: Policy | str | PathLike[str]) -> Report:
+    """Check a checkpoint folder or a run folder, as `harness verify` does, for gates in other programs.
+
+    ``policy``: a policy file, or what `harness.provenance.policy` makes of keys. A folder that fails is no
+    exception: see ``exit_code``, ``verdict``, ``findings`` of the report. Raises `harness.errors.UsageError`
+    for a path that is neither or a policy that cannot be read, `EnvironmentFault` for a disk that cannot.
+    """
+    # Here, so that `import harness` costs nothing.
+    from harness.audit import verify as audit
+    from harness.provenance import policy as policies
+
+    whom = policy if isinstance(policy, policies.Policy) else policies.load(Path(policy))
+    return audit.verify(Path(path), whom, quiet=True)

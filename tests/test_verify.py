@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import run_folder
-from attack import trusted
+from attack import flip, trusted
 from run_folder import SampleRun
 
+import harness as package
 from harness.audit import verify
 from harness.provenance import keys, policy
 
@@ -215,3 +216,21 @@ def test_a_folder_that_cannot_be_read_is_the_environments_fault(
     monkeypatch.setattr(os, "open", failing)
     with pytest.raises(EnvironmentFault, match="Input/output error"):
         verify.verify(sample / "run", trust, quiet=True)
+
+
+def test_a_program_asks_as_the_command_line_does(sample: Path, tmp_path: Path) -> None:
+    """Oracle: the command's JSON; one flipped byte; `import harness` alone loads nothing of ours."""
+    (sample / "team.yaml").write_text(
+        "format: harness-policy/1\nidentities:\n- name: me\n  keys: [me.ed25519.pub, me.p256.pub]\n"
+    )
+    report = package.verify(sample / "run", sample / "team.yaml")
+    typed = json.loads(harness(sample, "verify", "run", "--policy", "team.yaml", "--json").stdout)
+    assert (report.exit_code, report.verdict) == (0, "verified")
+    assert report.document()["checkpoints"] == typed["checkpoints"]
+    copy = shutil.copytree(sample / "run", tmp_path / "run")
+    flip(run_folder.checkpoint(copy, 20) / "model.safetensors", -1)
+    failed = package.verify(str(copy), policy.load(sample / "team.yaml"))
+    assert (failed.exit_code, ["head.bias" in each.what for each in failed.findings]) == (1, [True])
+    code = "import sys, harness; print(sorted(name for name in sys.modules if name.startswith('harness')))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "['harness']\n"
