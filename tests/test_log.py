@@ -220,6 +220,26 @@ def test_a_log_is_read_back_as_it_was_appended(tmp_path: Path) -> None:
         book.root_of_prefix(11)
 
 
+def test_a_record_that_an_append_has_left_is_not_entered_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the records; the disk failed after the head had its name, and the append is tried again."""
+    log.append(tmp_path / "log", b"one", SIGNER, ORIGIN)
+    sync = files.fsync_folder
+
+    def failing(path: Path) -> None:
+        if path == tmp_path / "log":
+            raise OSError(5, "Input/output error")
+        sync(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "fsync_folder", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            log.append(tmp_path / "log", b"two", SIGNER, ORIGIN)
+    log.append(tmp_path / "log", b"two", SIGNER, ORIGIN)
+    assert log.read(tmp_path / "log", KEYS).records == (b"one", b"two")
+
+
 def quick(path: Path, data: bytes) -> None:
     """`files.write_durable` without waiting for a disk."""
     path.parent.mkdir(parents=True, exist_ok=True)

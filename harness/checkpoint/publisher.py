@@ -136,7 +136,7 @@ class Publisher:
         started = time.perf_counter()
         publication.before()
         self._enter_log()
-        self.run.checkpoints.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(self.run.checkpoints)
         name = layout.checkpoint_name(step)
         # The last state of a run that went wrong is looked at where it went wrong.
         only_store = self.mirror is not None and self.mirror.only and not publication.nonfinite

@@ -24,7 +24,7 @@ def write_durable(path: Path, data: bytes, *, temporary: Path | None = None) -> 
 
     ``temporary`` is written first; by default a name in the same folder, which a crash may leave behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = temporary or path.with_name(f".tmp-{path.name}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
@@ -50,6 +50,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Make ``path`` and what is missing above it, each name on disk when this returns.
+
+    A power cut may take back a folder whose parent was not synced, with every synced file in it.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    fsync_folder(path.parent)
 
 
 def fsync_folder(path: Path) -> None:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from harness.errors import EnvironmentFault, UsageError
+from harness.format import files
 
 ENVIRONMENT = "HARNESS_SIGNING_KEY"
 
@@ -100,7 +101,7 @@ def create(out: Path) -> KeyFiles:
     for path in (private, *public):
         if os.path.lexists(path):
             raise UsageError("exists already", where=str(path), remedy="choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(out.parent)
     signer = Signer(Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1()))
     keys = [key for key in (signer.ed25519, signer.p256) if key is not None]
     _write_new(private, b"".join(map(_private_pem, keys)), 0o600)
@@ -250,6 +251,10 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(data)
+        stream.flush()
+        # A key that a power cut empties would leave every checkpoint that it has signed unusable.
+        os.fsync(stream.fileno())
+    files.fsync_folder(path.parent)
 
 
 def _read(path: Path) -> bytes:

@@ -145,7 +145,9 @@ def _append(folder: Path, record: bytes, signer: Signer, origin: str) -> Head:
         if log.head.origin != origin:
             raise VerificationFailed(f"the log is that of {log.head.origin!r}", where=str(folder))
         records = log.records
-    records = (*records, record)
+    if not records or records[-1] != record:
+        # It is there already when the disk failed after the head was replaced, and the caller tries again.
+        records = (*records, record)
     _write_tiles(folder, records)
     head = Head(len(records), root_hash([leaf_hash(each) for each in records]), origin)
     files.write_durable(folder / HEAD, sign_note(head, signer))

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from harness.errors import ResumeRefused
+from harness.format import files as durable
 from harness.format.metrics_line import step_of
 
 _FLUSH_SECONDS = 1.0
@@ -58,6 +59,8 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self._stream = open(path, "ab")  # noqa: SIM115
+        # The first sync of the file alone would leave its name to a power cut.
+        durable.fsync_folder(path.parent)
         self._flushed = time.monotonic()
 
     def write(self, line: Mapping[str, Any]) -> None:

@@ -227,7 +227,7 @@ def _short(value: Any) -> str:
 def _lock(folder: RunFolder) -> int:
     """Take the run folder for this job; the lock goes with the process, also at kill -9."""
     try:
-        folder.root.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(folder.root)
         descriptor = os.open(folder.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         probe = folder.root / ".tmp-writable"
         probe.touch()
