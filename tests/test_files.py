@@ -39,7 +39,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 def test_a_durable_write_syncs_file_then_name_then_folder(
     tmp_path: Path, calls: list[tuple[str, str]]
 ) -> None:
-    """Oracle: the order that survives a power cut: new folder, bytes, rename, folder (rename(2), fsync(2))."""
+    """Oracle: the order that survives a power cut: new folder, bytes, rename, folder (fsync(2))."""
     files.write_durable(tmp_path / "folder" / "file", b"new")
     names = [("fsync", tmp_path.name), ("fsync", ".tmp-file"), ("rename", "file"), ("fsync", "folder")]
     assert calls == names

@@ -38,6 +38,7 @@ from exactness import ROOT, differing_files
 from file_operations import MODELS, Crash, Library, Operation, compiled, crashes, read
 from interleave import keep, table
 from savers import PEERS, Saved, truth
+from torch.distributed.checkpoint.api import CheckpointException
 
 from harness import cli
 from harness.audit.verify import verify_run
@@ -143,7 +144,7 @@ def open_peer(
     made.advance(99)
     try:
         found = PEERS[name](folder, made).newest()
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # DCP's own is no Exception
         return "stuck", f"{type(error).__name__}: {str(error)[:200]}"
     same = found and made.contents() == truths.get(made.step)
     return judge(made.step if found else None, saved, same), f"step {made.step}"

@@ -125,7 +125,8 @@ class Accelerated:
 
     def save(self) -> None:
         self.accelerator.project_configuration.iteration = self.made.step
-        self.accelerator.save_state()
+        # safetensors renames its file by a system call of its own, which no library can see; torch.save not.
+        self.accelerator.save_state(safe_serialization=False)
 
     def newest(self) -> bool:
         folder = self.folder / "checkpoints"
