@@ -132,7 +132,7 @@ def append(folder: Path, record: bytes, signer: Signer, origin: str) -> Head:
     """
     if len(record) > RECORD_LIMIT:
         raise UsageError(f"a log record of {len(record)} bytes is over the limit of {RECORD_LIMIT}")
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     # A statement may be entered while a run trains.
     with files.locked(folder):
         return _append(folder, record, signer, origin)
