@@ -27,6 +27,7 @@ VERBS = {
     "export": "a checkpoint's weights as a Hugging Face folder, provenance carried along",
     "kernels": "the ledger of nondeterministic kernels",
     "report": "a research report of one or more runs, with curves and checked claims",
+    "evaluate": "the held-out measures of a checkpoint, kept and signed",
     "sweep": "several seeds and variants of a config, then the report",
     "watch": "a live view of a run from its files",
     "attest": "add a signed statement to a checkpoint: evaluation, verdict, countersignature",

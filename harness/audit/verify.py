@@ -31,7 +31,7 @@ from harness.terminal import progress
 
 _CONFIG_LIMIT = 1 << 20
 _VERDICTS = {0: "verified", 1: "FAILED", 4: "cannot tell"}
-_UNSIGNED = (layout.EVENTS, layout.CORPUS, layout.TRACKING, "policy.json")
+_UNSIGNED = (layout.EVENTS, layout.EVALUATIONS, layout.CORPUS, layout.TRACKING, "policy.json")
 """What a run folder holds for convenience and no signature covers."""
 
 

@@ -23,6 +23,7 @@ from harness.errors import UsageError, VerificationFailed
 from harness.format import files, layout, strict_json
 from harness.provenance import keys, later
 from harness.provenance.keys import Signer
+from harness.provenance.policy import Policy
 
 EXAMPLE = (
     "harness attest runs/tiny/checkpoints/step-00000040 --kind countersignature --signing-key bob.key "
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         raise UsageError("is a run folder", where=str(folder), remedy="name one of its checkpoints")
     path, reason = keys.signing_key_path(arguments.signing_key, folder)
     signer = keys.load_signer(path)
-    opened = _verified(arguments)
+    opened = verified(folder, trusted(arguments), quiet=arguments.json)
     if arguments.enter:
         names = attest.enter(opened, signer)
         shown = ", ".join(names) or "nothing: the log names them all"
@@ -80,21 +81,20 @@ def run(arguments: argparse.Namespace) -> Outcome:
     return Outcome(document, "\n".join(lines))
 
 
-def _verified(arguments: argparse.Namespace) -> OpenedCheckpoint:
+def verified(folder: Path, whom: Policy | None, *, quiet: bool) -> OpenedCheckpoint:
     """The checkpoint, every byte of which was verified. Raises the first failure."""
-    whom = trusted(arguments)
     if whom is None:
         raise UsageError(
             "whom to trust is not said, and nothing is signed about a checkpoint that nobody has verified",
-            where=str(arguments.checkpoint),
+            where=str(folder),
             remedy="give --key NAME.ed25519.pub (and NAME.p256.pub) of its maker, or --policy FILE",
         )
-    report = verify.verify(arguments.checkpoint, whom, quiet=arguments.json)
+    report = verify.verify(folder, whom, quiet=quiet)
     if report.findings:
         raise (min(report.findings, key=lambda each: each.missing)).error
     if not report.checkpoints:
-        raise VerificationFailed("could not be verified", where=str(arguments.checkpoint))
-    return opening.open_checkpoint(arguments.checkpoint, whom)
+        raise VerificationFailed("could not be verified", where=str(folder))
+    return opening.open_checkpoint(folder, whom)
 
 
 def _add(arguments: argparse.Namespace, opened: OpenedCheckpoint, signer: Signer) -> Added:

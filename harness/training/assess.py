@@ -1,0 +1,117 @@
+"""A checkpoint, evaluated by itself: every held-out example alone, so that each result can be kept.
+
+The task, its data and its arithmetic are what the checkpoint's own statement says; the weights are compared
+with their signed digests while they are read. One process, on the GPU where there is one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from harness import config
+from harness.audit.opening import OpenedCheckpoint
+from harness.checkpoint import restore, state
+from harness.checkpoint.state import TrainingState
+from harness.errors import ConfigError, TrainingFailed, UsageError
+from harness.settings import Settings
+from harness.tasks import build as tasks
+from harness.tasks.task import Batch, Task
+from harness.terminal import progress
+from harness.training import optimizer
+from harness.workers import Workers
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What an evaluation came to."""
+
+    metrics: Mapping[str, float]
+    """Over all examples together."""
+    items: tuple[Mapping[str, float], ...]
+    """The same measures of each example, in the order of the held-out split."""
+    settings: Mapping[str, str | int | bool | None]
+    """What decides a number besides weights and data."""
+
+
+def assess(opened: OpenedCheckpoint, base: Path, examples: int, *, quiet: bool) -> Assessment:
+    """Evaluate ``opened`` on at most ``examples`` held-out samples; ``base``: folder of the run's config.
+
+    Raises `UsageError` when data or task here are not those of the statement, `TrainingFailed` for a measure
+    that is not finite, `DamagedCheckpoint` for weights other than those that were signed.
+    """
+    settings = config.parse(str(opened.statement.predicate["config"]["text"]), "the checkpoint's config")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    workers = Workers.alone(device)
+    task = tasks.build(settings, base)
+    _require_same(task, settings, base, opened)
+    precision = optimizer.precision(settings.precision, device)
+    model = task.build_model().to(device)
+    loaded, _ = restore.open_elsewhere(workers, lambda: opened, lambda path: False)
+    state.load_weights(TrainingState(model, torch.optim.SGD(model.parameters())), loaded)
+    model.eval()
+    autocast = (
+        nullcontext() if precision.autocast is None else torch.autocast(device.type, precision.autocast)
+    )
+    batches = task.evaluation(1, examples)
+    if not batches:
+        raise ConfigError("the task holds no samples out", where=settings.task.kind)
+    rows = []
+    with torch.no_grad(), autocast, progress(len(batches), "examples", "evaluate", quiet=quiet) as bar:
+        for batch in batches:
+            rows.append(task.evaluate(model, _to(batch, device)).double().cpu())
+            bar.advance(1)
+    return Assessment(
+        _finite(task.metrics(torch.stack(rows).sum(dim=0))),
+        tuple(task.metrics(row) for row in rows),
+        {
+            "task": settings.task.kind,
+            "precision": settings.precision,
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "examples_a_pass": 1,
+        },
+    )
+
+
+def _require_same(task: Task, settings: Settings, base: Path, opened: OpenedCheckpoint) -> None:
+    """The samples and a user's own code must be those that the statement names."""
+    facts = opened.statement.predicate
+    found = task.identity().digests
+    for key in ("corpus", "tokenizer"):
+        stated = facts["data"][f"{key}_sha256"]
+        if found.get(key) != stated:
+            raise UsageError(
+                f"the {key} here is {_short(found.get(key))}, the checkpoint's is {_short(stated)}",
+                where=str(opened.folder),
+                remedy="evaluate where the run's data is; --folder names the folder of its config",
+            )
+    source, stated = tasks.source(settings, base), facts["code"]["task"]
+    if source is not None and (stated is None or source[1] != stated["sha256"]):
+        raise UsageError(
+            f"the source of the task {source[0]} is not the one that the checkpoint was trained with",
+            where=str(base),
+            remedy="check out the code that the statement names (harness show)",
+        )
+
+
+def _finite(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if broken:
+        raise TrainingFailed(f"the evaluation gave a non-finite {', '.join(broken)}")
+    return metrics
+
+
+def _to(batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(device) for tensor in batch)
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else f"{digest[:12]}…"
