@@ -122,7 +122,7 @@ def test_a_failed_save_need_not_stop_the_run(place: Place) -> None:
     (place.run / "checkpoints" / ".tmp-step-00000012").write_text("in the way")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "a checkpoint was not saved: writing a checkpoint failed: File exists" in out
+    assert "a save has failed: writing a checkpoint failed: File exists" in out
     assert "goes on, as checkpoint.on_failure says" in out
     names = {path.name for path in (place.run / "checkpoints").glob("step-*")}
     assert names == {"step-00000006", "step-00000018", "step-00000024"}

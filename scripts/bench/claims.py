@@ -4,7 +4,7 @@ python scripts/bench/claims.py [--repetitions 20] [--seeds 5] [--json FILE]
 
 Trains the digits task, many small runs in this process, every one signed and verified. Oracles: two learning
 rates a factor of ten apart differ; one config against itself must come out different at most as often as the
-error rate says; two rates that are nearly the same must stay undecided.
+error rate says; half of what two nearly equal rates differ by must stay undecided as a margin.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from scipy import stats
@@ -53,7 +54,9 @@ def main() -> int:
         keys.create(root / "bench")
         seeds = range(arguments.seeds)
         arms = {lr: [train(root, lr, seed) for seed in seeds] for lr in ("3e-3", "3e-4", "2.9e-3")}
-        real, undecided = (compared(root, arms["3e-3"], arms[lr], lr) for lr in ("3e-4", "2.9e-3"))
+        real = compared(root, arms["3e-3"], arms["3e-4"], "3e-4", 0.0)
+        margin = max(mean_difference(arms["3e-3"], arms["2.9e-3"]), 0.0) / 2
+        undecided = compared(root, arms["3e-3"], arms["2.9e-3"], "2.9e-3", margin)
         false, total = repeated(root, arguments.repetitions, arguments.seeds)
     allowed = int(stats.binom.ppf(0.95, total, judge.ERROR_RATE))
     print(f"a real difference: {real.verdict} ({real.interval}), limit supported")
@@ -81,11 +84,17 @@ def train(root: Path, lr: str, seed: int) -> Run:
     return runs.read(folder)
 
 
-def compared(root: Path, treatment: Sequence[Run], baseline: Sequence[Run], lr: str) -> Judged:
-    """The claim that the first rate reaches a higher accuracy."""
+def mean_difference(treatment: Sequence[Run], baseline: Sequence[Run]) -> float:
+    """Of the last accuracies."""
+    one, other = ([claims.final(run, "accuracy") or 0.0 for run in arm] for arm in (treatment, baseline))
+    return fmean(one) - fmean(other)
+
+
+def compared(root: Path, treatment: Sequence[Run], baseline: Sequence[Run], lr: str, by: float) -> Judged:
+    """The claim that the first rate reaches an accuracy that is higher by at least ``by``."""
     text = (
         "format: harness-claims/1\nclaims:\n  - {name: it, says: It is better., metric: accuracy, "
-        f"better: higher, of: {{optimizer.lr: 3e-3}}, than: {{optimizer.lr: {lr}}}}}\n"
+        f"better: higher, by: {by:.6f}, of: {{optimizer.lr: 3e-3}}, than: {{optimizer.lr: {lr}}}}}\n"
     )
     every = [*treatment, *baseline]
     policy = from_keys([keys.load_public(root / f"bench.{kind}.pub") for kind in ("ed25519", "p256")])
