@@ -27,6 +27,7 @@ VERBS = {
     "export": "a checkpoint's weights as a Hugging Face folder, provenance carried along",
     "kernels": "the ledger of nondeterministic kernels",
     "report": "a research report of one or more runs, with curves and checked claims",
+    "replay": "execute steps again, compare every digest, sign the verdict",
     "evaluate": "the held-out measures of a checkpoint, kept and signed",
     "sweep": "several seeds and variants of a config, then the report",
     "watch": "a live view of a run from its files",

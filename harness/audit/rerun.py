@@ -114,7 +114,8 @@ def _packages(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(version).partition("+")[0]) for name, version in found.items() if version is not None]
 
 
-def _variables(facts: Mapping[str, Any]) -> dict[str, str]:
+def variables(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Recorded variables that can change a bit, and the number of threads."""
     found = facts["environment"].get("variables")
     kept = {
         name: str(value)
@@ -127,7 +128,7 @@ def _variables(facts: Mapping[str, Any]) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads), **kept} if threads else kept
 
 
-def _config_place(command: list[str]) -> PurePosixPath:
+def config_place(command: list[str]) -> PurePosixPath:
     """Folder of the config that was named: paths in it and a user's task are relative to it."""
     after = command[command.index("train") + 1 :] if "train" in command else []
     named = next((word for word in after if not word.startswith("-") and "=" not in word), CONFIG)
@@ -136,8 +137,8 @@ def _config_place(command: list[str]) -> PurePosixPath:
 
 def _script(facts: Mapping[str, Any], identity: str, step: int) -> str:
     launch = facts["launch"]
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(_variables(facts).items())]
-    place = shlex.quote(str(_config_place(list(launch["command"])) / f"rerun-{identity[:12]}.yaml"))
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables(facts).items())]
+    place = shlex.quote(str(config_place(list(launch["command"])) / f"rerun-{identity[:12]}.yaml"))
     train = "python -m harness train"
     if launch["launcher"] != "bare" or launch["world_size"] > 1:
         ranks = launch["world_size"] // launch["nodes"]

@@ -143,7 +143,7 @@ def verify_run(root: Path, policy: Policy, *, beside: Sequence[Path] = (), quiet
         _check_newest(known, findings)
         commits = _check_history(run, known, policy, findings)
         _check_starts(commits, beside, policy, findings)
-        _check_metrics(run, commits, findings)
+        check_metrics(run, commits, findings)
         _check_config(run, commits, findings)
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
@@ -261,7 +261,7 @@ def _read_log(run: RunFolder, policy: Policy, findings: Findings) -> log.Log | N
     return book
 
 
-def _check_metrics(run: RunFolder, entries: Sequence[Entry], findings: Findings) -> None:
+def check_metrics(run: RunFolder, entries: Sequence[Entry], findings: Findings) -> None:
     """metrics.jsonl against the heads that ``entries`` have signed."""
     signed = [entry for entry in entries if entry.statement.predicate["metrics"]["chain"] is not None]
     if not signed:
@@ -270,14 +270,14 @@ def _check_metrics(run: RunFolder, entries: Sequence[Entry], findings: Findings)
     if not run.metrics.is_file() or run.metrics.is_symlink():
         findings.missing("metrics", "is missing", str(run.metrics))
         return
-    broken = chain.check(_lines(run.metrics), map(_anchor, signed), _gaps(entries), str(run.metrics))
+    broken = chain.check(metrics_lines(run.metrics), map(_anchor, signed), _gaps(entries), str(run.metrics))
     findings.all_of("metrics", ((each.what, each.where) for each in broken))
     findings.note(
         f"{layout.METRICS}: signed up to step {signed[-1].statement.step_to}, later lines are not yet"
     )
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def metrics_lines(path: Path) -> Iterator[bytes]:
     with open(path, "rb") as stream:
         while line := stream.readline(chain.LINE_LIMIT + 1):
             yield line

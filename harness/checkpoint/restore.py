@@ -188,7 +188,7 @@ class Candidates:
     def _load(self, folder: Path, checkpoint: str) -> Loaded | str:
         """What this rank needs of a checkpoint besides tensors, or why it is not to be used."""
         try:
-            return _load(self._workers, folder, checkpoint, self._wanted)
+            return load(self._workers, folder, checkpoint, self._wanted)
         except (VerificationFailed, EvidenceIncomplete) as error:
             return str(error)
 
@@ -210,7 +210,7 @@ def open_elsewhere(
     named = {} if opened is None else {"folder": str(opened.folder), "checkpoint": opened.checkpoint_id}
     agreed = json.loads(workers.broadcast_bytes(json.dumps(named).encode()))
     folder, identity = Path(agreed["folder"]), agreed["checkpoint"]
-    return workers.together(lambda: _load(workers, folder, identity, wanted)), opened
+    return workers.together(lambda: load(workers, folder, identity, wanted)), opened
 
 
 def tensors_in(data: bytes, where: str) -> dict[str, Tensor]:
@@ -271,8 +271,11 @@ def _check_sha256(folder: Path, entry: FileEntry) -> None:
         raise VerificationFailed("the sha256 is not the one in MANIFEST.json", where=where)
 
 
-def _load(workers: Workers, folder: Path, checkpoint: str, wanted: Callable[[str], bool]) -> Loaded:
-    """Manifest and small files. Raises `VerificationFailed` for any byte that is not the manifest's."""
+def load(workers: Workers, folder: Path, checkpoint: str, wanted: Callable[[str], bool]) -> Loaded:
+    """Manifest and small files of the checkpoint with that id, which is all that is trusted.
+
+    Raises `VerificationFailed` for any byte that is not the manifest's.
+    """
     data = durable.read_limited(folder / layout.MANIFEST, MANIFEST_LIMIT)
     if checkpoint_id(data) != checkpoint:
         raise VerificationFailed(

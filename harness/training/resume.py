@@ -133,10 +133,10 @@ def classify(
 
     Raises `ResumeRefused` with the differences that ``accept`` does not cover.
     """
-    changes = list(_changes(before, facts))
-    refused = [difference for kind, difference in changes if kind in ACCEPTABLE and kind not in accept]
+    found = list(changes(before, facts))
+    refused = [difference for kind, difference in found if kind in ACCEPTABLE and kind not in accept]
     if refused:
-        kinds = sorted({kind for kind, _ in changes if kind in ACCEPTABLE and kind not in accept})
+        kinds = sorted({kind for kind, _ in found if kind in ACCEPTABLE and kind not in accept})
         listed = "; ".join(f"{item.what}: {item.before} → {item.after}" for item in refused[:_SHOWN])
         more = f"; and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
         raise ResumeRefused(
@@ -144,8 +144,8 @@ def classify(
             where=str(facts.run["name"]),
             remedy=f"use another run.dir, or continue and sign why: --accept {','.join(kinds)} --reason TEXT",
         )
-    differences = [difference for _, difference in changes]
-    if any(kind in ACCEPTABLE for kind, _ in changes):
+    differences = [difference for _, difference in found]
+    if any(kind in ACCEPTABLE for kind, _ in found):
         return "accepted", differences
     return ("same-data" if differences else "exact"), differences
 
@@ -192,8 +192,9 @@ def changed_files(path: Path, now: Mapping[str, str]) -> list[Difference]:
     ]
 
 
-def _changes(before: Mapping[str, Any], facts: RunFacts) -> Iterator[tuple[str, Difference]]:
-    """Every difference with its kind: one of `ACCEPTABLE`, or ``same-data``."""
+def changes(before: Mapping[str, Any], facts: RunFacts) -> Iterator[tuple[str, Difference]]:
+    """Every difference of a launch to the predicate ``before``, with its kind: one of `ACCEPTABLE`, or
+    ``same-data``."""
     old = config.parse(before["config"]["text"], "the checkpoint's config")
     new = config.parse(str(facts.config["text"]), "this launch's config")
     for item in config.compare(old, new):

@@ -89,7 +89,7 @@ def classify(
     """
     if opened is None:
         raise TrainingFailed("only rank 0 classifies a launch")
-    facts = partial(_facts, loaded, started, workers, task, _run_id(opened), _start(opened, origin))
+    facts = partial(facts_of, loaded, started, workers, task, _run_id(opened), _start(opened, origin))
     tokenizer = task.identity().digests.get("tokenizer")
     first = partial(begin.first_segment, origin, tokenizer, task.files(), accept)
     try:
@@ -115,7 +115,7 @@ def _start(opened: OpenRun, origin: Origin | None) -> Mapping[str, Any] | None:
     return None if origin is None else origin.reference
 
 
-def _facts(
+def facts_of(
     loaded: config.Loaded,
     started: Launch,
     workers: Workers,
@@ -124,6 +124,7 @@ def _facts(
     start: Mapping[str, Any] | None,
     segment: Segment,
 ) -> RunFacts:
+    """What a statement of this launch says of it."""
     settings = loaded.settings
     text = config.resolved_text(settings)
     identity = task.identity()

@@ -61,7 +61,9 @@ class StepDigests:
         """Of parameters, buffers, averages and the optimizer's tensors."""
         model, _ = model_tensors(self._state.model)
         tensors = {f"model.{name}": tensor for name, tensor in model.items()}
-        return self._sums({**tensors, **optimizer_tensors(self._state)}, "state")
+        tensors |= optimizer_tensors(self._state)
+        # By name: a resume fills the optimizer in another order than its first step does.
+        return self._sums(dict(sorted(tensors.items())), "state")
 
     def _sums(self, tensors: Mapping[str, Tensor], kind: str) -> Sums:
         key = (kind, *tensors)

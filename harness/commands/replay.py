@@ -1,0 +1,190 @@
+"""Execute steps of a run again, compare every recorded digest, and sign the verdict.
+
+Signatures, lineage and the chain of metrics.jsonl are checked first; then the steps are executed from the
+checkpoint at or before --from, with the signed config, processes, threads and variables, in processes of
+their own: the run is only read. Corpus, code, tokenizer and stack must be the signed ones; --stack-differs
+goes on with another stack or --processes, and equal bits are then a finding, different ones are not. The
+verdict is signed into the checkpoint at the end of the segment. Exit code 0: equal. 1: outside.
+4: inconclusive, or it cannot be replayed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness import environment
+from harness.audit import attest, divergence, replay_verdict, rerun, segment
+from harness.audit.replay_verdict import Outcome as Replay
+from harness.audit.replay_verdict import Repeated, Replayed
+from harness.audit.segment import Authentic, Segment
+from harness.commands import Outcome
+from harness.commands.trust import add_trust, trusted
+from harness.errors import EnvironmentFault, EvidenceIncomplete, HarnessError, UsageError
+from harness.format.layout import RunFolder
+from harness.provenance import keys, later
+from harness.report.lines import Tail
+from harness.terminal import progress
+
+EXAMPLE = "harness replay runs/tiny --from 20 --to 40 --key alice.ed25519.pub alice.p256.pub"
+
+_POLL_SECONDS = 0.1
+_ERRORS: Mapping[int, type[HarnessError]] = {2: UsageError, 3: EnvironmentFault}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, which steps, what may differ, who signs, whom to trust."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "--from", type=int, dest="first", metavar="STEP", help="execute what follows this step"
+    )
+    parser.add_argument("--to", type=int, dest="last", metavar="STEP", help="up to this step")
+    parser.add_argument(
+        "--random", type=int, metavar="N", help="N segments between checkpoints, drawn by --seed"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of --random; choose it after the run is signed")
+    parser.add_argument("--stack-differs", action="store_true", help="go on with another stack or world size")
+    parser.add_argument("--processes", type=int, metavar="N", help="ranks (the signed number)")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="folder in which the run's config lay")
+    parser.add_argument("--signing-key", type=Path, metavar="KEY", help="private key (default: yours)")
+    add_trust(parser)
+
+
+def run(arguments: argparse.Namespace) -> Outcome:
+    """Choose, execute, judge, sign; the worst verdict's exit code."""
+    whom = trusted(arguments)
+    if whom is None:
+        raise UsageError("whom to trust is not said", remedy="give --key NAME.ed25519.pub … or --policy FILE")
+    run_folder = RunFolder(arguments.run)
+    path, _ = keys.signing_key_path(arguments.signing_key, arguments.run)
+    signer = keys.load_signer(path)
+    chosen = _chosen(segment.authentic(run_folder, whom), arguments)
+    environment.require_training()
+    outcomes, texts, documents = [], [], []
+    for each in chosen:
+        outcome = _replay(each, arguments)
+        facts = {name: value for name, value in environment.facts().items() if not isinstance(value, Mapping)}
+        predicate = replay_verdict.predicate(outcome, facts, harness.__version__)
+        added = attest.add(each.end, later.REPLAY, predicate, signer)
+        outcomes.append(outcome)
+        texts.append(replay_verdict.render(outcome, f"{added.path} ({added.reason})"))
+        documents.append({**predicate, "statement": str(added.path)})
+    code = max(replay_verdict.EXIT[each.verdict] for each in outcomes)
+    code = 1 if any(each.verdict == "outside" for each in outcomes) else code
+    return Outcome({"run": str(arguments.run), "segments": documents}, "\n".join(texts), exit_code=code)
+
+
+def _chosen(known: Authentic, arguments: argparse.Namespace) -> list[Segment]:
+    if arguments.random is not None:
+        if arguments.first is not None or arguments.last is not None or arguments.random < 1:
+            raise UsageError("--random N stands alone", remedy="leave out --from and --to")
+        return known.sampled(arguments.random, arguments.seed)
+    if arguments.first is None or arguments.last is None:
+        raise UsageError("which steps is not said", remedy="give --from STEP and --to STEP, or --random N")
+    return [known.segment(arguments.first, arguments.last)]
+
+
+def _replay(chosen: Segment, arguments: argparse.Namespace) -> Replay:
+    """Execute ``chosen`` again, and once more where it parts from the record."""
+    signed = int(chosen.facts["launch"]["world_size"])
+    ranks = arguments.processes or signed
+    lines = list(_executed(chosen, arguments, ranks, chosen.last, repeat=False))
+    launches = [each["differences"] for each in lines if each["kind"] == "launch"]
+    differences: list[Mapping[str, Any]] = launches[0] if launches else []
+    broken = next((each["reason"] for each in lines if each["kind"] == "nonfinite"), None)
+    steps = [each for each in lines if each["kind"] == "step"]
+    told = [{name: str(each[name]) for name in ("what", "before", "after")} for each in differences]
+    replayed = Replayed(steps, ranks, told, broken)
+    parted = divergence.compare(chosen.steps, steps, chosen.head)
+    repeated = None
+    if parted is not None and not differences:
+        again = _executed(chosen, arguments, ranks, parted.step, repeat=True)
+        found = next((each for each in again if each["kind"] == "repeat"), None)
+        if found is not None:
+            repeated = Repeated(parted.step, found["repeats"], found["tensors"], found["varying"])
+    return replay_verdict.judge(chosen, replayed, parted, repeated)
+
+
+def _executed(
+    chosen: Segment, arguments: argparse.Namespace, ranks: int, last: int, *, repeat: bool
+) -> Iterator[Mapping[str, Any]]:
+    """The lines that the replaying processes write. Raises what stopped them."""
+    with tempfile.TemporaryDirectory(prefix="harness-replay-") as scratch:
+        answer, order = Path(scratch) / "answer.jsonl", Path(scratch) / "order.json"
+        order.write_text(json.dumps(_order(chosen, arguments, ranks, last, repeat, answer)))
+        with open(Path(scratch) / "console.log", "wb") as console:
+            process = subprocess.Popen(
+                _command(order, ranks),
+                env={**os.environ, **rerun.variables(chosen.facts)},
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                lines = _followed(process, answer, last - chosen.first, quiet=arguments.json)
+            finally:
+                process.kill()
+                process.wait()
+        error = next((each for each in lines if each["kind"] == "error"), None)
+        if error is not None:
+            kind = _ERRORS.get(error["exit_code"], EvidenceIncomplete)
+            raise kind(error["what"], where=error["where"], remedy=error["remedy"])
+        if process.returncode:
+            text = (Path(scratch) / "console.log").read_text(errors="replace").strip().splitlines()
+            raise EvidenceIncomplete(
+                f"the replay ended with {process.returncode}: {text[-1] if text else 'it printed nothing'}",
+                where=str(arguments.run),
+            )
+        yield from lines
+
+
+def _followed(
+    process: subprocess.Popen[bytes], answer: Path, steps: int, *, quiet: bool
+) -> list[Mapping[str, Any]]:
+    tail, lines = Tail(answer), list[Mapping[str, Any]]()
+    with progress(steps, "steps", "replay", quiet=quiet) as bar:
+        while True:
+            ended = process.poll() is not None
+            new = tail.read().lines
+            lines += new
+            bar.advance(sum(each["kind"] == "step" for each in new))
+            if ended:
+                return lines
+            time.sleep(_POLL_SECONDS)
+
+
+def _command(order: Path, ranks: int) -> Sequence[str]:
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*launcher, "-m", "harness.training.replay", str(order)]
+
+
+def _order(
+    chosen: Segment, arguments: argparse.Namespace, ranks: int, last: int, repeat: bool, answer: Path
+) -> dict[str, Any]:
+    start = chosen.start
+    base = arguments.base or Path(rerun.config_place(list(chosen.facts["launch"]["command"])))
+    recorded = [step.facts for step in chosen.steps]
+    return {
+        "config": chosen.facts["config"]["text"],
+        "base": str(base),
+        "signed": chosen.facts,
+        "world_size": ranks,
+        "checkpoint": None if start is None else [str(start.folder), start.checkpoint_id],
+        "last": last,
+        "gradients": [facts["step"] for facts in recorded if facts.get("gradients")],
+        "state": [facts["step"] for facts in recorded if facts.get("state")],
+        "differences": arguments.stack_differs,
+        "repeat": repeat,
+        "answer": str(answer),
+    }

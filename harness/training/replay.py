@@ -1,0 +1,250 @@
+"""Executes steps of a run again, on every rank, and writes down what `harness replay` compares.
+
+`harness replay` starts this as a launch of its own, as the run was launched: ``python -m
+harness.training.replay ORDER`` or the same under torchrun. ORDER is a JSON file (`Order`); the answer is a
+file of JSON lines beside it. The run folder is only read: a checkpoint is known by its id, and every byte is
+verified while it is loaded.
+
+The steps are those of `harness.training.loop`, with nothing that records, evaluates or saves around them. An
+evaluation leaves the generators of python, numpy and torch as they were; a task with generators of its own
+that draws from them while it evaluates cannot be replayed across an evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import config
+from harness.checkpoint import restore, rng
+from harness.determinism import settings as determinism
+from harness.determinism.ledger import Ledger
+from harness.errors import EvidenceIncomplete, HarnessError, TrainingFailed
+from harness.tasks.task import Batch
+from harness.training import distributed, launch, resume, session, startup
+from harness.training.exchange import Exchange, scalar_mean
+from harness.training.readback import NonFinite, Readback, Values
+from harness.training.record import Segment
+from harness.training.session import Session, wanted_files
+from harness.training.step_digests import StepDigests
+from harness.workers import Workers
+
+REPEATS = 4
+"""How often a step is executed from the same state, to see whether this machine repeats its own bits."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to execute again."""
+
+    config: str
+    """Text of the resolved config, as signed."""
+    base: str
+    """Folder at which relative paths of the config start."""
+    signed: Mapping[str, Any]
+    """The predicate to compare this launch with."""
+    world_size: int
+    checkpoint: tuple[str, str] | None
+    """Folder and id of the checkpoint to start from; None for the beginning of the run."""
+    last: int
+    gradients: Sequence[int]
+    """Steps whose gradients have a digest."""
+    state: Sequence[int]
+    """Steps whose state has one."""
+    differences: bool
+    """Whether another stack or world size is accepted."""
+    repeat: bool
+    """Whether step ``last`` is executed several times from the same state, and each tensor told apart."""
+    answer: str
+    """File of JSON lines, written by rank 0."""
+
+
+def execute(order: Order) -> None:
+    """Carry ``order`` out. Raises `EvidenceIncomplete` when this is not what the statement says."""
+    settings = config.parse(order.config, "the signed config")
+    with ExitStack() as stack:
+        started = launch.detect(order.world_size)
+        determinism.apply(settings.determinism.mode)
+        distributed.connect(started)
+        prepare = session.accelerator(settings)
+        workers = distributed.join(started, prepare)
+        stack.callback(distributed.leave)
+        task = startup.build_task(workers, settings, Path(order.base))
+        loaded = config.Loaded(settings, {}, (Path(order.base) / "run.yaml",))
+        facts = startup.facts_of(loaded, started, workers, task, "0" * 32, None, Segment(0, "genesis"))
+        changes = workers.first_only(lambda: list(resume.changes(order.signed, facts)))
+        answer = _Answer(Path(order.answer), workers)
+        if changes is not None:
+            answer.write(
+                kind="launch", differences=[{"kind": kind, **asdict(each)} for kind, each in changes]
+            )
+        workers.first_only(partial(_refuse, changes or (), order.differences))
+        current = session.build(settings, task, workers, prepare)
+        stack.callback(current.batches.close)
+        first, stream = _begin(current, order)
+        runner = _Runner(current, stream)
+        for step in range(first + 1, order.last + 1):
+            if order.repeat and step == order.last:
+                answer.write(kind="repeat", step=step, **runner.repeat())
+                return
+            try:
+                line = runner.step(step, step in order.gradients, step in order.state)
+            except NonFinite as broken:
+                answer.write(kind="nonfinite", step=step, reason=str(broken))
+                return
+            for each in line:
+                answer.write(kind="step", **each)
+        for each in runner.rest():
+            answer.write(kind="step", **each)
+
+
+class _Answer:
+    """The lines for `harness replay`, each flushed at once."""
+
+    def __init__(self, path: Path, workers: Workers) -> None:
+        self._stream = open(path, "a") if workers.first else None  # noqa: SIM115
+
+    def write(self, **fields: Any) -> None:
+        if self._stream is not None:
+            self._stream.write(json.dumps(fields) + "\n")
+            self._stream.flush()
+
+
+def _refuse(changes: Sequence[tuple[str, Any]], accepted: bool) -> None:
+    refused = [each for kind, each in changes if kind in resume.ACCEPTABLE]
+    if refused:
+        raise EvidenceIncomplete(
+            f"this is not what the statement says: {_listed(refused)}",
+            where="replay",
+            remedy="replay with the signed code, corpus and tokenizer (--base FOLDER: where the config lay)",
+        )
+    if changes and not accepted:
+        raise EvidenceIncomplete(
+            f"this stack is not the signed one: {_listed([each for _, each in changes])}",
+            where="replay",
+            remedy="use the signed stack, or go on with --stack-differs and expect other bits",
+        )
+
+
+def _listed(differences: Sequence[Any]) -> str:
+    told = "; ".join(f"{each.what}: {each.before} → {each.after}" for each in differences[:4])
+    return told + (f"; and {len(differences) - 4} more" if len(differences) > 4 else "")
+
+
+def _begin(current: Session, order: Order) -> tuple[int, Iterator[Batch]]:
+    """The step that the state is of, and the micro-batches that follow."""
+    if order.checkpoint is None:
+        return 0, session.begin(current, None)
+    folder, identity = order.checkpoint
+    workers = current.workers
+    wanted = partial(wanted_files, workers.rank)
+    loaded = workers.together(lambda: restore.load(workers, Path(folder), identity, wanted))
+    return int(loaded.trainer["step"]), session.resume(current, loaded)
+
+
+class _Runner:
+    """The steps of the loop, and nothing else."""
+
+    def __init__(self, current: Session, stream: Iterator[Batch]) -> None:
+        self._current = current
+        self._stream = stream
+        workers = current.workers
+        self._ledger = Ledger("off", 1, workers.rank, workers.device)
+        scaled = current.state.scaler is not None
+        self._readback = Readback(workers.device, current.state.optimizer, scaled=scaled)
+        self._exchange = Exchange(workers, current.accumulation, digests=True)
+        self._digests = StepDigests(workers, current.state)
+        self._noted: dict[int, tuple[bytes, bytes]] = {}
+
+    def step(self, step: int, gradients: bool, state: bool) -> list[dict[str, Any]]:
+        """Take ``step``; returns the facts of the steps whose numbers are on the host by now."""
+        current, digests = self._current, list[bytes]()
+        rate = current.schedule(step)
+        loss = current.forward_backward(self._stream, self._ledger, digests)
+        loss = scalar_mean(loss, current.workers)
+        norm = current.gradient_norm()
+        self._exchange.begin(0, digests, current.rng_digest())
+        self._readback.push(step, loss, norm, self._digests.gradients() if gradients else None)
+        current.update(rate)
+        told = self._exchange.end()
+        self._noted[step] = (told.batch, told.rng)
+        if state:
+            self._readback.push_state(self._digests.state())
+        return [self._facts(each) for each in self._readback.collect()]
+
+    def rest(self) -> list[dict[str, Any]]:
+        """The facts of the steps whose numbers were still on their way."""
+        return [self._facts(each) for each in self._readback.drain()]
+
+    def _facts(self, values: Values) -> dict[str, Any]:
+        batch, generators = self._noted.pop(values.step)
+        facts = {
+            "step": values.step,
+            "loss": values.loss,
+            "grad_norm": values.norm,
+            "batch": batch.hex(),
+            "rng": generators.hex(),
+        }
+        taken = {"gradients": values.gradients, "state": values.state}
+        return facts | {name: digest.hex() for name, digest in taken.items() if digest is not None}
+
+    def repeat(self) -> dict[str, Any]:
+        """The gradients of the next update, `REPEATS` times from the same state; a sum for every tensor."""
+        current = self._current
+        batches = [next(self._stream) for _ in range(current.accumulation)]
+        generators = rng.capture(current.task.generators())
+        buffers = {name: buffer.clone() for name, buffer in current.model.named_buffers()}
+        each = StepDigests(current.workers, current.state, large=0)
+        sums: list[list[int]] = []
+        names: list[str] = []
+        for _ in range(REPEATS):
+            _put_back(current, generators, buffers)
+            # Without clipping, which would carry a difference of one tensor into all.
+            current.forward_backward(iter(batches), self._ledger, [])
+            found = each.gradients()
+            names, sums = found.plan.names, [*sums, found.vector.tolist()]
+            current.state.optimizer.zero_grad(set_to_none=True)
+        varying = [name for name, *values in zip(names, *sums, strict=True) if len(set(values)) > 1]
+        return {"repeats": REPEATS, "tensors": len(names), "varying": varying}
+
+
+def _put_back(current: Session, generators: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+    rng.restore(dict(generators), current.task.generators())
+    with torch.no_grad():
+        for name, buffer in current.model.named_buffers():
+            buffer.copy_(buffers[name])
+
+
+def main() -> int:
+    """Read the order, carry it out; the exit code of a `HarnessError` is its own."""
+    fields = json.loads(Path(sys.argv[1]).read_text())
+    checkpoint = fields.pop("checkpoint")
+    order = Order(checkpoint=None if checkpoint is None else (checkpoint[0], checkpoint[1]), **fields)
+    try:
+        execute(order)
+    except HarnessError as error:
+        return _failed(order, error)
+    except Exception as error:
+        return _failed(order, TrainingFailed(f"{type(error).__name__}: {error}", where="replay"))
+    return 0
+
+
+def _failed(order: Order, error: HarnessError) -> int:
+    if not error.silent:
+        line = {"kind": "error", "what": error.what, "where": error.where, "remedy": error.remedy}
+        with open(order.answer, "a") as stream:
+            stream.write(json.dumps({**line, "exit_code": error.exit_code}) + "\n")
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""`harness replay`: an honest record is equal, one that was made otherwise is not, and nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy_task
+from conftest import Finished, Place
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.audit import divergence
+
+PLANTED = '''"""A toy whose loss an undeclared variable changes from one micro-batch on."""
+
+import os
+
+from toy_task import Toy
+
+
+class Planted(Toy):
+    def loss(self, model, batch):
+        loss = super().loss(model, batch)
+        planted = os.environ.get("PLANTED")
+        return loss * 1.001 if planted and self._calls >= int(planted) else loss
+'''
+SECTIONS = {"train": "{steps: 12, global_batch: 4, micro_batch: 2}", "checkpoint": "{every: 4}"}
+
+
+def replay(place: Place, *words: str) -> tuple[Finished, list[dict[str, Any]]]:
+    """The command with the run's own key, and the segments that it told of."""
+    keys = sorted(str(path) for path in (place.root / "config" / "harness").glob("*.pub"))
+    done = place.harness("replay", str(place.run), *words, "--json", "--key", *keys)
+    return done, json.loads(done.out).get("segments", [])
+
+
+@pytest.mark.slow
+def test_a_record_of_a_killed_and_resumed_run_is_equal_and_the_verdict_is_signed(place: Place) -> None:
+    """Oracle: the run's own digests, on two ranks, across its resume; `harness verify` of the statement."""
+    place.write("toy.yaml", toy_task.config(place.run, **SECTIONS))
+    place.kill_at(place.start(["train", "toy.yaml"], processes=2), "checkpoints/step-00000004")
+    assert place.harness("train", "toy.yaml", processes=2).code == 0
+    done, (segment,) = replay(place, "--from", "4", "--to", "12")
+    assert done.code == 0, done.err
+    assert (segment["verdict"], segment["steps"]) == ("equal", {"from": 4, "to": 12})
+    counts = {each["what"]: each["count"] for each in segment["compared"]}
+    assert counts["gradients"] == 8
+    assert counts["state"] == 2
+    keys = sorted(str(path) for path in (place.root / "config" / "harness").glob("*.pub"))
+    verified = place.harness("verify", str(place.run), "--key", *keys)
+    assert verified.code == 0, verified.out
+    assert "replay-0: equal, steps 4 to 12" in verified.out
+
+
+@pytest.mark.slow
+def test_a_run_that_an_undeclared_variable_changed_is_outside_at_its_first_step(place: Place) -> None:
+    """Oracle: the micro-batch from which the fault was planted, 15 of two a step: step 8."""
+    (place.root / "planted.py").write_text(PLANTED)
+    task = '{kind: "planted:Planted", options: {plain: true}}'
+    place.write("toy.yaml", toy_task.config(place.run, **SECTIONS, task=task, evaluate="{every: 0}"))
+    assert place.harness("train", "toy.yaml", environ={"PLANTED": "15"}).code == 0
+    done, (segment,) = replay(place, "--from", "0", "--to", "12")
+    assert done.code == 1, done.err
+    assert segment["verdict"] == "outside"
+    assert segment["first_divergence"]["step"] == 8
+    assert segment["suspects"] == []
+    # A changed task is refused before anything is executed, and nothing is signed.
+    with (place.root / "planted.py").open("a") as file:
+        file.write("\n")
+    refused, _ = replay(place, "--from", "0", "--to", "4")
+    assert refused.code == 4
+    assert "this is not what the statement says" in refused.err
+    signed = list((place.run / "checkpoints").glob("*/provenance/replay-*"))
+    assert len(signed) == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--from", "0"], ["--random", "1", "--to", "3"], ["--random", "0"]])
+def test_steps_that_are_not_said_are_asked_for(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: exit code 2 or 4, never a segment that nobody chose; the folder holds no run."""
+    from harness import cli
+    from harness.provenance import keys
+
+    public = keys.create(tmp_path / "me").public
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    own = ["--signing-key", str(tmp_path / "me.key"), "--key", *map(str, public)]
+    code = cli.main(["replay", str(tmp_path / "run"), *words, *own])
+    assert code in (2, 4)
+    assert capsys.readouterr().err.startswith("harness: ")
+
+
+@given(st.integers(1, 3000), st.data())
+def test_the_first_difference_is_found_with_few_comparisons(count: int, data: st.DataObject) -> None:
+    """Oracle: the place that was chosen; the logarithm."""
+    place = data.draw(st.integers(0, count))
+    found, queries = divergence.first_difference(count, lambda at: at < place)
+    assert found == (None if place == count else place)
+    assert queries <= math.log2(count) + 2
