@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 import stat
 import subprocess
@@ -53,6 +55,29 @@ def test_nothing_is_overwritten(made: keys.KeyFiles) -> None:
         keys.create(made.private.with_suffix(""))
     assert made.private.with_name("kept").read_bytes() == before
     assert not made.private.exists()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_key_that_could_not_be_written_leaves_no_name_of_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Oracle: the folder; a sync that fails stands for a kill before the contents are on disk."""
+    synced, seen = os.fsync, 0
+
+    def failing(descriptor: int) -> None:
+        nonlocal seen
+        seen += stat.S_ISREG(os.fstat(descriptor).st_mode)
+        if seen == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(OSError, match="error"):
+        keys.create(tmp_path / "me")
+    whole = {"me.key", "me.ed25519.pub", "me.p256.pub"}
+    found = {path.name for path in tmp_path.iterdir()} & whole
+    assert len(found) == number - 1
+    assert all(keys.describe(tmp_path / name).keys for name in found)
 
 
 def test_the_public_files_are_the_halves_of_the_private_one(made: keys.KeyFiles) -> None:

@@ -276,7 +276,7 @@ def test_an_answer_that_was_lost_is_not_taken_for_a_second_writer(
     assert taken(bucket, tmp_path / "read") == ["step-00000001", "step-00000002"]
 
 
-def test_a_store_that_is_gone_slow_or_full_fails_the_save_and_the_next_one_makes_up_for_it(
+def test_a_store_that_stops_answering_fails_the_save_and_the_next_one_makes_up_for_it(
     bucket: Bucket,
     tmp_path: Path,
     signer: keys.Signer,

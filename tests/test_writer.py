@@ -22,6 +22,7 @@ from harness.checkpoint.shards import Part
 from harness.checkpoint.snapshot import Arena, FileImage
 from harness.checkpoint.writer import CheckpointWriter, Save
 from harness.errors import EnvironmentFault, HarnessError, Interrupted
+from harness.format import files as durable
 from harness.format import layout, strict_json
 from harness.format.layout import RunFolder
 from harness.format.manifest import Manifest
@@ -209,6 +210,34 @@ def test_a_checkpoint_that_missed_the_log_is_entered_by_the_next_save(
             writing.wait()
     assert exit_code(tmp_path, signer) == 4
     writing.save(save_of(3))
+    writing.wait()
+    assert exit_code(tmp_path, signer) == 0
+
+
+def test_a_checkpoint_whose_name_could_not_be_synced_is_the_parent_of_the_next(
+    tmp_path: Path, signer: keys.Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the verifier; no log entry comes before a sync of the folder that holds the name."""
+    writing = made(tmp_path, signer)
+    writing.save(save_of(1))
+    writing.wait()
+    synced = durable.fsync_folder
+
+    def failing(path: Path) -> None:
+        if path.name == "checkpoints":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        synced(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "fsync_folder", failing)
+        for step in (2, 3):
+            writing.save(save_of(step))
+            with pytest.raises(EnvironmentFault, match="error"):
+                writing.wait()
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-00000001", "step-00000002"]
+    assert exit_code(tmp_path, signer) == 4
+    writing.save(save_of(4))
     writing.wait()
     assert exit_code(tmp_path, signer) == 0
 

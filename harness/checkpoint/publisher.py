@@ -168,7 +168,7 @@ class Publisher:
             durable.publish(temporary, self.run.checkpoints / self._open.name)
             return ""
         final = self._free(name)
-        durable.publish(temporary, final.with_name(f"{layout.PRUNED}{name}") if only_store else final)
+        durable.rename_synced(temporary, final.with_name(f"{layout.PRUNED}{name}") if only_store else final)
         self._bundle_sha256 = sealed.bundle_sha256
         self._unlogged = Commit(
             name,
@@ -220,10 +220,15 @@ class Publisher:
             self._open = None
 
     def _enter_log(self) -> None:
-        """The entry of the checkpoint that was published last; left over when the disk was full by then."""
+        """The entry of the checkpoint that was renamed last; left over when the disk failed after that.
+
+        Its name is seen, so it is what the next one follows, and no entry and no other save comes before the
+        name is on disk. A folder that cannot be synced stays so: the file system has given up its journal.
+        """
         commit = self._unlogged
         if commit is None:
             return
+        durable.fsync_folder(self.run.checkpoints)
         record = record_of(self.run_id, commit.sequence, commit.step, commit.checkpoint, self._bundle_sha256)
         self.head = log.append(self.run.log, record, self.signer, origin_of(self.run_id))
         self.parent, self._unlogged = commit, None
@@ -250,7 +255,10 @@ class Publisher:
                 where=str(final),
                 remedy="is another job training in this folder?",
             )
-        durable_rename(final, self.set_aside.pop(name))
+        # Until it has another name it must not pass for a whole one, which `keep` would count.
+        final.rename(self.set_aside[name])
+        del self.set_aside[name]
+        durable.fsync_folder(final.parent)
         return final
 
     def _nonfinite_name(self, name: str) -> str:

@@ -74,6 +74,12 @@ def publish(temporary: Path, final: Path) -> None:
 
     Raises `UsageError` when ``final`` exists: nothing is ever overwritten.
     """
+    rename_synced(temporary, final)
+    fsync_folder(final.parent)
+
+
+def rename_synced(temporary: Path, final: Path) -> None:
+    """`publish` without the last step: others see ``final``, which is on disk after a sync of its parent."""
     for folder, _, names in os.walk(temporary, topdown=False):
         for name in names:
             _fsync(Path(folder, name), os.O_RDONLY)
@@ -81,7 +87,6 @@ def publish(temporary: Path, final: Path) -> None:
     if os.path.lexists(final):
         raise UsageError("exists already", where=str(final), remedy="move it away")
     os.rename(temporary, final)
-    fsync_folder(final.parent)
 
 
 def read_limited(path: Path, limit: int) -> bytes:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -248,12 +249,19 @@ def _private_pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(data)
-        stream.flush()
-        # A key that a power cut empties would leave every checkpoint that it has signed unusable.
-        os.fsync(stream.fileno())
+    """Give ``data`` the name ``path``, whole and on disk or not at all; never overwrites."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".tmp-{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            os.fchmod(stream.fileno(), mode)
+            stream.write(data)
+            stream.flush()
+            # A key that a power cut empties would leave every checkpoint that it has signed unusable.
+            os.fsync(stream.fileno())
+        # A rename would replace the key that another launch has just made.
+        os.link(temporary, path)
+    finally:
+        os.unlink(temporary)
     files.fsync_folder(path.parent)
 
 

@@ -280,6 +280,8 @@ def _log_tip(
     record = history.record_of(
         statement.run_id, statement.sequence, statement.step_to, loaded.checkpoint, digest
     )
+    # The save may have ended because this sync failed.
+    durable.fsync_folder(folder.checkpoints)
     return log.append(folder.log, record, signer, history.origin_of(statement.run_id))
 
 
