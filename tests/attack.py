@@ -13,7 +13,7 @@ import base64
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import run_folder
 from harness.audit import verify
 from harness.format import layout, strict_json
 from harness.format.manifest import checkpoint_id, dir_hash
-from harness.provenance import envelope, keys, policy
+from harness.provenance import envelope, keys, log, policy
 from harness.provenance.keys import Signer
 from harness.provenance.policy import Policy
 
@@ -86,6 +86,16 @@ class Scene:
         covered = [(entry["path"], entry["sha256"]) for entry in entries] + [(layout.MANIFEST, identity)]
         digests = {"sha256": identity, "dirHash": dir_hash(covered)}
         self.restate(step, lambda statement: statement["subject"][0].update(digest=digests))
+
+    def relog(self, records: Sequence[bytes], *, by: Signer | None = None) -> None:
+        """Write the log anew with any records, as whoever has the key can; the right key unless ``by``."""
+        folder = self.root / layout.LOG
+        origin = log.read_claimed(folder).head.origin
+        shutil.rmtree(folder)
+        folder.mkdir()
+        log._write_tiles(folder, tuple(records))
+        head = log.Head(len(records), log.root_hash([log.leaf_hash(each) for each in records]), origin)
+        (folder / log.HEAD).write_bytes(log.sign_note(head, by or self.signer))
 
     def trust(self, **changes: Any) -> None:
         """Change the auditor's policy."""

@@ -78,14 +78,14 @@ def a_verdict_is_signed_by_a_stranger(scene: Scene) -> None:
 def a_verdict_is_logged_before_its_checkpoint(scene: Scene) -> None:
     _add(scene, step=30)
     book = log.read(scene.root / "log", scene.policy.statement_keys)
-    _rewrite(scene, [*book.records[:2], book.records[3], book.records[2]])
+    scene.relog([*book.records[:2], book.records[3], book.records[2]])
 
 
 @attack("has a second record of the statement replay-0")
 def a_verdict_is_logged_twice(scene: Scene) -> None:
     _add(scene)
     book = log.read(scene.root / "log", scene.policy.statement_keys)
-    _rewrite(scene, [*book.records, book.records[3]])
+    scene.relog([*book.records, book.records[3]])
 
 
 @attack("which is not here")
@@ -93,15 +93,7 @@ def a_logged_verdict_is_about_an_unknown_checkpoint(scene: Scene) -> None:
     _add(scene)
     book = log.read(scene.root / "log", scene.policy.statement_keys)
     known = strict_json.loads(book.records[3], where="log")
-    _rewrite(scene, [*book.records[:3], strict_json.dumps(known | {"checkpoint": "0" * 64})])
-
-
-def _rewrite(scene: Scene, records: list[bytes]) -> None:
-    origin = log.read(scene.root / "log", scene.policy.statement_keys).head.origin
-    for path in sorted((scene.root / "log").rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    for record in records:
-        log.append(scene.root / "log", record, scene.signer, origin)
+    scene.relog([*book.records[:3], strict_json.dumps(known | {"checkpoint": "0" * 64})])
 
 
 @attack("says equal, and has a difference or compared nothing")

@@ -24,9 +24,7 @@ def _log(scene: Scene) -> Path:
 def _rewrite(scene: Scene, change: Callable[[list[bytes]], list[bytes]]) -> None:
     """Write the log anew with the right key."""
     book = log.read(_log(scene), scene.policy.statement_keys)
-    shutil.rmtree(_log(scene))
-    for record in change(list(book.records)):
-        log.append(_log(scene), record, scene.signer, book.head.origin)
+    scene.relog(change(list(book.records)))
 
 
 @attack("is missing", 4)

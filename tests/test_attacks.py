@@ -18,6 +18,7 @@ import attacks_on_formats
 import attacks_on_later
 import attacks_on_lineage
 import attacks_on_log
+import attacks_on_policy
 import attacks_on_statements
 import pytest
 import run_folder
@@ -36,6 +37,7 @@ MODULES = (
     attacks_on_lineage,
     attacks_on_log,
     attacks_on_later,
+    attacks_on_policy,
 )
 
 

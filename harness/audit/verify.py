@@ -224,7 +224,7 @@ def _check_history(
     """Lineage and log; returns the run's commits in order."""
     entries = history.in_order([entry_of(each) for each in opened if each.kind != "nonfinite"])
     history.check_lineage(entries, findings)
-    book = _read_log(run, policy, findings)
+    book = _read_log(run, _entitled(policy, entries), findings)
     if book is not None:
         aside = [entry_of(each) for each in opened if each.kind == "nonfinite"]
         history.check_log(entries, book, findings, str(run.log), aside)
@@ -247,6 +247,14 @@ def _check_starts(
 
 def _named(paths: Sequence[Path]) -> str:
     return ", ".join(f"harness verify {path}" for path in paths)
+
+
+def _entitled(policy: Policy, entries: Sequence[Entry]) -> Policy:
+    """Whoever may sign the head of the log that ends with the newest of ``entries``."""
+    if not entries:
+        return policy
+    newest = entries[-1].statement
+    return policy.within(newest.run_id, newest.run_name, str(newest.predicate["created"]))
 
 
 def _read_log(run: RunFolder, policy: Policy, findings: Findings) -> log.Log | None:

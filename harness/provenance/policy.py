@@ -24,7 +24,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,11 +58,16 @@ class Identity:
     valid_until: str | None = None
     """First moment that is too late."""
 
-    def objection(self, run_id: str, run_name: str, created: str) -> str | None:
-        """Why this identity may not have signed a statement of that run and time; None when it may."""
+    def objection(self, run_id: str, run_name: str, created: str | None) -> str | None:
+        """Why this identity may not have signed a statement of that run and time; None when it may.
+
+        ``created``: None for a statement that does not say when it was made.
+        """
         names = (run_id, run_name)
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self.runs):
             return f"{self.name} may not sign for the run {run_name}"
+        if created is None:
+            return None
         if self.valid_from is not None and created < self.valid_from:
             return f"{self.name} signed at {created}, valid from {self.valid_from}"
         if self.valid_until is not None and created >= self.valid_until:
@@ -100,6 +105,11 @@ class Policy:
             if any(own.key_id == key.key_id for own in identity.keys):
                 return identity
         raise UsageError("the policy does not know the key", where=key.key_id)
+
+    def within(self, run_id: str, run_name: str, created: str | None = None) -> Policy:
+        """The same policy, with only those identities that may sign for that run, and at that time."""
+        chosen = tuple(one for one in self.identities if one.objection(run_id, run_name, created) is None)
+        return replace(self, identities=chosen)
 
     def _of(self, algorithm: str) -> tuple[PublicKey, ...]:
         return tuple(

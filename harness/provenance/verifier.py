@@ -4,7 +4,9 @@ Rules for one checkpoint, in the order in which they are checked:
 
 - the statement's bundle carries a good signature of an accepted Ed25519 key over its raw bytes, before its
   contents are read; then types, strict JSON and every field are checked
-- the signer may sign for this run at this time, is not revoked, and enough distinct identities have signed
+- the signer may sign for this run at this time, is not revoked, and enough distinct identities have signed;
+  SLSA statement and model.sig are signed by somebody who may, later statements by somebody who may sign for
+  the run
 - MANIFEST.json is the one that the statement names by sha256, and dirHash agrees
 - the SLSA statement is signed and says the same facts
 - model.sig, when a P-256 key is accepted, signs exactly the manifest's files and MANIFEST.json
@@ -107,7 +109,7 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
     if data is None or manifest is None:
         return None
     _check_slsa(evidence, policy, findings, statement)
-    _check_model_signature(evidence, policy, findings, manifest, statement.subject_id)
+    _check_model_signature(evidence, policy, findings, manifest, statement)
     findings.all_of("agreement", _disagreements(evidence, statement, manifest))
     names = tuple(identity.name for identity in map(policy.identity, signers))
     added = {later.name_of(path) or path: _sha256(data) for path, data in evidence.later.items()}
@@ -197,7 +199,9 @@ def _later_statement(
 ) -> PublicKey | None:
     """The key that has signed a good statement ``name``; None, and a finding, for any other."""
     check = "later statement"
-    opened = findings.attempt(check, envelope.open_bundle, data, policy.statement_keys, where=where)
+    # When it was made is not said in the same place by every kind, so only the run limits who may sign it.
+    keys = policy.within(statement.run_id, statement.run_name).statement_keys
+    opened = findings.attempt(check, envelope.open_bundle, data, keys, where=where)
     if opened is None:
         return None
     if later.kind_of(name) == later.COUNTERSIGNATURE:
@@ -243,7 +247,7 @@ def _check_slsa(
 
 
 def _slsa(data: bytes, policy: Policy, statement: CheckpointStatement, where: str) -> None:
-    payload = envelope.open_bundle(data, policy.statement_keys, where=where).payload
+    payload = envelope.open_bundle(data, _entitled(policy, statement).statement_keys, where=where).payload
     statements.parse_statement(payload, statements.SLSA_TYPE, where=where)
     expected = statements.slsa_statement(
         checkpoint_id=statement.subject_id,
@@ -257,18 +261,22 @@ def _slsa(data: bytes, policy: Policy, statement: CheckpointStatement, where: st
         raise VerificationFailed(f"says something else than the checkpoint statement at {place}", where=where)
 
 
+def _entitled(policy: Policy, statement: CheckpointStatement) -> Policy:
+    """Whoever may sign for the run of ``statement`` at its time."""
+    return policy.within(statement.run_id, statement.run_name, str(statement.predicate["created"]))
+
+
 def _check_model_signature(
-    evidence: Evidence, policy: Policy, findings: Findings, manifest: Manifest, identity: str
+    evidence: Evidence, policy: Policy, findings: Findings, manifest: Manifest, statement: CheckpointStatement
 ) -> None:
     data, where = evidence.model_signature, _path(evidence, layout.MODEL_SIGNATURE)
     if not policy.model_keys:
         findings.note("model.sig: not checked (no P-256 key given)")
     elif data is not None:
-        signed = findings.attempt(
-            "model signature", model_signature.verify, data, policy.model_keys, where=where
-        )
+        keys = _entitled(policy, statement).model_keys
+        signed = findings.attempt("model signature", model_signature.verify, data, keys, where=where)
         listed = {entry.path: entry.sha256 for entry in manifest.files}
-        if signed is not None and dict(signed) != {**listed, layout.MANIFEST: identity}:
+        if signed is not None and dict(signed) != {**listed, layout.MANIFEST: statement.subject_id}:
             findings.bad("model signature", "signs other files than the manifest lists", where)
 
 
