@@ -5,11 +5,12 @@ python scripts/bench/checkpoint.py [--gib 2.9] [--rounds 5] [--folder DIR] [--on
 One process, fp32 parameters with Adam's two moments. Every contender saves and then loads the same state, in
 rotating order, and says two times for saving: *blocked*, until training could go on, and *durable*, until an
 fsync'ed checkpoint is on disk. A peer that does not sync is followed by fsync of what it wrote, in its time.
-Only the harness hashes and signs. Loading is into live tensors, each from a warm page cache and with
-`--cold` from a dropped one; only the harness verifies what it loads.
+Only the harness hashes and signs. Loading is into the live tensors of a fresh process, as a resume does, each
+from a warm page cache and with `--cold` from a dropped one; only the harness verifies what it loads.
 
 Peers: torch.save, accelerate.save_state, DCP (torch.distributed.checkpoint), DCP async with cached staging,
-safetensors' save_file, torchsnapshot where it is installed.
+torchsnapshot where it is installed. safetensors' save_file and load_file stand beside them: they keep
+tensors, not a training state (no step, no RNG, no optimizer groups), so they are a floor and judged apart.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import importlib.util
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -57,6 +60,8 @@ from harness.workers import Workers
 
 WIDTH = 2048
 LIMITS = {"blocked over memcpy": 1.3, "durable over the fastest peer": 0.5, "durable over a bare write": 1.3}
+TENSORS_ONLY = "safetensors"
+"""The row that saves no training state."""
 
 
 @dataclass
@@ -207,15 +212,19 @@ class Harness(Contender):
 
     def __init__(self, root: Path, name: str, made: TrainingState) -> None:
         super().__init__(root, name, made)
-        keys.create(root / "bench")
+        if not (root / "bench.key").exists():
+            keys.create(root / "bench")
         self.signer = keys.load_signer(root / "bench.key")
         self.workers = Workers.alone()
         self.arena = Arena(self.workers)
+
+    def first(self) -> float:
+        """Seconds of the first copy, which touches the arena."""
         tensors, parts = self._tensors()
         started = time.perf_counter()
         self.arena.prepare(parts, tensors)
         self.arena.fill(parts, tensors)
-        self.first = time.perf_counter() - started
+        return time.perf_counter() - started
 
     def _tensors(self) -> tuple[Any, Any]:
         tensors = state.tensors_of(self.made)
@@ -266,7 +275,7 @@ def _publication(size: int) -> Publication:
     )  # fmt: skip
     trainer = {"step": 1, "world_size": 1, "segment": 0, "cursor": cursor}
     files = {layout.TRAINER: strict_json.dumps(trainer)}
-    now = StepFacts(1, cursor, None, None, None, None)
+    now = StepFacts(1, cursor, None, None, None)
     return Publication(files, size, partial(record.predicate, facts, now))
 
 
@@ -278,6 +287,8 @@ PEERS: dict[str, type[Contender]] = {
     "DCP async": DistributedAsync,
     "torchsnapshot": Snapshot,
 }
+
+CONTENDERS: dict[str, type[Contender]] = {"harness": Harness, **PEERS}
 
 
 class Floors:
@@ -350,8 +361,25 @@ def warmed_cache(folder: Path) -> None:
                     pass
 
 
+def loaded_elsewhere(name: str, root: Path, gib: float) -> float:
+    """Seconds that a fresh process takes to load what ``name`` has saved, once its model is built."""
+    command = [sys.executable, __file__, "--gib", str(gib), "--load", name, "--folder", str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name} does not load: {done.stderr[-2000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def load_here(name: str, root: Path, gib: float) -> float:
+    """Seconds to load what ``name`` has saved into a state that was just built."""
+    contender = CONTENDERS[name](root, name, training_state(gib))
+    started = time.perf_counter()
+    contender.load()
+    return time.perf_counter() - started
+
+
 def measured(
-    contenders: Mapping[str, Contender], floors: Floors, count: int, *, cold: bool
+    contenders: Mapping[str, Contender], floors: Floors, count: int, *, cold: bool, gib: float
 ) -> tuple[Table, dict[str, list[float]]]:
     """Every contender saves and loads once a round."""
     table = Table()
@@ -361,9 +389,7 @@ def measured(
         os.sync()
         table.add(name, contender.save())
         (dropped_cache if cold else warmed_cache)(contender.folder)
-        started = time.perf_counter()
-        contender.load()
-        seconds = time.perf_counter() - started
+        seconds = loaded_elsewhere(name, contender.folder.parent, gib)
         table.loading.setdefault(name, []).append(seconds)
         shutil.rmtree(contender.folder)
         return seconds
@@ -398,7 +424,7 @@ def report(table: Table, floor: Mapping[str, list[float]], first: float) -> dict
         print(f"{name:<20} {statistics.median(values):>10.2f}")
     print(f"the harness's first save, with memory that nobody has touched: {first:.2f} s")
     both = {**table.durable, **floor}
-    peers = [name for name in table.blocked if name != "harness"]
+    peers = [name for name in table.blocked if name not in ("harness", TENSORS_ONLY)]
     found = {
         "blocked over memcpy": statistics.median(ratios({**table.blocked, **floor}, "harness", "memcpy")),
         "durable over a bare write": statistics.median(ratios(both, "harness", "bare write + fsync")),
@@ -416,6 +442,11 @@ def report(table: Table, floor: Mapping[str, list[float]], first: float) -> dict
             print(
                 verdict(f"{text} is {value:.2f} of {fastest}, the fastest peer (limit {limit})", value, limit)
             )
+        if TENSORS_ONLY in values:
+            found[f"{text} over {TENSORS_ONLY}"] = statistics.median(ratios(values, "harness", TENSORS_ONLY))
+            print(f"        {text} is {found[f'{text} over {TENSORS_ONLY}']:.2f} of {TENSORS_ONLY}")
+    direct = statistics.median(ratios(both, "harness", "direct write"))
+    print(f"        durable is {direct:.2f} of a direct write")
     for name in ("blocked over memcpy", "durable over a bare write"):
         print(verdict(f"{name}: {found[name]:.2f} (limit {LIMITS[name]})", found[name], LIMITS[name]))
     return found
@@ -432,10 +463,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=PEERS, help="these peers")
     parser.add_argument("--cold", action="store_true", help="load from disk, not from the page cache")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--load", choices=CONTENDERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    os.environ.setdefault("MASTER_ADDR", "localhost")
-    os.environ.setdefault("MASTER_PORT", "29512")
-    dist.init_process_group("gloo", rank=0, world_size=1)
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    if arguments.load:
+        print(load_here(arguments.load, arguments.folder, arguments.gib))
+        return
     chosen = list(PEERS) if arguments.only is None else arguments.only
     if "torchsnapshot" in chosen and importlib.util.find_spec("torchsnapshot") is None:
         print("torchsnapshot is not installed: left out")
@@ -446,8 +479,9 @@ def main() -> None:
         contenders = {"harness": harness, **{name: PEERS[name](root, name, made) for name in chosen}}
         floors = Floors(root, made)
         print(f"{floors.memory.size / 2**30:.2f} GiB, {arguments.rounds} rounds, medians")
-        table, floor = measured(contenders, floors, arguments.rounds, cold=arguments.cold)
-        found = report(table, floor, harness.first)
+        first = harness.first()
+        table, floor = measured(contenders, floors, arguments.rounds, cold=arguments.cold, gib=arguments.gib)
+        found = report(table, floor, first)
     dist.destroy_process_group()
     keep(arguments.json, {"ratios": found, "seconds": asdict(table), "floors": floor})
 

@@ -66,6 +66,7 @@ def main() -> None:
     found = {}
     with scratch(arguments.folder) as root:
         bench = Harness(root, "harness", training_state(arguments.gib))
+        bench.first()
         for threads in sorted({max(1, cores - 1), cores}):
             torch.set_num_threads(threads)
             step(bench)
