@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def verify(path: str | PathLike[str], policy: Policy | str | PathLike[str]) -> Report:
+def verify(
+    path: str | PathLike[str],
+    policy: Policy | str | PathLike[str],
+    *,
+    head: Sequence[str | PathLike[str]] = (),
+    since: str | PathLike[str] | None = None,
+) -> Report:
     """Check a checkpoint folder or a run folder, as `harness verify` does, for gates in other programs.
 
-    ``policy``: a policy file, or what `harness.provenance.policy` makes of keys. A folder that fails is no
+    ``policy``: a policy file, or what `harness.provenance.policy` makes of keys. ``head``, ``since``:
+    files of `harness head`, as in `harness verify --head` and ``--since``. A folder that fails is no
     exception: see ``exit_code``, ``verdict``, ``findings`` of the report. Raises `harness.errors.UsageError`
     for a path that is neither or a policy that cannot be read, `EnvironmentFault` for a disk that cannot.
     """
@@ -25,4 +33,5 @@ def verify(path: str | PathLike[str], policy: Policy | str | PathLike[str]) -> R
     from harness.provenance import policy as policies
 
     whom = policy if isinstance(policy, policies.Policy) else policies.load(Path(policy))
-    return audit.verify(Path(path), whom, quiet=True)
+    kept = None if since is None else Path(since)
+    return audit.verify(Path(path), whom, head=[Path(file) for file in head], since=kept, quiet=True)

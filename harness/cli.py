@@ -32,6 +32,7 @@ VERBS = {
     "sweep": "several seeds and variants of a config, then the report",
     "watch": "a live view of a run from its files",
     "attest": "add a signed statement to a checkpoint: evaluation, verdict, countersignature",
+    "head": "the head of a run's log, to be kept outside; verify --head finds rollback and rewriting",
     "keys": "make and show signing identities",
     "config": "the resolved config and where each value came from",
     "plan": "parameters, memory, tokens and checkpoint bytes of a run, before it starts",

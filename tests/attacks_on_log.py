@@ -15,6 +15,7 @@ from run_folder import SampleRun
 
 from harness.format import strict_json
 from harness.provenance import log
+from harness.provenance.heads import Kept
 
 
 def _log(scene: Scene) -> Path:
@@ -134,16 +135,40 @@ def _before_step_30(scene: Scene) -> None:
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:20]))
 
 
-@attack("has 2 records, the policy has seen 3: it was rolled back")
+def _keep_head(scene: Scene) -> None:
+    """The auditor's policy gets the head that the log has now."""
+    head = log.read(_log(scene), scene.policy.statement_keys).head
+    scene.trust(log_heads=(Kept(head, "the head in the policy"),))
+
+
+@attack("has 2 records, the head in the policy has 3: it was rolled back")
 def the_run_is_rolled_back_behind_the_head_that_was_seen(scene: Scene) -> None:
-    scene.trust(log_head=log.read(_log(scene), scene.policy.statement_keys).head)
+    _keep_head(scene)
     _before_step_30(scene)
 
 
-@attack("does not continue the log that the policy has seen")
+@attack("does not continue the head in the policy (3 records): its history was rewritten")
 def the_run_is_replaced_by_another_history(scene: Scene) -> None:
-    scene.trust(log_head=log.read(_log(scene), scene.policy.statement_keys).head)
+    _keep_head(scene)
     scene.rebuild(values="other")
+
+
+@attack("and a checkpoint folder alone has none", 4)
+def a_checkpoint_is_taken_out_of_a_run_whose_head_was_kept(scene: Scene) -> None:
+    _keep_head(scene)
+    scene.target = scene.checkpoint(10)
+
+
+@attack("is that of 'harness/run/")
+def another_run_of_the_same_maker_is_shown_instead_of_the_one_whose_head_was_kept(scene: Scene) -> None:
+    _keep_head(scene)
+    scene.rebuild(name="another")
+
+
+@attack("and the policy has heads of other logs only")
+def a_run_is_shown_whose_head_is_not_among_those_of_the_policy(scene: Scene) -> None:
+    heads = [log.Head(3, bytes(32), f"harness/run/{number}") for number in range(2)]
+    scene.trust(log_heads=tuple(Kept(head, "the head in the policy", binding=False) for head in heads))
 
 
 @attack("is not in the log yet", 4)

@@ -68,42 +68,6 @@ def root_by_stack(hashes: list[bytes]) -> bytes:
     return stack[0] if stack else hashlib.sha256(b"").digest()
 
 
-def included(leaf: bytes, index: int, size: int, proof: list[bytes], root: bytes) -> bool:
-    """RFC 9162 section 2.1.3.2, word by word."""
-    node, last, value = index, size - 1, leaf
-    for each in proof:
-        if last == 0:
-            return False
-        if node & 1 or node == last:
-            value = log.node_hash(each, value)
-            while node and not node & 1:
-                node, last = node >> 1, last >> 1
-        else:
-            value = log.node_hash(value, each)
-        node, last = node >> 1, last >> 1
-    return last == 0 and value == root
-
-
-def consistent(first: int, second: int, proof: list[bytes], old: bytes, new: bytes) -> bool:
-    """RFC 9162 section 2.1.4.2, word by word, for 0 < first < second."""
-    path = proof if first & (first - 1) else [old, *proof]
-    node, last = first - 1, second - 1
-    while node & 1:
-        node, last = node >> 1, last >> 1
-    before = after = path[0]
-    for each in path[1:]:
-        if last == 0:
-            return False
-        if node & 1 or node == last:
-            before, after = log.node_hash(each, before), log.node_hash(each, after)
-            while node and not node & 1:
-                node, last = node >> 1, last >> 1
-        else:
-            after = log.node_hash(after, each)
-        node, last = node >> 1, last >> 1
-    return last == 0 and (before, after) == (old, new)
-
-
 @pytest.mark.parametrize("size", range(1, 9))
 def test_the_root_is_that_of_certificate_transparency(size: int) -> None:
     """Oracle: the test vector of google/certificate-transparency, merkle_tree_test."""
@@ -120,29 +84,6 @@ def test_the_empty_tree_is_the_digest_of_nothing() -> None:
 def test_the_root_is_that_of_another_algorithm(size: int) -> None:
     """Oracle: the stack algorithm."""
     assert log.root_hash(leaves(size)) == root_by_stack(leaves(size))
-
-
-@given(st.integers(1, 70).flatmap(lambda size: st.tuples(st.just(size), st.integers(0, size - 1))))
-@settings(deadline=None)
-def test_an_inclusion_proof_convinces_and_only_for_its_leaf(place: tuple[int, int]) -> None:
-    """Oracle: the verification algorithm of RFC 9162."""
-    size, index = place
-    hashes = leaves(size)
-    proof, root = log.inclusion_proof(hashes, index), log.root_hash(hashes)
-    assert included(hashes[index], index, size, proof, root)
-    assert not included(log.leaf_hash(b"other"), index, size, proof, root)
-
-
-@given(st.integers(2, 70).flatmap(lambda size: st.tuples(st.integers(1, size - 1), st.just(size))))
-@settings(deadline=None)
-def test_a_consistency_proof_convinces_and_only_for_its_prefix(sizes: tuple[int, int]) -> None:
-    """Oracle: the verification algorithm of RFC 9162."""
-    first, second = sizes
-    hashes = leaves(second)
-    old, new = log.root_hash(hashes[:first]), log.root_hash(hashes)
-    proof = log.consistency_proof(hashes, first)
-    assert consistent(first, second, proof, old, new)
-    assert not consistent(first, second, proof, log.leaf_hash(b"other"), new)
 
 
 def test_a_note_is_signed_as_gos_note_package_signs() -> None:

@@ -48,7 +48,7 @@ def test_a_whole_policy_is_read(folder: Path) -> None:
         "required: [slsa, log]",
         "threshold: 2",
         f'revoked: ["{"0" * 64}"]',
-        f'log_head: {{size: 12, root: "{"ab" * 32}"}}',
+        f'log_head: {{origin: harness/run/0, size: 12, root: "{"ab" * 32}"}}',
     ]
     alice = ', runs: ["gpt-*"], valid: {from: 2026-01-01, until: 2027-01-01T12:00:00Z}'
     read = parse(folder, text(*rules, alice=alice))
@@ -59,8 +59,8 @@ def test_a_whole_policy_is_read(folder: Path) -> None:
     assert read.required == {"checkpoint", "slsa", "log"}
     assert read.threshold == 2
     assert read.revoked == {"0" * 64}
-    assert read.log_head is not None
-    assert (read.log_head.size, read.log_head.root.hex()) == (12, "ab" * 32)
+    (kept,) = read.log_heads
+    assert (kept.head.origin, kept.head.size, kept.head.root.hex()) == ("harness/run/0", 12, "ab" * 32)
     assert [key.algorithm for key in read.statement_keys] == ["ed25519", "ed25519"]
     assert [key.algorithm for key in read.model_keys] == ["p256"]
 
@@ -69,7 +69,7 @@ def test_what_is_not_said_is_strict(folder: Path) -> None:
     """Oracle: the documented defaults; model.sig is required as soon as somebody could have signed it."""
     read = parse(folder, text())
     assert read.required == {"checkpoint", "slsa", "model-signature"}
-    assert (read.threshold, read.revoked, read.log_head) == (1, frozenset(), None)
+    assert (read.threshold, read.revoked, read.log_heads) == (1, frozenset(), ())
     assert read.identities[0].runs == ("*",)
 
 
@@ -97,8 +97,14 @@ def test_a_key_may_be_written_into_the_file(folder: Path) -> None:
         (["required: []"], "", "an empty one"),
         (["required: slsa"], "", "no list"),
         (['required: ["Slsa"]'], "", "no kind of statement"),
-        (["log_head: {size: 1}"], "", "has no `root`"),
-        ([f'log_head: {{size: -1, root: "{"0" * 64}"}}'], "", "has the size -1"),
+        (["log_head: {origin: a, size: 1}"], "", "has no `root`"),
+        ([f'log_head: {{size: 1, root: "{"0" * 64}"}}'], "", "has no `origin`"),
+        ([f'log_head: {{origin: a, size: -1, root: "{"0" * 64}"}}'], "", "has the size -1"),
+        ([f'log_head: {{origin: 5, size: 1, root: "{"0" * 64}"}}'], "", "an origin that is no text"),
+        (["log_head: []"], "", "an empty one"),
+        (["log_head: 5"], "", "no mapping"),
+        (["log_head: nowhere.head"], "", "is missing"),
+        (["log_head: [alice.ed25519.pub]"], "", "is no signed note"),
         ([], ", run: [x]", "unknown key `run`"),
         ([], ", runs: []", "no list of names"),
         ([], ", runs: gpt", "no list of names"),

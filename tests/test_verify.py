@@ -158,7 +158,7 @@ def test_a_policy_file_decides_and_its_errors_have_a_line(sample: Path, tmp_path
     cases = {
         "": 0,
         "revoked: [" + "0" * 64 + "]\n": 0,
-        "threshold: 1\nlog_head: {size: 9, root: " + "0" * 64 + "}\n": 1,
+        "threshold: 1\nlog_head: {origin: harness/run/0, size: 9, root: " + "0" * 64 + "}\n": 1,
     }
     for number, (rest, expected) in enumerate(cases.items()):
         file = tmp_path / f"{number}.yaml"

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from harness.audit import opening, story
-from harness.audit import verify as verifying
+from harness.audit import opening, run_facts, story
 from harness.audit.opening import OpenedCheckpoint
 from harness.errors import EvidenceIncomplete, UsageError
 from harness.format import chain, strict_json
@@ -171,7 +170,7 @@ def authentic(run: RunFolder, policy: Policy) -> Authentic:
             where=str(run.root),
             remedy="train with determinism.step_digests=true",
         )
-    verifying.check_metrics(run, entries, findings)
+    run_facts.check_metrics(run, entries, findings)
     _raise(findings)
     lines = (strict_json.loads(line, where=str(run.metrics)) for line in _complete_lines(run))
     signed = known[-1].statement.step_to
@@ -180,7 +179,7 @@ def authentic(run: RunFolder, policy: Policy) -> Authentic:
 
 
 def _complete_lines(run: RunFolder) -> Iterator[bytes]:
-    return (line for line in verifying.metrics_lines(run.metrics) if line.endswith(b"\n"))
+    return (line for line in run_facts.metrics_lines(run.metrics) if line.endswith(b"\n"))
 
 
 def _raise(findings: Findings) -> None:

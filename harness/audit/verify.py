@@ -7,24 +7,24 @@ chain (`harness.audit.chain`) and run.yaml. Nothing stops at the first failure; 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.audit import ancestors, chain, exported, opening, payload
+from harness.audit import ancestors, exported, incremental, opening, payload, run_facts
 from harness.audit.ancestors import entry_of
 from harness.audit.opening import OpenedCheckpoint
-from harness.errors import EnvironmentFault
-from harness.format import files, layout
+from harness.errors import EnvironmentFault, UsageError
+from harness.format import layout
 from harness.format.layout import RunFolder
-from harness.provenance import history, log
+from harness.provenance import heads, history, log
 from harness.provenance import policy as policies
 from harness.provenance.findings import Finding, Findings
+from harness.provenance.heads import Kept
 from harness.provenance.history import Entry
 from harness.provenance.policy import Policy
 from harness.terminal import progress
@@ -51,6 +51,8 @@ class Report:
     bytes_hashed: int
     seconds: float
     exit_code: int
+    since: Mapping[str, Any] | None = None
+    """What an earlier verification covered, so that it was not hashed again."""
 
     @property
     def verdict(self) -> str:
@@ -76,23 +78,42 @@ class Report:
             "checks": dict(self.passed),
             "notes": list(self.notes),
             "checkpoints": [_summary(each) for each in self.checkpoints],
+            "since": self.since,
             "bytes_hashed": self.bytes_hashed,
             "seconds": round(self.seconds, 3),
         }
 
 
-def verify(path: Path, policy: Policy, *, beside: Sequence[Path] = (), quiet: bool = False) -> Report:
+def verify(
+    path: Path,
+    policy: Policy,
+    *,
+    beside: Sequence[Path] = (),
+    head: Sequence[Path] = (),
+    since: Path | None = None,
+    quiet: bool = False,
+) -> Report:
     """Check a run folder or a checkpoint folder; ``quiet`` hides the progress bar.
 
     ``beside``: folders of the runs that it and they began with; with any, each start must be among them.
+    ``head``: files with log heads that were kept, which the run's log must continue.
+    ``since``: such a file, kept after a verification that found nothing. What it covers is not hashed again.
 
-    Raises `UsageError` when ``path`` is neither, `EnvironmentFault` for a disk that cannot be read.
+    Raises `UsageError` when ``path`` is neither, or no run and ``since`` is given; `VerificationFailed` or
+    `EvidenceIncomplete` for a file of ``head`` or ``since`` that is no signed head; `EnvironmentFault` for a
+    disk that cannot be read.
     """
     path = path.resolve() if path.is_symlink() else path  # links are refused inside the folder, not to it
-    if exported.is_export(path):
+    earlier = None if since is None else heads.load(since, policy.statement_keys)
+    kept = [heads.load(file, policy.statement_keys) for file in head] + ([earlier] if earlier else [])
+    policy = replace(policy, log_heads=(*policy.log_heads, *kept))
+    is_export = exported.is_export(path)
+    if not is_export and layout.kind_of(path) == "run":
+        return verify_run(path, policy, beside=beside, since=earlier, quiet=quiet)
+    if earlier is not None:
+        raise UsageError("--since needs a run folder, whose log it looks into", where=str(path))
+    if is_export:
         return verify_export(path, policy, quiet=quiet)
-    if layout.kind_of(path) == "run":
-        return verify_run(path, policy, beside=beside, quiet=quiet)
     return verify_checkpoint(path, policy, beside=beside, quiet=quiet)
 
 
@@ -108,6 +129,7 @@ def verify_export(folder: Path, policy: Policy, *, quiet: bool = False) -> Repor
         what = f"cannot be read: {error.strerror or error}"
         where = str(error.filename or folder)
         raise EnvironmentFault(what, where=where, remedy="check the disk and the permissions") from error
+    _miss_log(policy, findings, "an exported folder", folder)
     return _report(folder, "export", findings, [], hashed, started)
 
 
@@ -124,27 +146,55 @@ def verify_checkpoint(
     if opened is not None and opened.kind == "nonfinite":
         findings.note("the last state of a run that became non-finite: authentic, and no good checkpoint")
     _check_starts([] if opened is None else [entry_of(opened)], beside, policy, findings)
-    if policies.LOG in policy.required:
-        what = "the policy requires the log, and a checkpoint folder alone has none"
-        findings.missing("required", what, str(folder), "verify the run folder")
+    _miss_log(policy, findings, "a checkpoint folder", folder)
     findings.note("lineage and log: not checked (they belong to the run folder)")
     return _report(folder, "checkpoint", findings, [] if opened is None else [opened], hashed, started)
 
 
-def verify_run(root: Path, policy: Policy, *, beside: Sequence[Path] = (), quiet: bool = False) -> Report:
-    """Check a whole run. Raises `EnvironmentFault` for a disk that cannot be read."""
+def _miss_log(policy: Policy, findings: Findings, kind: str, folder: Path) -> None:
+    """What asks for a log cannot be answered without one."""
+    remedy = "verify the run folder"
+    if policies.LOG in policy.required:
+        what = f"the policy requires the log, and {kind} alone has none"
+        findings.missing("required", what, str(folder), remedy)
+    for each in policy.log_heads:
+        what = f"{each.source} is to be continued by a log, and {kind} alone has none"
+        findings.missing(heads.CHECK, what, str(folder), remedy)
+
+
+def verify_run(
+    root: Path,
+    policy: Policy,
+    *,
+    beside: Sequence[Path] = (),
+    since: Kept | None = None,
+    quiet: bool = False,
+) -> Report:
+    """Check a whole run. Raises `EnvironmentFault` for a disk that cannot be read.
+
+    ``since``: one of ``policy.log_heads``; payload of checkpoints that it covers is not hashed.
+    """
     started = time.perf_counter()
     findings = Findings()
     run = RunFolder(root)
     try:
         opened = [opening.examine_folder(folder, policy, findings) for folder in _folders(run, findings)]
         known = [each for each in opened if each is not None]
-        hashed = _hash_payload(known, findings, quiet)
+        entries = history.in_order([entry_of(each) for each in known if each.kind != "nonfinite"])
+        # Which payload is hashed depends on the log; its findings come after those of the payload.
+        later = Findings()
+        book, continued = _read_log(run, _entitled(policy, entries), later)
+        covered = incremental.covered(known, book, since) if continued else []
+        hashed = _hash_payload([each for each in known if each not in covered], findings, quiet)
+        if since is not None:
+            findings.note(incremental.told(since, covered, continued))
         _check_newest(known, findings)
-        commits = _check_history(run, known, policy, findings)
-        _check_starts(commits, beside, policy, findings)
-        check_metrics(run, commits, findings)
-        _check_config(run, commits, findings)
+        history.check_lineage(entries, findings)
+        findings.extend(later)
+        _check_log(run, known, entries, book, findings)
+        _check_starts(entries, beside, policy, findings)
+        run_facts.check_metrics(run, entries, findings)
+        run_facts.check_config(run, entries, findings)
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         where = str(error.filename or root)
@@ -154,7 +204,8 @@ def verify_run(root: Path, policy: Policy, *, beside: Sequence[Path] = (), quiet
     present = [name for name in _UNSIGNED if (root / name).exists()]
     if present:
         findings.note(f"covered by no signature: {', '.join(present)}")
-    return _report(root, "run", findings, known, hashed, started)
+    report = _report(root, "run", findings, known, hashed, started)
+    return replace(report, since=incremental.document(since, covered, continued))
 
 
 def _report(
@@ -218,21 +269,20 @@ def _check_newest(opened: Sequence[OpenedCheckpoint], findings: Findings) -> Non
         findings.missing("payload", what, str(newest.folder), "get the whole folder from its maker")
 
 
-def _check_history(
-    run: RunFolder, opened: Sequence[OpenedCheckpoint], policy: Policy, findings: Findings
-) -> list[Entry]:
-    """Lineage and log; returns the run's commits in order."""
-    entries = history.in_order([entry_of(each) for each in opened if each.kind != "nonfinite"])
-    history.check_lineage(entries, findings)
-    book = _read_log(run, _entitled(policy, entries), findings)
+def _check_log(
+    run: RunFolder,
+    opened: Sequence[OpenedCheckpoint],
+    entries: Sequence[Entry],
+    book: log.Log | None,
+    findings: Findings,
+) -> None:
+    """The log against the run's commits, and against what was set aside as non-finite."""
+    aside = [entry_of(each) for each in opened if each.kind == "nonfinite"]
     if book is not None:
-        aside = [entry_of(each) for each in opened if each.kind == "nonfinite"]
         history.check_log(entries, book, findings, str(run.log), aside)
         findings.note(f"log head: {book.head.size} records, root {book.head.root.hex()}")
-    for each in opened:
-        if each.kind == "nonfinite":
-            history.check_set_aside(entry_of(each), entries, book, findings)
-    return entries
+    for each in aside:
+        history.check_set_aside(each, entries, book, findings)
 
 
 def _check_starts(
@@ -257,80 +307,10 @@ def _entitled(policy: Policy, entries: Sequence[Entry]) -> Policy:
     return policy.within(newest.run_id, newest.run_name, str(newest.predicate["created"]))
 
 
-def _read_log(run: RunFolder, policy: Policy, findings: Findings) -> log.Log | None:
+def _read_log(run: RunFolder, policy: Policy, findings: Findings) -> tuple[log.Log | None, bool]:
+    """The run's log, and whether it continues every head that was kept of it."""
     book = findings.attempt("log", log.read, run.log, policy.statement_keys)
-    seen = policy.log_head
-    if book is not None and seen is not None:
-        if seen.size > book.head.size:
-            what = f"has {book.head.size} records, the policy has seen {seen.size}: it was rolled back"
-            findings.bad("log", what, str(run.log))
-        elif book.root_of_prefix(seen.size) != seen.root:
-            findings.bad("log", "does not continue the log that the policy has seen", str(run.log))
-    return book
-
-
-def check_metrics(run: RunFolder, entries: Sequence[Entry], findings: Findings) -> None:
-    """metrics.jsonl against the heads that ``entries`` have signed."""
-    signed = [entry for entry in entries if entry.statement.predicate["metrics"]["chain"] is not None]
-    if not signed:
-        findings.note(f"{layout.METRICS}: not checked (no checkpoint has signed its chain)")
-        return
-    if not run.metrics.is_file() or run.metrics.is_symlink():
-        findings.missing("metrics", "is missing", str(run.metrics))
-        return
-    broken = chain.check(metrics_lines(run.metrics), map(_anchor, signed), _gaps(entries), str(run.metrics))
-    findings.all_of("metrics", ((each.what, each.where) for each in broken))
-    findings.note(
-        f"{layout.METRICS}: signed up to step {signed[-1].statement.step_to}, later lines are not yet"
-    )
-
-
-def metrics_lines(path: Path) -> Iterator[bytes]:
-    with open(path, "rb") as stream:
-        while line := stream.readline(chain.LINE_LIMIT + 1):
-            yield line
-
-
-def _anchor(entry: Entry) -> chain.Anchor:
-    metrics = entry.statement.predicate["metrics"]
-    return chain.Anchor(
-        entry.statement.step_to,
-        metrics["chain"],
-        metrics["loss"],
-        metrics["grad_norm"],
-        metrics["gradients"],
-        metrics["state"],
-        metrics["evaluation"],
-        entry.where,
-    )
-
-
-def _gaps(entries: Sequence[Entry]) -> dict[int, str]:
-    """Step → head of the checkpoints after which a resume went on without the lines."""
-    heads = {entry.checkpoint_id: entry.statement.predicate["metrics"]["chain"] for entry in entries}
-    gaps = {}
-    for entry in entries:
-        segment = entry.statement.segment
-        source = segment["resumed_from"]
-        if source is not None and any(each.startswith("metrics") for each in segment["accepted"]):
-            head = heads.get(source["checkpoint"])
-            if head is not None:
-                gaps[int(source["step"])] = str(head)
-    return gaps
-
-
-def _check_config(run: RunFolder, entries: Sequence[Entry], findings: Findings) -> None:
-    if not entries:
-        return
-    data = findings.attempt("run.yaml", files.read_limited, run.run_config, _CONFIG_LIMIT)
-    if data is None:
-        return
-    digest = hashlib.sha256(data).hexdigest()
-    signed = [entry.statement.predicate["config"]["sha256"] for entry in entries]
-    if digest not in signed:
-        findings.bad("run.yaml", "is a config that no checkpoint has signed", str(run.run_config))
-    elif digest != signed[-1]:
-        findings.note("run.yaml is the config of an earlier checkpoint, not of the newest")
+    return book, book is not None and heads.check(book, policy.log_heads, findings, str(run.log))
 
 
 def _summary(opened: OpenedCheckpoint) -> dict[str, Any]:

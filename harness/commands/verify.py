@@ -1,7 +1,9 @@
 """Check that a checkpoint, or a whole run, is what its signed statements say. Needs no torch and no GPU.
 
 Checks signatures, the exact set of files, every digest, statements, lineage, the log and the metrics chain.
-A run that began with another run's checkpoint names it; --with checks that edge too.
+A run that began with another run's checkpoint names it; --with checks that edge too. --head gives a log head
+that you have kept (`harness head`), which the run must continue; --since the one that you kept when you last
+verified the run, so that only the payload that was added since is hashed.
 The keys or the policy come from you, never from the folder. Exit code 0: verified; 1: something is wrong;
 4: evidence is missing, so it cannot tell.
 """
@@ -24,6 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, metavar="PATH", help="run folder or checkpoint folder")
     add_trust(parser)
     add_ancestors(parser)
+    parser.add_argument(
+        "--head",
+        type=Path,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="kept log heads: a run that was rolled back or rewritten since fails",
+    )
+    parser.add_argument(
+        "--since",
+        type=Path,
+        metavar="FILE",
+        help="head kept at the last good verification: hash what came since",
+    )
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
@@ -35,5 +52,12 @@ def run(arguments: argparse.Namespace) -> Outcome:
             where=str(arguments.path),
             remedy="give --key NAME.ed25519.pub (and NAME.p256.pub), or --policy FILE",
         )
-    report = verify.verify(arguments.path, whom, beside=arguments.beside, quiet=arguments.json)
+    report = verify.verify(
+        arguments.path,
+        whom,
+        beside=arguments.beside,
+        head=arguments.head,
+        since=arguments.since,
+        quiet=arguments.json,
+    )
     return Outcome(report.document(), verdict.render(report), report.exit_code)

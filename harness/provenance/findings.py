@@ -80,6 +80,13 @@ class Findings:
         if len(self.failed) == before:
             self.passed.append(check)
 
+    def extend(self, other: Findings) -> None:
+        """Add what another collection holds."""
+        self.failed += other.failed
+        self.passed += other.passed
+        for text in other.notes:
+            self.note(text)
+
     def _add(self, check: str, what: str, where: str | None, remedy: str | None, *, missing: bool) -> None:
         place = None if where is None else visible(where)
         self.failed.append(Finding(visible(what), place, remedy, check, missing))

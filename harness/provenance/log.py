@@ -161,20 +161,23 @@ def read(folder: Path, keys: Sequence[PublicKey]) -> Log:
     or no Ed25519 key of ``keys`` has signed the head.
     """
     head = open_note(files.read_limited(folder / HEAD, NOTE_LIMIT), keys, where=str(folder / HEAD))
-    return _read(folder, head)
+    return read_under(folder, head)
 
 
 def read_claimed(folder: Path) -> Log:
     """The log in ``folder`` as it claims to be: consistent, by nobody's signature. Raises as `read`."""
-    return _read(folder, _claimed(files.read_limited(folder / HEAD, NOTE_LIMIT), str(folder / HEAD)))
+    return read_under(
+        folder, claimed(files.read_limited(folder / HEAD, NOTE_LIMIT), where=str(folder / HEAD))
+    )
 
 
 def claimed_size(note: bytes, *, where: str) -> int:
     """The size that a head claims. Raises `VerificationFailed` for what is no head."""
-    return _claimed(note, where).size
+    return claimed(note, where=where).size
 
 
-def _claimed(note: bytes, where: str) -> Head:
+def claimed(note: bytes, *, where: str) -> Head:
+    """The head in ``note``, whoever signed it. Raises `VerificationFailed` for what is no head."""
     return _parse_head(note.partition(b"\n\n")[0].decode("utf-8", "replace") + "\n", where)
 
 
@@ -188,7 +191,8 @@ def paths(size: int) -> list[str]:
     return entries
 
 
-def _read(folder: Path, head: Head) -> Log:
+def read_under(folder: Path, head: Head) -> Log:
+    """The log in ``folder`` under a ``head`` whose signature is the caller's business. Raises as `read`."""
     records: list[bytes] = []
     for index, width in _tiles(head.size):
         path = folder / "tile" / "entries" / _tile_name(index, width)

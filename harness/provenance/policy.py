@@ -11,7 +11,8 @@ Either bare keys (`from_keys`), or a YAML file (`load`), strictly read::
     required: [checkpoint, slsa, model-signature, log]
     threshold: 1                                    # distinct identities that must have signed a checkpoint
     revoked: ["<64 hex digits>"]                    # key ids or checkpoint ids
-    log_head: {size: 12, root: "<64 hex digits>"}   # the newest log head that you have seen
+    log_head: tiny.head      # the newest log head that you have seen: a file of `harness head`, or
+                             # {origin: harness/run/…, size: 12, root: "<64 hex digits>"}, or a list
 
 - an unknown, missing or repeated key is an error with its line, so a misspelt rule never means "no rule"
 - a key belongs to one identity only: a threshold counts people, not keys
@@ -24,12 +25,14 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness.errors import ConfigError, UsageError
+from harness.errors import ConfigError, EvidenceIncomplete, UsageError, VerificationFailed
+from harness.provenance import heads
+from harness.provenance.heads import Kept
 from harness.provenance.keys import PublicKey, expanded, load_public, parse_public
 from harness.provenance.log import Head
 
@@ -86,8 +89,9 @@ class Policy:
     """Distinct identities that must have signed a checkpoint's statement."""
     revoked: frozenset[str] = frozenset()
     """Key ids and checkpoint ids, hex sha256."""
-    log_head: Head | None = field(default=None)
-    """The newest log head that the user has seen."""
+    log_heads: tuple[Kept, ...] = ()
+    """The newest log heads that the user has seen, of one log or several. With any, what has no log of
+    theirs is not accepted."""
 
     @property
     def statement_keys(self) -> tuple[PublicKey, ...]:
@@ -168,13 +172,13 @@ def parse(text: str, *, where: str, folder: Path) -> Policy:
         required,
         reader.threshold(value.get("threshold", 1), len(identities)),
         reader.revoked(value["revoked"]) if "revoked" in value else frozenset(),
-        reader.head(value["log_head"]) if "log_head" in value else None,
     )
     if not policy.statement_keys:
         reader.fail("no identity has an Ed25519 key that is not revoked", "identities")
     if MODEL_SIGNATURE in policy.required and not policy.model_keys:
         reader.fail("model-signature is required and no identity has a P-256 key", "required")
-    return policy
+    kept = reader.heads(value["log_head"], policy.statement_keys) if "log_head" in value else ()
+    return replace(policy, log_heads=kept)
 
 
 def _default_requirements(identities: Sequence[Identity]) -> frozenset[str]:
@@ -273,11 +277,27 @@ class _Reader:
             self.fail(f"{key} has {value!r}, not 64 hex digits", key)
         return str(value)
 
-    def head(self, value: Any) -> Head:
-        fields = self.mapping(value, "log_head", ("size", "root"), needed=("size", "root"), key="log_head")
+    def heads(self, value: Any, keys: Sequence[PublicKey]) -> tuple[Kept, ...]:
+        several = isinstance(value, list)
+        listed = self.items(value, "log_head") if several else [value]
+        found = [self.head(each, keys) for each in listed]
+        return tuple(replace(each, binding=not several) for each in found)
+
+    def head(self, value: Any, keys: Sequence[PublicKey]) -> Kept:
+        if isinstance(value, str):
+            path = self.folder / expanded(Path(value))
+            try:
+                return heads.load(path, keys)
+            except (VerificationFailed, EvidenceIncomplete) as error:
+                self.fail(f"log_head {error.what}: {path}", "log_head")
+        known = ("origin", "size", "root")
+        fields = self.mapping(value, "log_head", known, needed=known, key="log_head")
         if type(fields["size"]) is not int or fields["size"] < 0:
             self.fail(f"log_head has the size {fields['size']!r}", "log_head")
-        return Head(fields["size"], bytes.fromhex(self.digest(fields["root"], "log_head")))
+        if not isinstance(fields["origin"], str) or not fields["origin"]:
+            self.fail("log_head has an origin that is no text", "log_head")
+        root = bytes.fromhex(self.digest(fields["root"], "log_head"))
+        return Kept(Head(fields["size"], root, fields["origin"]), "the head in the policy")
 
 
 def _exists(moment: str) -> bool:

@@ -1,0 +1,68 @@
+"""Taking the head of a run's log, to be kept outside the run folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import UsageError, storage_fault
+from harness.format import files, layout
+from harness.format.layout import RunFolder
+from harness.provenance import heads, log
+from harness.provenance.findings import Findings
+from harness.provenance.heads import Kept
+from harness.provenance.log import Head, Log
+from harness.provenance.policy import Policy
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A log and the signed note of its head."""
+
+    book: Log
+    note: bytes
+    signed: bool
+    """Whether a key that the caller accepts has signed the note."""
+
+    @property
+    def head(self) -> Head:
+        """Origin, size and root."""
+        return self.book.head
+
+
+def take(root: Path, policy: Policy | None) -> Taken:
+    """The head of the run ``root``, which its records and tiles agree with; without ``policy`` by whomever.
+
+    Raises `UsageError` for what is no run folder, else as `harness.provenance.log.read`.
+    """
+    if layout.kind_of(root) != "run":
+        raise UsageError("is no run folder, so it has no log", where=str(root), remedy="name the run folder")
+    folder = RunFolder(root).log
+    note = files.read_limited(folder / log.HEAD, log.NOTE_LIMIT)
+    if policy is None:
+        return Taken(log.read_under(folder, log.claimed(note, where=str(folder / log.HEAD))), note, False)
+    head = log.open_note(note, policy.statement_keys, where=str(folder / log.HEAD))
+    return Taken(log.read_under(folder, head), note, True)
+
+
+def write(taken: Taken, out: Path) -> Head | None:
+    """Write the note to ``out``; returns the head that it replaces.
+
+    Raises `VerificationFailed` when ``out`` holds a head that the log does not continue: that file is the
+    evidence, and stays as it is. Raises `EnvironmentFault` when it cannot be written.
+    """
+    out = out.resolve()
+    before = None
+    if os.path.lexists(out):
+        note = files.read_limited(out, log.NOTE_LIMIT)
+        before = log.claimed(note, where=str(out))
+        findings = Findings()
+        heads.check(taken.book, [Kept(before, f"the head in {out.name}")], findings, str(out))
+        if findings.failed:
+            raise findings.failed[0].error
+    try:
+        files.write_durable(out, taken.note)
+    except OSError as error:
+        raise storage_fault(error, "writing a head", out) from error
+    return before

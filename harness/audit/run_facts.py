@@ -1,0 +1,81 @@
+"""What a run holds beside its checkpoints, against what they have signed: metrics.jsonl and run.yaml."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from harness.audit import chain
+from harness.format import files, layout
+from harness.format.layout import RunFolder
+from harness.provenance.findings import Findings
+from harness.provenance.history import Entry
+
+_CONFIG_LIMIT = 1 << 20
+
+
+def check_metrics(run: RunFolder, entries: Sequence[Entry], findings: Findings) -> None:
+    """metrics.jsonl against the heads that ``entries`` have signed."""
+    signed = [entry for entry in entries if entry.statement.predicate["metrics"]["chain"] is not None]
+    if not signed:
+        findings.note(f"{layout.METRICS}: not checked (no checkpoint has signed its chain)")
+        return
+    if not run.metrics.is_file() or run.metrics.is_symlink():
+        findings.missing("metrics", "is missing", str(run.metrics))
+        return
+    broken = chain.check(metrics_lines(run.metrics), map(_anchor, signed), _gaps(entries), str(run.metrics))
+    findings.all_of("metrics", ((each.what, each.where) for each in broken))
+    findings.note(
+        f"{layout.METRICS}: signed up to step {signed[-1].statement.step_to}, later lines are not yet"
+    )
+
+
+def metrics_lines(path: Path) -> Iterator[bytes]:
+    """The lines of ``path``, each cut at the limit that `chain` refuses."""
+    with open(path, "rb") as stream:
+        while line := stream.readline(chain.LINE_LIMIT + 1):
+            yield line
+
+
+def _anchor(entry: Entry) -> chain.Anchor:
+    metrics = entry.statement.predicate["metrics"]
+    return chain.Anchor(
+        entry.statement.step_to,
+        metrics["chain"],
+        metrics["loss"],
+        metrics["grad_norm"],
+        metrics["gradients"],
+        metrics["state"],
+        metrics["evaluation"],
+        entry.where,
+    )
+
+
+def _gaps(entries: Sequence[Entry]) -> dict[int, str]:
+    """Step → head of the checkpoints after which a resume went on without the lines."""
+    heads = {entry.checkpoint_id: entry.statement.predicate["metrics"]["chain"] for entry in entries}
+    gaps = {}
+    for entry in entries:
+        segment = entry.statement.segment
+        source = segment["resumed_from"]
+        if source is not None and any(each.startswith("metrics") for each in segment["accepted"]):
+            head = heads.get(source["checkpoint"])
+            if head is not None:
+                gaps[int(source["step"])] = str(head)
+    return gaps
+
+
+def check_config(run: RunFolder, entries: Sequence[Entry], findings: Findings) -> None:
+    """run.yaml is a config that one of ``entries`` has signed."""
+    if not entries:
+        return
+    data = findings.attempt("run.yaml", files.read_limited, run.run_config, _CONFIG_LIMIT)
+    if data is None:
+        return
+    digest = hashlib.sha256(data).hexdigest()
+    signed = [entry.statement.predicate["config"]["sha256"] for entry in entries]
+    if digest not in signed:
+        findings.bad("run.yaml", "is a config that no checkpoint has signed", str(run.run_config))
+    elif digest != signed[-1]:
+        findings.note("run.yaml is the config of an earlier checkpoint, not of the newest")

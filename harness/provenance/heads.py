@@ -1,0 +1,129 @@
+"""Log heads that somebody outside has kept, and the proofs that a log continues one.
+
+A log in a folder can be replaced as a whole by whoever has its key, but not a head that was kept elsewhere:
+in a file, a policy, a git tag. Rules for a kept head and a log:
+
+- both have the same origin, so a head of one run says nothing about another
+- the log has at least as many records, else it was rolled back
+- a consistency proof leads from the head's root to the log's, else its history was rewritten
+
+Example::
+
+    kept = heads.load(Path("tiny.head"), policy.statement_keys)
+    heads.check(log.read(folder, policy.statement_keys), [kept], findings, str(folder))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.format import files
+from harness.provenance import log
+from harness.provenance.findings import Findings
+from harness.provenance.keys import PublicKey
+from harness.provenance.log import Head, Log, node_hash
+
+CHECK = "log head"
+"""Name of the check."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A head that the auditor brings along."""
+
+    head: Head
+    source: str
+    """As messages name it: ``the head in tiny.head``."""
+    binding: bool = True
+    """Whether the log must be the one of this head; one of several in a policy may be another run's."""
+
+
+def load(path: Path, keys: Sequence[PublicKey]) -> Kept:
+    """The head in the signed note ``path``, as `harness head` writes it.
+
+    Raises `EvidenceIncomplete` when there is no such file, `VerificationFailed` when it is no log head or no
+    Ed25519 key of ``keys`` has signed it.
+    """
+    note = files.read_limited(path.resolve(), log.NOTE_LIMIT)  # the auditor's own file may be a link
+    return Kept(log.open_note(note, keys, where=str(path)), f"the head in {path.name}")
+
+
+def check(book: Log, kept: Sequence[Kept], findings: Findings, where: str) -> bool:
+    """Whether ``book`` continues the heads of ``kept`` that are of its origin; failures are findings."""
+    before = len(findings.failed)
+    own = [each for each in kept if each.head.origin == book.head.origin]
+    for each in kept:
+        if each.binding and each not in own:
+            what = f"is that of {book.head.origin!r}, {each.source} is of {each.head.origin!r}"
+            findings.bad(CHECK, what, where, "verify the run that the head belongs to")
+    if kept and not own and not any(each.binding for each in kept):
+        what = f"is that of {book.head.origin!r}, and the policy has heads of other logs only"
+        findings.bad(CHECK, what, where, "add the head of this log: harness head RUN")
+    for each in own:
+        _continues(book, each, findings, where)
+    if kept and len(findings.failed) == before:
+        findings.passed.append(CHECK)
+    return len(findings.failed) == before
+
+
+def _continues(book: Log, kept: Kept, findings: Findings, where: str) -> None:
+    head = kept.head
+    if head.size > book.head.size:
+        what = f"has {book.head.size} records, {kept.source} has {head.size}: it was rolled back"
+        findings.bad(CHECK, what, where, "get the newest state of the run from its maker")
+        return
+    leaves = [log.leaf_hash(record) for record in book.records]
+    proof = log.consistency_proof(leaves, head.size)
+    if not consistent(head.size, book.head.size, proof, head.root, book.head.root):
+        what = f"does not continue {kept.source} ({head.size} records): its history was rewritten"
+        findings.bad(CHECK, what, where, "ask its maker; one of the two histories is not what was trained")
+
+
+def included(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:
+    """Whether ``proof`` shows that ``leaf`` is the one at ``index`` of the tree of ``size`` leaves under
+    ``root`` (RFC 9162 section 2.1.3.2)."""
+    if not 0 <= index < size:
+        return False
+    node, last, value = index, size - 1, leaf
+    for each in proof:
+        if last == 0:
+            return False
+        if node & 1 or node == last:
+            value = node_hash(each, value)
+            while node and not node & 1:
+                node, last = node >> 1, last >> 1
+        else:
+            value = node_hash(value, each)
+        node, last = node >> 1, last >> 1
+    return last == 0 and value == root
+
+
+def consistent(first: int, second: int, proof: Sequence[bytes], old: bytes, new: bytes) -> bool:
+    """Whether ``proof`` shows that the tree of ``first`` leaves under ``old`` is a prefix of the tree of
+    ``second`` leaves under ``new`` (RFC 9162 section 2.1.4.2)."""
+    if first == 0:
+        return second >= 0 and not proof and old == log.root_hash([]) and (second > 0 or new == old)
+    if first == second:
+        return first > 0 and not proof and old == new
+    if not 0 < first < second:
+        return False
+    path = list(proof) if first & (first - 1) else [old, *proof]
+    if not path:
+        return False
+    node, last = first - 1, second - 1
+    while node & 1:
+        node, last = node >> 1, last >> 1
+    before = after = path[0]
+    for each in path[1:]:
+        if last == 0:
+            return False
+        if node & 1 or node == last:
+            before, after = node_hash(each, before), node_hash(each, after)
+            while node and not node & 1:
+                node, last = node >> 1, last >> 1
+        else:
+            after = node_hash(after, each)
+        node, last = node >> 1, last >> 1
+    return last == 0 and (before, after) == (old, new)
