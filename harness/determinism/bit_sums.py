@@ -100,7 +100,7 @@ class Plan:
         live = self._tensors if tensors is None else tensors
         zero = _table("zero", self._device, 1)
         parts = [
-            zero[0] if each is None else _large_sum(live[each[0]], each[1].begin).to(self._device)
+            zero[0] if each is None else weighted_sum(live[each[0]], each[1].begin).to(self._device)
             for each in self._large
         ]
         parts += [zero[0] if group.empty else group.sum(live).to(self._device) for group in self._small]
@@ -132,7 +132,7 @@ class _Small:
         return _dot(integers.to(torch.int64), self._weights)
 
 
-def _large_sum(tensor: Tensor, begin: int) -> Tensor:
+def weighted_sum(tensor: Tensor, begin: int) -> Tensor:
     """The weighted sum of a part of a tensor that starts at element ``begin`` of the whole."""
     flat = _real(tensor.detach().reshape(-1))
     begin *= _parts(tensor)

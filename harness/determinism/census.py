@@ -42,7 +42,7 @@ NEUTRAL = hasattr(TorchDispatchMode, "ignore_compile_internals")
 """Whether this torch build has what keeps a census from changing compiled code; without it none is taken."""
 
 # Absent from torch's stubs; both are what torch's own profiler and module tracker use.
-_sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
+sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 
 _CLASSIFIED_NAMESPACES = frozenset(
     {"aten", "prim", "prims", "c10d", "_c10d_functional", "c10d_functional", "fsdp", "inductor", "profiler"}
@@ -175,10 +175,10 @@ class Census(TorchDispatchMode):
     def _remember_site(self, function: Any) -> None:
         if torch._C._current_autograd_node() is not None:
             return  # a recomputation inside the backward pass numbers its nodes by its own thread
-        number = _sequence_number() - 1  # autograd made the node just before it called the operator,
+        number = sequence_number() - 1  # autograd made the node just before it called the operator,
         if number in self._sites:  # so the first operator with that number is the node's own
             return
-        frame = _user_frame()
+        frame = user_frame()
         if frame is not None:
             self._sites[number] = (_plain(function.name()), *frame)
 
@@ -190,7 +190,7 @@ class Census(TorchDispatchMode):
             if _applies(entry, device, call, node is not None):
                 op = spelled(call.function._schema.name)
                 dtype = "none" if tensor is None else str(tensor.dtype).removeprefix("torch.")
-                site = self._site(node) if node is not None else _render(_user_frame())
+                site = self._site(node) if node is not None else render(user_frame())
                 self.findings[Finding(op, device, dtype, site, entry)] += 1
                 return
 
@@ -200,7 +200,7 @@ class Census(TorchDispatchMode):
         name = node.name().rpartition("::")[2]
         if not place or _plain(operator) != _plain(name.partition("Backward")[0]):
             return f"{name} (backward)"
-        return f"{_render(tuple(place))} (backward)"
+        return f"{render(tuple(place))} (backward)"
 
 
 class CensusOfCompiled(Census):
@@ -272,7 +272,7 @@ def _plain(name: str) -> str:
 _INSIDE = ("torch.", "harness.determinism.", "contextlib.", "accelerate.")
 
 
-def _user_frame() -> tuple[CodeType, int] | None:
+def user_frame() -> tuple[CodeType, int] | None:
     """Code and line of the innermost Python frame outside of torch."""
     frame = sys._getframe(2)
     while frame is not None:
@@ -283,7 +283,7 @@ def _user_frame() -> tuple[CodeType, int] | None:
     return None
 
 
-def _render(place: tuple[Any, ...] | None) -> str | None:
+def render(place: tuple[Any, ...] | None) -> str | None:
     """`gpt.py:120 forward`: the file's name only, so that no home folder gets into a signed document."""
     if place is None:
         return None

@@ -41,13 +41,13 @@ def batch_digest(batch: Sequence[Tensor], *, copy_from_device: bool = False) -> 
         if tensor.device.type != "cpu":
             tensor = _copied(tensor, copy_from_device)
         digest.update(_header(tensor))
-        digest.update(_bytes(tensor))
+        digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 
 
 def rng_digest() -> str:
     """32 hex digits over the state of torch's CPU generator. Draws no number."""
-    return xxhash.xxh3_128_hexdigest(_bytes(torch.get_rng_state()))
+    return xxhash.xxh3_128_hexdigest(tensor_bytes(torch.get_rng_state()))
 
 
 def _copied(tensor: Tensor, allowed: bool) -> Tensor:
@@ -68,7 +68,7 @@ def _header(tensor: Tensor) -> bytes:
     return header
 
 
-def _bytes(tensor: Tensor) -> Any:
+def tensor_bytes(tensor: Tensor) -> Any:
     """An array over the tensor's own memory, which the hash reads through the buffer protocol."""
     if tensor.dtype in _INTEGERS and tensor.is_contiguous():
         return tensor.numpy()  # nothing to detach or to resolve

@@ -1,0 +1,263 @@
+"""A place in which a forward and backward pass leaves no trace: everything that it may change is put back.
+
+    with Sandbox(model, wrapped, generators, holders=(task,)) as sandbox:
+        for _ in range(2):
+            sandbox.rewind()                # state and generators as at the entry
+            loss = execute()                # forward and backward; gradients begin at None
+
+Put back: gradients (the very tensors), buffers and plain tensors (values, and which tensor it is),
+generators, plain attributes of modules and of ``holders``, and whether DDP broadcasts buffers at its next
+pass. DDP reduces nothing; FSDP2 cannot do without, so every rank must enter together.
+
+What cannot be put back is refused before anything is executed (`obstacles`): gradient hooks of a user, which
+may step an optimizer, and attributes that are iterators, files or the like. What nobody can see from here,
+such as a line written to a file or a global variable, is the user's to know: ``determinism.budget: 0`` turns
+double execution off.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import random
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from harness.checkpoint import rng
+from harness.checkpoint.rng import Generator
+
+LARGEST_COPY = 1 << 20
+"""Bytes of a holder's array that are copied; a larger one is data, and its version is compared instead."""
+_DEPTH = 3
+_TORCHS_OWN = frozenset(vars(nn.Module())) - {"training"}
+
+
+class Sandbox(AbstractContextManager["Sandbox"]):
+    """See the module. ``holders`` are further objects whose plain attributes the pass may change."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wrapped: nn.Module,
+        generators: Mapping[str, Generator],
+        holders: Sequence[object] = (),
+    ) -> None:
+        self._model = model
+        self._wrapped = wrapped
+        self._generators = generators
+        self._holders = holders
+        self._parameters = list(model.parameters())
+        self._stack = ExitStack()
+
+    def obstacles(self) -> list[str]:
+        """Why this model must not be executed twice, one line each; none when it may."""
+        found = [
+            f"parameter `{name}` has a hook that runs when its gradient is there"
+            for name, each in self._model.named_parameters()
+            if getattr(each, "_post_accumulate_grad_hooks", None) or each._backward_hooks
+        ]
+        known = set(map(id, self._generators.values()))
+        for name, module in self._model.named_modules():
+            place = name or type(module).__name__
+            found += [f"`{place}.{each}` cannot be put back" for each in _odd(module, known)]
+        return found
+
+    def __enter__(self) -> Sandbox:
+        self._gradients = [each.grad for each in self._parameters]
+        self._rng = rng.capture(self._generators)
+        self._attributes = [_Attributes(module) for module in self._model.modules()]
+        self._attributes += [_Attributes(each, LARGEST_COPY) for each in self._holders]
+        self._stack = ExitStack()
+        self._stack.callback(self._put_back)
+        self._stack.enter_context(_apart(self._wrapped))
+        return self
+
+    def rewind(self) -> None:
+        """State and generators as at the entry, gradients gone."""
+        for each in self._parameters:
+            each.grad = None
+        for kept in self._attributes:
+            kept.put_back()
+        rng.restore(self._rng, self._generators)
+
+    def changed(self) -> list[str]:
+        """Large data of the holders that the passes wrote to, which cannot be put back."""
+        return [name for kept in self._attributes for name in kept.overwritten()]
+
+    def _put_back(self) -> None:
+        self.rewind()
+        for each, gradient in zip(self._parameters, self._gradients, strict=True):
+            each.grad = gradient
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+
+class _Attributes:
+    """What an object holds besides parameters and modules, as it is when this is made."""
+
+    def __init__(self, owner: object, limit: int | None = None) -> None:
+        self._owner = owner
+        self._tensors: list[tuple[Tensor, Tensor]] = []
+        self._data: list[tuple[str, Tensor, int]] = []
+        self._copies: dict[str, Any] = {}
+        self._buffers = dict(owner._buffers) if isinstance(owner, nn.Module) else {}
+        self._plain = {name: value for name, value in _fields(owner) if name not in _TORCHS_OWN}
+        for name, value in [*self._buffers.items(), *self._plain.items()]:
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self._keep(name, value, limit)
+            elif _is_container(value) and (limit is None or _size(value) <= limit):
+                self._copies[name] = _copied(value)
+
+    def _keep(self, name: str, value: Tensor, limit: int | None) -> None:
+        if limit is not None and value.numel() * value.element_size() > limit:
+            self._data.append((name, value, value._version))
+        else:
+            self._tensors.append((value, value.detach().clone()))
+
+    def put_back(self) -> None:
+        """Names, tensors and contents of containers; only what differs is written."""
+        if isinstance(self._owner, nn.Module):
+            _same_entries(self._owner._buffers, self._buffers)
+        plain = {name: value for name, value in _fields(self._owner) if name not in _TORCHS_OWN}
+        for name in plain.keys() - self._plain.keys():
+            del vars(self._owner)[name]
+        for name, value in self._plain.items():
+            if name not in plain or plain[name] is not value:
+                vars(self._owner)[name] = value
+        with torch.no_grad():
+            for tensor, kept in self._tensors:
+                tensor.copy_(kept)
+        for name, kept in self._copies.items():
+            _refill(self._plain[name], kept)
+
+    def overwritten(self) -> list[str]:
+        """Names of large tensors that were written to."""
+        kind = type(self._owner).__name__
+        return [f"{kind}.{name}" for name, tensor, version in self._data if tensor._version != version]
+
+
+def _fields(owner: object) -> list[tuple[str, Any]]:
+    return list(getattr(owner, "__dict__", {}).items())
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, list | dict | set | np.ndarray) or _is_own_object(value)
+
+
+def _is_own_object(value: Any) -> bool:
+    """An instance of a user's plain class, whose attributes may be copied."""
+    if isinstance(value, nn.Module | type | types.ModuleType | Tensor) or callable(value):
+        return False
+    module = type(value).__module__.partition(".")[0]
+    return hasattr(value, "__dict__") and module not in ("torch", "builtins", "numpy", "accelerate")
+
+
+def _size(value: Any, depth: int = 0) -> int:
+    """Bytes of a container, roughly; more than `LARGEST_COPY` for what is nested too deep to tell."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, np.ndarray):
+        return int(value.nbytes)
+    if isinstance(value, list | tuple | set | dict):
+        if len(value) > LARGEST_COPY // 64:
+            return LARGEST_COPY + 1
+        inner: Iterator[Any] = iter(value.values() if isinstance(value, dict) else value)
+    elif _is_own_object(value):
+        inner = iter(vars(value).values())
+    else:
+        return 64
+    return LARGEST_COPY + 1 if depth > _DEPTH else 64 + sum(_size(each, depth + 1) for each in inner)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A container's own contents, and copies of those of the containers in it."""
+
+    contents: Any
+    inner: tuple[tuple[Any, _Kept], ...]
+
+
+def _copied(value: Any, depth: int = 0) -> _Kept:
+    if isinstance(value, np.ndarray):
+        return _Kept(value.copy(), ())
+    if isinstance(value, Tensor):
+        return _Kept(value.detach().clone(), ())
+    contents = dict(vars(value)) if _is_own_object(value) else copy.copy(value)
+    each = contents.values() if isinstance(contents, dict) else contents
+    deeper = [item for item in each if depth < _DEPTH and (_is_container(item) or _is_buffer(item))]
+    return _Kept(contents, tuple((item, _copied(item, depth + 1)) for item in deeper))
+
+
+def _is_buffer(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+
+
+def _refill(value: Any, kept: _Kept) -> None:
+    """Put the contents back into the very container that held them."""
+    if isinstance(value, np.ndarray):
+        if value.flags.writeable:
+            value[...] = kept.contents
+    elif isinstance(value, Tensor):
+        with torch.no_grad():
+            value.copy_(kept.contents)
+    elif isinstance(value, list):
+        value[:] = kept.contents
+    elif isinstance(value, set):
+        value.clear()
+        value.update(kept.contents)
+    else:
+        _same_entries(value if isinstance(value, dict) else vars(value), kept.contents)
+    for item, inner in kept.inner:
+        _refill(item, inner)
+
+
+def _same_entries(target: dict[Any, Any], wanted: Mapping[Any, Any]) -> None:
+    """Make ``target`` hold exactly ``wanted``, in its order, writing only when something differs."""
+    if list(target) != list(wanted) or any(target[key] is not value for key, value in wanted.items()):
+        target.clear()
+        target.update(wanted)
+
+
+def _odd(module: nn.Module, known: set[int]) -> list[str]:
+    """Names of attributes whose state is hidden: iterators, open files, generators that nobody registered."""
+    hidden = (io.IOBase, torch.Generator, np.random.Generator, random.Random)
+    return [
+        name
+        for name, value in _fields(module)
+        if (isinstance(value, hidden) and id(value) not in known) or hasattr(value, "__next__")
+    ]
+
+
+def _apart(wrapped: nn.Module) -> AbstractContextManager[Any]:
+    """Passes of ``wrapped`` that leave its communication as it was."""
+    if isinstance(wrapped, DistributedDataParallel):
+        return _WithoutSync(wrapped)
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(True)
+    return ExitStack()
+
+
+class _WithoutSync(AbstractContextManager[None]):
+    """DDP's ``no_sync``, which forgets whether buffers are due to be broadcast."""
+
+    def __init__(self, wrapped: DistributedDataParallel) -> None:
+        self._wrapped = wrapped
+        self._inner = wrapped.no_sync()
+
+    def __enter__(self) -> None:
+        self._broadcasts = self._wrapped.require_forward_param_sync
+        self._inner.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._inner.__exit__(*error)
+        self._wrapped.require_forward_param_sync = self._broadcasts
