@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import cli
+from harness.audit import tiers
 from harness.commands.watch import Follower
 from harness.errors import UsageError
 from harness.format.ledger import Coverage, Ledger, Row
@@ -29,6 +30,7 @@ from harness.report.figure import Figure, Mark, Series
 from harness.report.study import study
 
 SVG = "{http://www.w3.org/2000/svg}"
+UNKNOWN = tiers.compute(tiers.Evidence(nothing=tiers.NOT_SIGNED))
 
 
 def scored(root: Path, score: float | None, *, seed: int = 0, settings: str = "") -> runs.Run:
@@ -326,7 +328,7 @@ def test_control_characters_of_a_run_folder_do_not_reach_the_terminal(tmp_path: 
 
 def test_without_a_ledger_nothing_is_called_deterministic(tmp_path: Path) -> None:
     """Oracle: the words; absence of evidence is said as such."""
-    told = claims.could_vary(runs.read(fake_runs.finished(tmp_path / "a")))
+    told = claims.could_vary(runs.read(fake_runs.finished(tmp_path / "a")), UNKNOWN)
     assert "no observer looked for order-dependent kernels" in told
 
 
@@ -337,7 +339,7 @@ def test_rows_of_the_ledger_are_named_among_what_could_vary(tmp_path: Path) -> N
     ledger = Ledger("warn", rows=(row,), coverage=(Coverage("census", 2, 1, 50, (0,), 100, 5),))
     (root / "checkpoints" / "step-00000060" / "ledger.json").write_bytes(ledger.to_bytes())
     run = runs.read(root)
-    assert "order-dependent kernels ran: `aten.index_put` (observed)" in claims.could_vary(run)
+    assert "order-dependent kernels ran: `aten.index_put` (observed)" in claims.could_vary(run, UNKNOWN)
     assert any("aten.index_put" in cell for cell in cells(report.compose(study([run], [None]))))
 
 

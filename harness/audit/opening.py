@@ -27,7 +27,7 @@ from harness.provenance import envelope, later, verifier
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
 from harness.provenance.statements import CheckpointStatement
-from harness.provenance.verifier import Evidence, Kind
+from harness.provenance.verifier import Added, Evidence, Kind
 
 MANIFEST_LIMIT = 64 << 20
 """Largest MANIFEST.json that is read, in bytes."""
@@ -58,6 +58,8 @@ class OpenedCheckpoint:
     """Of provenance/checkpoint.sigstore.json, as the log records it."""
     later: Mapping[str, str]
     """Name → hex sha256 of the statements that were added afterwards, as the log records them."""
+    added: tuple[Added, ...]
+    """What those of them say that are good."""
 
 
 def open_checkpoint(folder: Path, policy: Policy) -> OpenedCheckpoint:
@@ -149,6 +151,7 @@ def _examine(folder: Path, policy: Policy, findings: Findings) -> OpenedCheckpoi
         signer=examined.key_id,
         bundle_sha256=examined.bundle_sha256,
         later=examined.later,
+        added=examined.added,
     )
 
 

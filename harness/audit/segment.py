@@ -142,8 +142,7 @@ class Authentic:
         """The steps of checkpoints whose ledger names an operator that the one before does not."""
         known: set[str] | None = None
         for each in self.checkpoints:
-            told = story.Story(each.folder, each.statement, each.kind, each.bundle_sha256, key_id=each.signer)
-            ledger = story.ledger(told)
+            ledger = story.ledger(story.of(each))
             if ledger is None:
                 continue
             names = {f"{row.op} {row.call_site} {row.evidence}" for row in ledger.rows}

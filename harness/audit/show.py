@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.audit import kernels
+from harness.audit import kernels, tier_evidence, tier_text, tiers
 from harness.audit import story as stories
 from harness.audit.story import Story
 from harness.errors import EvidenceIncomplete, VerificationFailed
@@ -28,7 +28,8 @@ _NAMED_PACKAGES = ("torch", "numpy", "accelerate", "safetensors", "tokenizers", 
 _NAMED_OPERATORS = 6
 _MOST_DIFFERENCES = 3
 _MOST_SKIPPED = 2
-_MOST_VARIATION_LINES = 8
+_MOST_VARIATION_LINES = 6
+_MOST_TIER_LINES = 4
 
 Line = tuple[str, str]
 """Label and text."""
@@ -48,6 +49,7 @@ def document(story: Story, newest_of: str | None) -> dict[str, Any]:
         "key_id": story.key_id,
         "payload_hashed": False,
         "could_vary": could_vary(story),
+        "repeatability": repeatability(story),
         "predicate": statement.predicate,
     }
 
@@ -65,6 +67,11 @@ def could_vary(story: Story) -> list[str]:
     Raises `VerificationFailed` when ledger.json is not the one that a verified statement names.
     """
     return list(_variations(story, story.statement.predicate))
+
+
+def repeatability(story: Story) -> dict[str, Any]:
+    """How far a rerun would repeat it, as plain JSON."""
+    return tier_text.document(tiers.compute(tier_evidence.of_story(story)))
 
 
 def _identity(story: Story, newest_of: str | None) -> Iterator[Line]:
@@ -172,6 +179,8 @@ def _result(story: Story) -> Iterator[Line]:
     )
     yield "ledger", _ledger_summary(determinism["ledger"])
     room = WIDTH - _LABEL - 1
+    told = tiers.compute(tier_evidence.of_story(story))
+    yield from _some("tier", [text for _, text in tier_text.lines(told)], _MOST_TIER_LINES)
     variations = [line for text in could_vary(story) for line in textwrap.wrap(f"- {text}", room)]
     yield from _some("could vary", variations, _MOST_VARIATION_LINES)
     yield "state", state["sha256"]
@@ -207,7 +216,7 @@ def _variations(story: Story, facts: Mapping[str, Any]) -> Iterator[str]:
             yield from kernels.not_looked_at(ledger)
     if facts["determinism"]["mode"] != "strict":
         yield f"order-dependent operators may run (determinism.mode {facts['determinism']['mode']})"
-    yield "another stack, number of processes or threads adds in another order; nothing here covers that"
+    yield from tier_text.could_vary(tiers.compute(tier_evidence.of_story(story)))
 
 
 def _rows(ledger: Ledger) -> Iterator[str]:

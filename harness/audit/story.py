@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.audit import opening
+from harness.audit.opening import OpenedCheckpoint
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout
 from harness.format.layout import RunFolder
@@ -19,7 +20,7 @@ from harness.provenance import envelope, verifier
 from harness.provenance.findings import Findings, visible
 from harness.provenance.policy import Policy
 from harness.provenance.statements import CheckpointStatement, parse_checkpoint
-from harness.provenance.verifier import Kind
+from harness.provenance.verifier import Added, Kind
 
 NOT_VERIFIED = "not verified: no signature was checked (give --key PUB or --policy FILE)"
 LEDGER_LIMIT = 64 << 20
@@ -40,6 +41,8 @@ class Story:
     """Identities that have signed; empty when no signature was checked."""
     key_id: str | None = None
     """Of the key that signed; None when no signature was checked."""
+    added: tuple[Added, ...] = ()
+    """Good statements that were added afterwards; empty when no signature was checked."""
 
     @property
     def verified(self) -> bool:
@@ -91,7 +94,20 @@ def examined(folder: Path, policy: Policy, findings: Findings) -> Story | None:
     opened = opening.examine_folder(folder, policy, findings)
     if opened is None:
         return None
-    return Story(folder, opened.statement, opened.kind, opened.bundle_sha256, opened.signers, opened.signer)
+    return of(opened)
+
+
+def of(opened: OpenedCheckpoint) -> Story:
+    """The story of a checkpoint that was examined."""
+    return Story(
+        opened.folder,
+        opened.statement,
+        opened.kind,
+        opened.bundle_sha256,
+        opened.signers,
+        opened.signer,
+        opened.added,
+    )
 
 
 def unverified(folder: Path) -> Story:

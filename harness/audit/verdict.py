@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from harness.audit import tier_text
 from harness.audit.opening import OpenedCheckpoint
 from harness.audit.verify import Report
 from harness.provenance.findings import Finding, visible
@@ -20,7 +21,7 @@ _WIDTH = 86
 def render(report: Report) -> str:
     """The whole report, ending with the verdict's reasons."""
     head = f"{style(report.verdict, _COLOURS[report.exit_code])}  {visible(str(report.target))}"
-    lines = [head, *_facts(report), *(_line("note", note) for note in report.notes)]
+    lines = [head, *_facts(report), *_tiers(report), *(_line("note", note) for note in report.notes)]
     return "\n".join([*lines, *map(_finding, report.findings)])
 
 
@@ -42,6 +43,12 @@ def _facts(report: Report) -> list[str]:
     lines.append(_line("hashed", amount))
     passed = textwrap.wrap(", ".join(report.passed) or "nothing", _WIDTH)
     return lines + [_line("" if number else "passed", text) for number, text in enumerate(passed)]
+
+
+def _tiers(report: Report) -> list[str]:
+    if report.kind == "export":
+        return []
+    return [_line(label, visible(text)) for label, text in tier_text.lines(report.tiers)]
 
 
 def _checkpoints(known: tuple[OpenedCheckpoint, ...]) -> str:

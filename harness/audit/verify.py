@@ -15,9 +15,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.audit import ancestors, exported, incremental, opening, payload, run_facts
+from harness.audit import (
+    ancestors,
+    exported,
+    incremental,
+    opening,
+    payload,
+    run_facts,
+    tier_evidence,
+    tier_text,
+)
+from harness.audit import tiers as tier_rules
 from harness.audit.ancestors import entry_of
 from harness.audit.opening import OpenedCheckpoint
+from harness.audit.tiers import Evidence, Tiers
 from harness.errors import EnvironmentFault, UsageError
 from harness.format import layout
 from harness.format.layout import RunFolder
@@ -51,8 +62,15 @@ class Report:
     bytes_hashed: int
     seconds: float
     exit_code: int
+    evidence: Evidence
+    """What says how far a rerun would repeat it."""
     since: Mapping[str, Any] | None = None
     """What an earlier verification covered, so that it was not hashed again."""
+
+    @property
+    def tiers(self) -> Tiers:
+        """How far a rerun would repeat it, as far as the evidence reaches."""
+        return tier_rules.compute(self.evidence)
 
     @property
     def verdict(self) -> str:
@@ -78,6 +96,7 @@ class Report:
             "checks": dict(self.passed),
             "notes": list(self.notes),
             "checkpoints": [_summary(each) for each in self.checkpoints],
+            "repeatability": tier_text.document(self.tiers),
             "since": self.since,
             "bytes_hashed": self.bytes_hashed,
             "seconds": round(self.seconds, 3),
@@ -227,7 +246,17 @@ def _report(
         hashed,
         time.perf_counter() - started,
         findings.exit_code,
+        _evidence(kind, findings, ordered),
     )
+
+
+def _evidence(kind: str, findings: Findings, opened: Sequence[OpenedCheckpoint]) -> Evidence:
+    """Nothing counts beside a failure; an export carries no evidence of its own."""
+    if findings.failed:
+        return Evidence(nothing=f"the verification ended with: {_VERDICTS[findings.exit_code]}")
+    if kind == "export":
+        return Evidence(nothing="an export carries no replays: verify the run that it names")
+    return tier_evidence.of_checkpoints(opened)
 
 
 def _folders(run: RunFolder, findings: Findings) -> list[Path]:

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.audit.verify import verify_run
+from harness.audit import tier_text
+from harness.audit.tiers import Tiers
+from harness.audit.verify import Report, verify_run
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
@@ -53,9 +55,9 @@ def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed:
     wanted = None if claimed is None else claim_file.load(claimed)
     folders, plans, absent = _expanded(paths)
     read = runs.told_apart([runs.read(path) for path in folders])
-    judged = [(None, 0) if whom is None else _verdict(one, whom) for one in read]
-    verdicts = [status for status, _ in judged]
-    about = study(read, verdicts, wanted, plans, absent)
+    reports = [] if whom is None else [verify_run(one.root, whom) for one in read]
+    verdicts = _verdicts(read, reports)
+    about = study(read, verdicts, wanted, plans, absent, [found.evidence for found in reports])
     files = _write(out, report.compose(about))
     lines = [*(report.summary(one) for one in read), *(one.text for one in verdicts if one)]
     lines += [
@@ -66,11 +68,11 @@ def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed:
     if "loss.svg" in files:
         lines.append(f"loss curve: {files['loss.svg']}")
     document: dict[str, Any] = {
-        "runs": [_document(one, verdict) for one, verdict in zip(read, verdicts, strict=True)],
+        "runs": [_document(*each) for each in zip(read, verdicts, about.tiers, strict=True)],
         "claims": [_judged(one) for one in about.judged],
         "files": {name: str(path) for name, path in files.items()},
     }
-    return Outcome(document, "\n".join(lines), exit_code=max(code for _, code in judged))
+    return Outcome(document, "\n".join(lines), exit_code=max([0, *(each.exit_code for each in reports)]))
 
 
 def _expanded(paths: Sequence[Path]) -> tuple[list[Path], list[Planned], list[str]]:
@@ -93,12 +95,17 @@ def _expanded(paths: Sequence[Path]) -> tuple[list[Path], list[Planned], list[st
     return folders, plans, absent
 
 
-def _verdict(one: runs.Run, whom: Policy) -> tuple[Status, int]:
-    """What `harness verify` says of ``one``, and its exit code."""
-    judged = verify_run(one.root, whom)
+def _verdicts(read: Sequence[runs.Run], reports: Sequence[Report]) -> list[Status | None]:
+    if not reports:
+        return [None] * len(read)
+    return [_verdict(one, judged) for one, judged in zip(read, reports, strict=True)]
+
+
+def _verdict(one: runs.Run, judged: Report) -> Status:
+    """What `harness verify` says of ``one``."""
     kind = {0: "good", 1: "bad"}.get(judged.exit_code, "open")
     first = f": {judged.findings[0]}" if judged.findings else ""
-    return Status(kind, f"{one.name}: {judged.verdict}{first}"), judged.exit_code
+    return Status(kind, f"{one.name}: {judged.verdict}{first}")
 
 
 def _write(out: Path, blocks: list[Block]) -> dict[str, Path]:
@@ -128,7 +135,7 @@ def _judged(one: Judged) -> dict[str, Any]:
     }
 
 
-def _document(one: runs.Run, verdict: Status | None) -> dict[str, Any]:
+def _document(one: runs.Run, verdict: Status | None, told: Tiers) -> dict[str, Any]:
     return {
         "run": one.name,
         "folder": str(one.root),
@@ -137,4 +144,5 @@ def _document(one: runs.Run, verdict: Status | None) -> dict[str, Any]:
         "evaluation": {name: claims.final(one, name) for name in one.evaluation_names},
         "resumes": [item.kind for item in claims.segments(one) if item.resumed_from is not None],
         "verification": "not verified" if verdict is None else verdict.text,
+        "repeatability": tier_text.document(told),
     }

@@ -54,6 +54,7 @@ def _rerun(shown: story.Story, out: Path) -> Outcome:
         "files": {name: str(out / name) for name in found.files},
         "expected": dict(found.expected),
         "could_vary": show.could_vary(shown),
+        "repeatability": show.repeatability(shown),
     }
     varying = [f"could vary: {each}" for each in document["could_vary"]]
     return Outcome(document, "\n".join([shown.trust, rerun.render(found, str(out)), *varying]))

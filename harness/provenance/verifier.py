@@ -33,6 +33,7 @@ from harness.provenance import envelope, later, model_signature, statements
 from harness.provenance import policy as policies
 from harness.provenance.findings import Findings, visible
 from harness.provenance.keys import PublicKey
+from harness.provenance.later import Later
 from harness.provenance.policy import Policy
 from harness.provenance.statements import CheckpointStatement
 
@@ -58,6 +59,16 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Added:
+    """A statement that was added afterwards, under a key that the policy trusts for this run."""
+
+    statement: Later
+    signer: str
+    """Name of the policy's identity."""
+    key_id: str
+
+
+@dataclass(frozen=True)
 class Examined:
     """A checkpoint whose statement and manifest are authentic."""
 
@@ -72,6 +83,8 @@ class Examined:
     """Of provenance/checkpoint.sigstore.json, as the log records it."""
     later: Mapping[str, str] = field(default_factory=dict)
     """Name → hex sha256 of the bundles that were added afterwards, as the log records them."""
+    added: tuple[Added, ...] = ()
+    """Those of them that are good and no countersignature."""
 
 
 def kind_of_name(name: str) -> tuple[Kind, str | None]:
@@ -104,7 +117,7 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
     if data is not None:
         where = _path(evidence, layout.MANIFEST)
         manifest = findings.attempt("manifest", _manifest, data, statement, where)
-    signers = _later_statements(evidence, policy, findings, statement, opened)
+    signers, good = _later_statements(evidence, policy, findings, statement, opened)
     _may_sign(policy, findings, statement, signers, path)
     if data is None or manifest is None:
         return None
@@ -112,9 +125,11 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
     _check_model_signature(evidence, policy, findings, manifest, statement)
     findings.all_of("agreement", _disagreements(evidence, statement, manifest))
     names = tuple(identity.name for identity in map(policy.identity, signers))
-    added = {later.name_of(path) or path: _sha256(data) for path, data in evidence.later.items()}
+    there = {later.name_of(path) or path: _sha256(data) for path, data in evidence.later.items()}
     key_id = opened.key.key_id
-    return Examined(statement, manifest, statement.subject_id, names, key_id, _sha256(bundle), added)
+    return Examined(
+        statement, manifest, statement.subject_id, names, key_id, _sha256(bundle), there, tuple(good)
+    )
 
 
 def trainer_disagreements(
@@ -170,22 +185,29 @@ def _later_statements(
     findings: Findings,
     statement: CheckpointStatement,
     first: envelope.Opened,
-) -> list[PublicKey]:
-    """Check the statements that were added afterwards; returns one key for each identity that signed."""
+) -> tuple[list[PublicKey], list[Added]]:
+    """Check the statements that were added afterwards; returns one key for each identity that signed the
+    checkpoint's own statement, and the good ones of the others."""
     signers = {policy.identity(first.key).name: first.key}
+    good: list[Added] = []
     kinds = {policies.CHECKPOINT, policies.LOG}
     kinds |= {policies.SLSA} if evidence.slsa is not None else set()
     kinds |= {policies.MODEL_SIGNATURE} if evidence.model_signature is not None else set()
     for path, data in sorted(evidence.later.items()):
         name = later.name_of(path) or path
-        key = _later_statement(_path(evidence, path), name, data, policy, findings, statement, first)
-        if key is not None:
-            kinds.add(later.kind_of(name) or "")
-            if later.kind_of(name) == later.COUNTERSIGNATURE:
-                signers.setdefault(policy.identity(key).name, key)
+        found = _later_statement(_path(evidence, path), name, data, policy, findings, statement, first)
+        if found is None:
+            continue
+        key, read = found
+        signer = policy.identity(key).name
+        kinds.add(later.kind_of(name) or "")
+        if read is None:
+            signers.setdefault(signer, key)
+        else:
+            good.append(Added(read, signer, key.key_id))
     for kind in sorted(policy.required - kinds):
         findings.missing("required", f"the policy requires a statement of kind {kind}", evidence.where)
-    return list(signers.values())
+    return list(signers.values()), good
 
 
 def _later_statement(
@@ -196,8 +218,9 @@ def _later_statement(
     findings: Findings,
     statement: CheckpointStatement,
     first: envelope.Opened,
-) -> PublicKey | None:
-    """The key that has signed a good statement ``name``; None, and a finding, for any other."""
+) -> tuple[PublicKey, Later | None] | None:
+    """The key that has signed a good statement ``name``, and what it says (None for a countersignature, which
+    says nothing new); None, and a finding, for any other."""
     check = "later statement"
     # When it was made is not said in the same place by every kind, so only the run limits who may sign it.
     keys = policy.within(statement.run_id, statement.run_name).statement_keys
@@ -206,14 +229,14 @@ def _later_statement(
         return None
     if later.kind_of(name) == later.COUNTERSIGNATURE:
         if opened.payload == first.payload:
-            return opened.key
+            return opened.key, None
         findings.bad(check, "signs another statement than the checkpoint's", where)
         return None
     read = findings.attempt(check, later.parse, opened.payload, name, statement, where=where)
     if read is not None and read.summary:
         signer = policy.identity(opened.key).name
         findings.note(visible(f"{statement.name} {name}: {read.summary} (signed by {signer})"))
-    return None if read is None else opened.key
+    return None if read is None else (opened.key, read)
 
 
 def _may_sign(

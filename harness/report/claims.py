@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from harness.audit import tier_text
+from harness.audit.tiers import Tiers
 from harness.errors import ConfigError, HarnessError, VerificationFailed
 from harness.format import layout
 from harness.format.files import read_limited
@@ -130,8 +132,8 @@ def newest_ledger(run: Run) -> Ledger | None:
     return None
 
 
-def could_vary(run: Run) -> list[str]:
-    """What another execution of this run could do differently, as far as the statements tell."""
+def could_vary(run: Run, tiers: Tiers) -> list[str]:
+    """What another execution of this run could do differently, as far as statements and tiers tell."""
     facts = run.newest
     if facts is None:
         return ["no checkpoint statement can be read: nothing is known about how this run was made"]
@@ -154,10 +156,7 @@ def could_vary(run: Run) -> list[str]:
             f"determinism.mode is {mode}: kernels without a fixed order were allowed, and only watched for"
         )
     told += _ledger_gaps(run)
-    told.append(
-        "another torch build, CPU, GPU or world size may round differently; the run was not repeated on one"
-    )
-    return told
+    return [*told, *tier_text.could_vary(tiers)]
 
 
 def _ledger_gaps(run: Run) -> list[str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
 
+from harness.audit.tiers import Claim as Supported
 from harness.report import claims as facts
 from harness.report import statistics
 from harness.report.arms import APART, Arm, chosen
@@ -64,6 +65,20 @@ def judge(claims: Sequence[Claim], runs: Sequence[Run], verdicts: Sequence[Statu
     inferring = sum(claim.scope.seeds == "any" for claim in claims)
     level = 1 - ERROR_RATE / max(inferring, 1)
     return [_judge(claim, runs, {run.root for run in runs} - verified, level) for claim in claims]
+
+
+def supporting(judged: Sequence[Judged], run: Run, runs: Sequence[Run]) -> Iterator[Supported]:
+    """The claims over any seed that ``runs`` support, ``run`` among them; all verified, or they were too
+    broad."""
+    for one in judged:
+        if one.verdict != "supported" or one.claim.scope.seeds != "any":
+            continue
+        arms = [chosen(runs, settings) for settings in (one.claim.of, one.claim.than) if settings is not None]
+        used = [each for arm in arms for each in arm.runs]
+        if any(each.root == run.root for each in used):
+            name = "loss (train)" if one.claim.metric == TRAIN_LOSS else one.claim.metric
+            seeds = min(len(arm.values(name)) for arm in arms)
+            yield Supported(one.claim.name, seeds, len({_identity(each, "stack") for each in used}))
 
 
 def _judge(claim: Claim, runs: Sequence[Run], unverified: set[Path], level: float) -> Judged:

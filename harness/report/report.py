@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
+from typing import Literal
 
 from harness.audit.kernels import not_looked_at
+from harness.audit.tier_text import lines as tier_lines
 from harness.errors import VerificationFailed
 from harness.report import argument, checklist, claims, costs
 from harness.report.argument import decimal
@@ -51,7 +54,7 @@ def compose(study: Study) -> list[Block]:
         Heading(2, "Warnings and errors"),
         *_each(study, _incidents),
         Heading(2, "What could still vary"),
-        *_each(study, lambda run: [Bullets(claims.could_vary(run))]),
+        *_each(study, partial(_variations, study)),
         Heading(2, "Environment and code"),
         *_each(study, _environment),
         *costs.costs(runs),
@@ -262,6 +265,18 @@ def _incidents(run: Run) -> list[Block]:
     if len(run.incidents) > len(shown):
         blocks.append(Paragraph(f"The last {len(shown)} of {len(run.incidents)}; all are in events/."))
     return blocks or [Paragraph("None.")]
+
+
+def _variations(study: Study, run: Run) -> list[Block]:
+    tiers = next(each for one, each in zip(study.runs, study.tiers, strict=True) if one is run)
+    kind: Literal["good", "bad", "open"] = "bad" if tiers.contradicted else "good" if tiers.told else "open"
+    told = [f"{label}: {text}" if label else text.removeprefix("- ") for label, text in tier_lines(tiers)]
+    return [
+        Status(kind, f"repeatability, {told[0]}"),
+        *([Bullets(told[1:])] if told[1:] else []),
+        Heading(4, "Reasons"),
+        Bullets(claims.could_vary(run, tiers)),
+    ]
 
 
 def _environment(run: Run) -> list[Block]:

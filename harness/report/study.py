@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from harness.audit import tiers as tier_rules
+from harness.audit.tiers import Evidence, Tiers
 from harness.report import judge
 from harness.report.arms import Arm, group
 from harness.report.claim_file import Claims
@@ -41,6 +43,8 @@ class Study:
     """Of the sweeps among the runs; empty when there is none."""
     absent: tuple[str, ...]
     """Planned members that never began."""
+    tiers: tuple[Tiers, ...]
+    """How far a rerun of each run would repeat it."""
 
     @property
     def several(self) -> bool:
@@ -60,12 +64,26 @@ def study(
     claims: Claims | None = None,
     plans: Sequence[Planned] = (),
     absent: Sequence[str] = (),
+    evidence: Sequence[Evidence] = (),
 ) -> Study:
-    """Group the runs into arms and hold the claims against them.
+    """Group the runs into arms and hold the claims against them; ``evidence`` of each run comes from its
+    verification, and without one nothing counts.
 
     Raises `EnvironmentFault` when statistics are needed and scipy is not there.
     """
     judged = [] if claims is None else judge.judge(claims.claims, runs, verdicts)
+    known = evidence or [Evidence(nothing=tier_rules.NOT_SIGNED)] * len(runs)
+    tiers = [
+        tier_rules.compute(replace(each, claims=tuple(judge.supporting(judged, run, runs))))
+        for each, run in zip(known, runs, strict=True)
+    ]
     return Study(
-        tuple(runs), tuple(verdicts), tuple(group(runs)), claims, tuple(judged), tuple(plans), tuple(absent)
+        tuple(runs),
+        tuple(verdicts),
+        tuple(group(runs)),
+        claims,
+        tuple(judged),
+        tuple(plans),
+        tuple(absent),
+        tuple(tiers),
     )
