@@ -31,7 +31,8 @@ def verify(
     # Here, so that `import harness` costs nothing.
     from harness.audit import verify as audit
     from harness.provenance import policy as policies
+    from harness.provenance import policy_file
 
-    whom = policy if isinstance(policy, policies.Policy) else policies.load(Path(policy))
+    whom = policy if isinstance(policy, policies.Policy) else policy_file.load(Path(policy))
     kept = None if since is None else Path(since)
     return audit.verify(Path(path), whom, head=[Path(file) for file in head], since=kept, quiet=True)

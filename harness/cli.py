@@ -34,6 +34,7 @@ VERBS = {
     "attest": "add a signed statement to a checkpoint: evaluation, verdict, countersignature",
     "head": "the head of a run's log, to be kept outside; verify --head finds rollback and rewriting",
     "keys": "make and show signing identities",
+    "policy": "make a policy of who may sign what, or check one",
     "config": "the resolved config and where each value came from",
     "plan": "parameters, memory, tokens and checkpoint bytes of a run, before it starts",
     "doctor": "what this machine can do, and what is wrong with it",
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     module = importlib.import_module(f"harness.commands.{verb}")
     parser = _verb_parser(verb, module)
     # So that key=value may follow an option; argparse cannot do that where a verb has actions.
-    options = parser.parse_args(rest) if verb == "keys" else parser.parse_intermixed_args(rest)
+    options = parser.parse_args(rest) if verb in ("keys", "policy") else parser.parse_intermixed_args(rest)
     return _call(module, options)
 
 

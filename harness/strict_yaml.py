@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
@@ -53,7 +53,9 @@ class Document:
     value: Any
     """None, bool, int, float, str, list or dict, nested."""
     lines: dict[Path, int]
-    """Line of each key of nested mappings, counted from 1; mappings inside lists are not followed."""
+    """Line of each key of nested mappings, counted from 1; lists are not followed."""
+    inside: dict[Path, int] = field(default_factory=dict)
+    """The same for what lies in a list: of each item, by its number, and of the keys of mappings in it."""
 
 
 def read(text: str, where: str, level: int = 0) -> Document:
@@ -146,6 +148,7 @@ class _Reader:
         self._level = level
         self._events: Iterator[events.Event] = yaml.parse(text, Loader=yaml.SafeLoader)
         self._lines: dict[Path, int] = {}
+        self._inside: dict[Path, int] = {}
 
     def document(self) -> Document:
         next(self._events)
@@ -154,21 +157,21 @@ class _Reader:
             return Document(None, {})
         if isinstance(start, events.DocumentStartEvent) and (start.version or start.tags):
             raise self._refusal(start, "directives (%YAML, %TAG) are not used here")
-        value = self._value(next(self._events), (), self._level)
+        value = self._value(next(self._events), (), self._level, self._lines)
         next(self._events)
         after = next(self._events)
         if not isinstance(after, events.StreamEndEvent):
             raise self._refusal(after, "one document only; remove what follows ---")
-        return Document(value, self._lines)
+        return Document(value, self._lines, self._inside)
 
-    def _value(self, event: events.Event, path: Path | None, level: int) -> Any:
-        """The node that starts at ``event``; ``path`` is None inside a list."""
+    def _value(self, event: events.Event, path: Path, level: int, lines: dict[Path, int]) -> Any:
+        """The node that starts at ``event``; ``lines`` is where the places of what it holds go."""
         self._check(event, level)
         if isinstance(event, events.ScalarEvent):
             return self._scalar(event)
         if isinstance(event, events.SequenceStartEvent):
-            return self._list(level)
-        return self._mapping(path, level)
+            return self._list(path, level)
+        return self._mapping(path, level, lines)
 
     def _check(self, event: events.Event, level: int) -> None:
         if isinstance(event, events.AliasEvent) or getattr(event, "anchor", None) is not None:
@@ -189,22 +192,23 @@ class _Reader:
         except ValueError as error:
             raise self._refusal(event, f"{_short(text)} is {error}") from error
 
-    def _list(self, level: int) -> list[Any]:
-        items = []
+    def _list(self, path: Path, level: int) -> list[Any]:
+        items: list[Any] = []
         while not isinstance(event := next(self._events), events.SequenceEndEvent):
-            items.append(self._value(event, None, level + 1))
+            inner = (*path, str(len(items)))
+            self._inside[inner] = _line(event)
+            items.append(self._value(event, inner, level + 1, self._inside))
         return items
 
-    def _mapping(self, path: Path | None, level: int) -> dict[str, Any]:
+    def _mapping(self, path: Path, level: int, lines: dict[Path, int]) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
         while not isinstance(event := next(self._events), events.MappingEndEvent):
             name = self._key(event, level)
+            inner = (*path, name)
             if name in mapping:
-                raise self._refusal(event, f"duplicate key {name!r}{self._first(path, name)}")
-            inner = None if path is None else (*path, name)
-            if inner is not None:
-                self._lines[inner] = _line(event)
-            mapping[name] = self._value(next(self._events), inner, level + 1)
+                raise self._refusal(event, f"duplicate key {name!r}, first on line {lines[inner]}")
+            lines[inner] = _line(event)
+            mapping[name] = self._value(next(self._events), inner, level + 1, lines)
         return mapping
 
     def _key(self, event: events.Event, level: int) -> str:
@@ -215,9 +219,6 @@ class _Reader:
         if len(name) > LIMIT_KEY:
             raise self._refusal(event, f"a key is longer than {LIMIT_KEY} characters")
         return name
-
-    def _first(self, path: Path | None, name: str) -> str:
-        return "" if path is None else f", first on line {self._lines[(*path, name)]}"
 
     def _refusal(self, event: events.Event, what: str) -> ConfigError:
         return ConfigError(what, where=f"{self._where}:{_line(event)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from datetime import timedelta
 from typing import Any
 
 from attack import NOBODY, Scene, attack, payload_of, signed
@@ -10,6 +12,7 @@ from later_facts import replay
 from harness.audit import opening
 from harness.format import layout, strict_json
 from harness.provenance import later, log
+from harness.provenance.heads import Kept
 from harness.provenance.keys import public_keys
 from harness.provenance.policy import Identity
 
@@ -59,3 +62,66 @@ def somebody_of_another_run_adds_a_verdict(scene: Scene) -> None:
     statement = opening.open_checkpoint(scene.checkpoint(20), scene.policy).statement
     data = signed(later.build(later.REPLAY, replay(), statement), scene.stranger)
     (scene.checkpoint(20) / later.path_of("replay-0")).write_bytes(data)
+
+
+@attack("may not sign a statement of kind checkpoint")
+def somebody_who_may_only_countersign_signs_a_checkpoint(scene: Scene) -> None:
+    _known(scene, statements=frozenset({"countersignature"}))
+    scene.restate(20, lambda statement: None, by=scene.stranger)
+
+
+@attack(NOBODY)
+def somebody_who_may_not_sign_slsa_statements_does(scene: Scene) -> None:
+    _known(scene, statements=frozenset({"checkpoint", "log"}))
+    _sign_slsa(scene)
+
+
+@attack("the log's head is signed by none of the accepted keys")
+def somebody_who_may_sign_checkpoints_signs_the_head(scene: Scene) -> None:
+    _known(scene, statements=frozenset({"checkpoint", "slsa"}))
+    _sign_head(scene)
+
+
+@attack("is signed by none of the 0 accepted keys")
+def a_key_that_is_revoked_from_a_moment_on_has_signed_and_no_head_shows_when(scene: Scene) -> None:
+    """The signer states a time before the revocation, as a thief would."""
+    _revoke(scene, "2026-12-01T00:00:00Z")
+
+
+@attack("is signed by none of the 0 accepted keys")
+def a_checkpoint_is_added_after_the_key_was_revoked_and_stated_as_older(scene: Scene) -> None:
+    """The kept head is older than the revocation, and does not hold the last checkpoint."""
+    _revoke(scene, "2026-12-01T00:00:00Z")
+    _seen(scene, 2, "2026-11-24T00:00:00Z")
+
+
+@attack("no kept head shows that maker signed before 2026-12-01T00:00:00Z")
+def a_signature_whose_time_must_be_proven_is_not(scene: Scene) -> None:
+    (own,) = scene.policy.identities
+    limited = dataclasses.replace(own, name="maker", valid_until="2026-12-01T00:00:00Z", proven=True)
+    scene.trust(identities=(limited,))
+    _seen(scene, 2, "2026-11-24T00:00:00Z")
+
+
+@attack("the newest evidence is of 2026-11-23T20:00:00Z")
+def an_old_state_is_shown_to_somebody_who_wants_a_young_one(scene: Scene) -> None:
+    scene.trust(max_age=timedelta(0))
+
+
+@attack("which is still to come")
+def a_time_to_come_is_stated_to_stay_young(scene: Scene) -> None:
+    scene.trust(max_age=timedelta(days=30))
+    scene.rebuild(tweak=lambda step, facts: facts.update(created="2999-01-01T00:00:00Z"))
+
+
+def _revoke(scene: Scene, moment: str) -> None:
+    """The maker's keys count only where they are shown to have signed before ``moment``."""
+    moments = {key.key_id: moment for key in public_keys(scene.signer)}
+    scene.trust(revoked=frozenset(moments), revoked_from=moments)
+
+
+def _seen(scene: Scene, size: int, moment: str) -> None:
+    """The auditor has seen the log when it had ``size`` records."""
+    book = log.read_claimed(scene.root / layout.LOG)
+    head = log.Head(size, book.root_of_prefix(size), book.head.origin)
+    scene.trust(log_heads=(Kept(head, "the head in the policy", moment),))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ConfigError, HarnessError, UsageError
-from harness.provenance import keys, policy
+from harness.provenance import keys, policy, policy_file
 from harness.provenance.policy import Identity, Policy
 
 
@@ -39,7 +39,7 @@ def text(*rules: str, alice: str = "") -> str:
 
 def parse(folder: Path, written: str) -> Policy:
     """The policy of ``written``, as if it lay beside the keys."""
-    return policy.parse(written, where="trust.yaml", folder=folder)
+    return policy_file.parse(written, where="trust.yaml", folder=folder)
 
 
 def test_a_whole_policy_is_read(folder: Path) -> None:
@@ -106,8 +106,8 @@ def test_a_key_may_be_written_into_the_file(folder: Path) -> None:
         (["log_head: nowhere.head"], "", "is missing"),
         (["log_head: [alice.ed25519.pub]"], "", "is no signed note"),
         ([], ", run: [x]", "unknown key `run`"),
-        ([], ", runs: []", "no list of names"),
-        ([], ", runs: gpt", "no list of names"),
+        ([], ", runs: []", "no list, or an empty one"),
+        ([], ", runs: gpt", "no list, or an empty one"),
         ([], ", valid: {from: soon}", "is neither"),
         ([], ", valid: {from: 2027-01-01, until: 2026-01-01}", "is never valid"),
         ([], ", valid: {till: 2026-01-01}", "unknown key `till`"),
@@ -179,16 +179,16 @@ def test_a_policy_whose_keys_are_all_revoked_is_refused(folder: Path) -> None:
 def test_any_text_is_a_policy_or_refused(written: str) -> None:
     """Oracle: no other exception than ours."""
     with pytest.raises(HarnessError):
-        policy.parse(written, where="x", folder=Path("/nonexistent"))
+        policy_file.parse(written, where="x", folder=Path("/nonexistent"))
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     """Oracle: one line with the file's name."""
     (tmp_path / "p").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not UTF-8"):
-        policy.load(tmp_path / "p")
+        policy_file.load(tmp_path / "p")
     with pytest.raises(UsageError, match="cannot be read"):
-        policy.load(tmp_path / "none")
+        policy_file.load(tmp_path / "none")
 
 
 def test_keys_alone_are_a_policy_of_one_identity(folder: Path) -> None:
@@ -216,5 +216,5 @@ def test_keys_alone_are_a_policy_of_one_identity(folder: Path) -> None:
 )
 def test_an_identity_signs_for_its_runs_in_its_time(identity: Identity, reason: str | None) -> None:
     """Oracle: names or ids match with case; the first moment counts, the last does not."""
-    objection = identity.objection("0123abcd", "gpt-2", "2026-06-01T00:00:00Z")
+    objection = identity.objection("0123abcd", "gpt-2", "2026-06-01T00:00:00Z", "checkpoint")
     assert objection is None if reason is None else objection is not None and reason in objection

@@ -16,7 +16,7 @@ from run_folder import SampleRun
 
 import harness as package
 from harness.audit import verify
-from harness.provenance import keys, policy
+from harness.provenance import keys, policy, policy_file
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_a_program_asks_as_the_command_line_does(sample: Path, tmp_path: Path) -
     assert report.document()["checkpoints"] == typed["checkpoints"]
     copy = shutil.copytree(sample / "run", tmp_path / "run")
     flip(run_folder.checkpoint(copy, 20) / "model.safetensors", -1)
-    failed = package.verify(str(copy), policy.load(sample / "team.yaml"))
+    failed = package.verify(str(copy), policy_file.load(sample / "team.yaml"))
     assert (failed.exit_code, ["head.bias" in each.what for each in failed.findings]) == (1, [True])
     code = "import sys, harness; print(sorted(name for name in sys.modules if name.startswith('harness')))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

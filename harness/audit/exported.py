@@ -28,16 +28,17 @@ def is_export(path: Path) -> bool:
     return (path / layout.EXPORT_BUNDLE).is_file()
 
 
-def examine(folder: Path, policy: Policy, findings: Findings) -> list[payload.Job]:
-    """Every check but that of payload bytes; returns what is left to hash."""
+def examine(folder: Path, policy: Policy, findings: Findings) -> tuple[list[payload.Job], list[str]]:
+    """Every check but that of payload bytes; returns what is left to hash, and when the export was signed."""
     present = opening.listing(folder, findings)
     statement = findings.attempt("export statement", _statement, folder, policy)
     if statement is None:
-        return []
+        return [], []
+    times = [str(statement.predicate["created"])]
     findings.attempt("source statement", _source, folder, policy, statement)
     manifest = findings.attempt("manifest", _manifest, folder, statement)
     if manifest is None:
-        return []
+        return [], times
     findings.all_of(
         "file set", _file_set(folder, manifest, {each: present[each].st_size for each in present})
     )
@@ -52,7 +53,8 @@ def examine(folder: Path, policy: Policy, findings: Findings) -> list[payload.Jo
     findings.note(
         f"exported from step {source['step']} of the run {source['name']}, checkpoint {source['checkpoint']}"
     )
-    return payload.jobs(folder, manifest, [each.path for each in manifest.files if each.path in present])
+    work = payload.jobs(folder, manifest, [each.path for each in manifest.files if each.path in present])
+    return work, times
 
 
 def claimed(folder: Path) -> ExportStatement:
@@ -68,7 +70,8 @@ def _statement(folder: Path, policy: Policy) -> ExportStatement:
     opened = envelope.open_bundle(data, policy.statement_keys, where=where)
     statement = exports.parse_export(opened.payload, where=where)
     source, created = statement.source, str(statement.predicate["created"])
-    objection = policy.identity(opened.key).objection(str(source["run"]), str(source["name"]), created)
+    signer = policy.identity(opened.key)
+    objection = signer.objection(str(source["run"]), str(source["name"]), created, policies.EXPORT)
     if objection is not None:
         raise VerificationFailed(objection, where=where)
     revoked = {statement.subject_id, str(source["checkpoint"])} & policy.revoked
@@ -86,7 +89,8 @@ def _source(folder: Path, policy: Policy, statement: ExportStatement) -> None:
     if exports.source_of(told, hashlib.sha256(data).hexdigest()) != dict(statement.source):
         raise VerificationFailed("is not the statement of the checkpoint that the export names", where=where)
     created = str(told.predicate["created"])
-    objection = policy.identity(opened.key).objection(told.run_id, told.run_name, created)
+    signer = policy.identity(opened.key)
+    objection = signer.objection(told.run_id, told.run_name, created, policies.CHECKPOINT)
     if objection is not None:
         raise VerificationFailed(objection, where=where)
 

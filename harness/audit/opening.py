@@ -89,13 +89,17 @@ def pruned(folder: Path) -> EvidenceIncomplete:
     )
 
 
-def examine_folder(folder: Path, policy: Policy, findings: Findings) -> OpenedCheckpoint | None:
+def examine_folder(
+    folder: Path, policy: Policy, findings: Findings, seen: Mapping[str, str] | None = None
+) -> OpenedCheckpoint | None:
     """Collect every failure in ``folder`` but those of payload bytes; None for a story that is not authentic.
+
+    ``seen``: hex sha256 of a bundle → the moment at which a kept log head shows that it was there.
 
     Raises `EnvironmentFault` for a disk that cannot be read.
     """
     try:
-        return _examine(folder, policy, findings)
+        return _examine(folder, policy, findings, seen or {})
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         where = str(error.filename or folder)
@@ -119,7 +123,9 @@ def _is_plain(status: os.stat_result, where: str) -> bool:
     return True
 
 
-def _examine(folder: Path, policy: Policy, findings: Findings) -> OpenedCheckpoint | None:
+def _examine(
+    folder: Path, policy: Policy, findings: Findings, seen: Mapping[str, str]
+) -> OpenedCheckpoint | None:
     if not stat.S_ISDIR(os.lstat(folder).st_mode):
         findings.bad("file set", "is not a folder", str(folder))
         return None
@@ -129,7 +135,7 @@ def _examine(folder: Path, policy: Policy, findings: Findings) -> OpenedCheckpoi
         findings.bad("file set", "was set aside as damaged by a resume", str(folder), "choose another one")
         return None
     present = listing(folder, findings)
-    evidence = _read(folder, name, present, findings)
+    evidence = _read(folder, name, present, findings, seen)
     examined = verifier.examine(evidence, policy, findings)
     if examined is None or evidence.manifest is None:
         return None
@@ -174,7 +180,13 @@ def _walk(folder: Path, findings: Findings) -> Iterator[tuple[str, os.stat_resul
                 yield f"{prefix}{name}", status
 
 
-def _read(folder: Path, name: str, present: dict[str, os.stat_result], findings: Findings) -> Evidence:
+def _read(
+    folder: Path,
+    name: str,
+    present: dict[str, os.stat_result],
+    findings: Findings,
+    seen: Mapping[str, str],
+) -> Evidence:
     def read(path: str, limit: int) -> bytes | None:
         if path not in present:
             return None
@@ -192,6 +204,7 @@ def _read(folder: Path, name: str, present: dict[str, os.stat_result], findings:
         slsa=read(layout.SLSA_BUNDLE, envelope.LIMIT),
         model_signature=read(layout.MODEL_SIGNATURE, MANIFEST_LIMIT),
         later={path: data for path, data in added.items() if data is not None},
+        seen=seen,
     )
 
 

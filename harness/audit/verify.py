@@ -29,10 +29,10 @@ from harness.audit import tiers as tier_rules
 from harness.audit.ancestors import entry_of
 from harness.audit.opening import OpenedCheckpoint
 from harness.audit.tiers import Evidence, Tiers
-from harness.errors import EnvironmentFault, UsageError
+from harness.errors import EnvironmentFault, EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import layout
 from harness.format.layout import RunFolder
-from harness.provenance import heads, history, log
+from harness.provenance import freshness, heads, history, log
 from harness.provenance import policy as policies
 from harness.provenance.findings import Finding, Findings
 from harness.provenance.heads import Kept
@@ -141,7 +141,7 @@ def verify_export(folder: Path, policy: Policy, *, quiet: bool = False) -> Repor
     started = time.perf_counter()
     findings = Findings()
     try:
-        work = exported.examine(folder, policy, findings)
+        work, times = exported.examine(folder, policy, findings)
         with progress(sum(job.entry.size for job in work), "B", "verify", quiet=quiet) as bar:
             hashed = payload.check(work, findings, bar)
     except OSError as error:
@@ -149,6 +149,7 @@ def verify_export(folder: Path, policy: Policy, *, quiet: bool = False) -> Repor
         where = str(error.filename or folder)
         raise EnvironmentFault(what, where=where, remedy="check the disk and the permissions") from error
     _miss_log(policy, findings, "an exported folder", folder)
+    freshness.check(policy, times, findings, str(folder))
     return _report(folder, "export", findings, [], hashed, started)
 
 
@@ -166,6 +167,8 @@ def verify_checkpoint(
         findings.note("the last state of a run that became non-finite: authentic, and no good checkpoint")
     _check_starts([] if opened is None else [entry_of(opened)], beside, policy, findings)
     _miss_log(policy, findings, "a checkpoint folder", folder)
+    times = [] if opened is None else [str(opened.statement.predicate["created"])]
+    freshness.check(policy, times, findings, str(folder))
     findings.note("lineage and log: not checked (they belong to the run folder)")
     return _report(folder, "checkpoint", findings, [] if opened is None else [opened], hashed, started)
 
@@ -197,12 +200,14 @@ def verify_run(
     findings = Findings()
     run = RunFolder(root)
     try:
-        opened = [opening.examine_folder(folder, policy, findings) for folder in _folders(run, findings)]
+        seen, moments = _seen(run, policy, findings)
+        folders = _folders(run, findings)
+        opened = [opening.examine_folder(folder, policy, findings, seen) for folder in folders]
         known = [each for each in opened if each is not None]
         entries = history.in_order([entry_of(each) for each in known if each.kind != "nonfinite"])
         # Which payload is hashed depends on the log; its findings come after those of the payload.
         later = Findings()
-        book, continued = _read_log(run, _entitled(policy, entries), later)
+        book, continued = _read_log(run, _entitled(policy.as_of(min(moments, default=None)), entries), later)
         covered = incremental.covered(known, book, since) if continued else []
         hashed = _hash_payload([each for each in known if each not in covered], findings, quiet)
         if since is not None:
@@ -214,6 +219,8 @@ def verify_run(
         _check_starts(entries, beside, policy, findings)
         run_facts.check_metrics(run, entries, findings)
         run_facts.check_config(run, entries, findings)
+        times = [str(entry.statement.predicate["created"]) for entry in entries]
+        freshness.check(policy, [*times, *moments], findings, str(root))
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         where = str(error.filename or root)
@@ -333,7 +340,23 @@ def _entitled(policy: Policy, entries: Sequence[Entry]) -> Policy:
     if not entries:
         return policy
     newest = entries[-1].statement
-    return policy.within(newest.run_id, newest.run_name, str(newest.predicate["created"]))
+    created = str(newest.predicate["created"])
+    return policy.within(newest.run_id, newest.run_name, created, policies.LOG)
+
+
+def _seen(run: RunFolder, policy: Policy, findings: Findings) -> tuple[Mapping[str, str], list[str]]:
+    """When kept heads show each logged bundle to have been there, and the log to have been what it is now."""
+    if not any(each.seen for each in policy.log_heads):
+        return {}, []
+    try:
+        book = log.read_claimed(run.log)
+        proven = history.first_seen(book, policy.log_heads)
+    except (VerificationFailed, EvidenceIncomplete):
+        return {}, []  # a log that cannot be read proves nothing, and is a finding where it is checked
+    moments = heads.seen_before(book, policy.log_heads)
+    for size, moment in moments:
+        findings.note(f"a kept head shows that the first {size} records were there at {moment}")
+    return proven, [moment for size, moment in moments if size == book.head.size]
 
 
 def _read_log(run: RunFolder, policy: Policy, findings: Findings) -> tuple[log.Log | None, bool]:

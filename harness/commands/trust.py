@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.provenance import policy
+from harness.provenance import policy, policy_file
 from harness.provenance.keys import load_public
 from harness.provenance.policy import Policy
 
@@ -43,5 +43,5 @@ def add_ancestors(parser: argparse.ArgumentParser) -> None:
 def trusted(arguments: argparse.Namespace) -> Policy | None:
     """The policy that the arguments mean; None when they name neither key nor policy."""
     if arguments.policy is not None:
-        return policy.load(arguments.policy)
+        return policy_file.load(arguments.policy)
     return policy.from_keys([load_public(path) for path in arguments.key]) if arguments.key else None

@@ -36,6 +36,8 @@ class Kept:
     head: Head
     source: str
     """As messages name it: ``the head in tiny.head``."""
+    seen: str | None = None
+    """The moment at which it was there, proven or by the auditor's own word, as ``2026-11-23T20:00:00Z``."""
     binding: bool = True
     """Whether the log must be the one of this head; one of several in a policy may be another run's."""
 
@@ -66,6 +68,21 @@ def check(book: Log, kept: Sequence[Kept], findings: Findings, where: str) -> bo
     if kept and len(findings.failed) == before:
         findings.passed.append(CHECK)
     return len(findings.failed) == before
+
+
+def seen_before(book: Log, kept: Sequence[Kept]) -> list[tuple[int, str]]:
+    """(size, moment): the first ``size`` records of ``book`` were there at that moment.
+
+    A head proves this by itself: whoever has signed the head of ``book`` does not matter.
+    """
+    return [
+        (each.head.size, each.seen)
+        for each in kept
+        if each.seen is not None
+        and each.head.origin == book.head.origin
+        and each.head.size <= book.head.size
+        and book.root_of_prefix(each.head.size) == each.head.root
+    ]
 
 
 def _continues(book: Log, kept: Kept, findings: Findings, where: str) -> None:

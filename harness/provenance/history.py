@@ -24,7 +24,7 @@ from typing import Any
 
 from harness.errors import VerificationFailed
 from harness.format import layout, strict_json
-from harness.provenance import log
+from harness.provenance import heads, log
 from harness.provenance.findings import Findings, visible
 from harness.provenance.statements import CheckpointStatement
 
@@ -96,6 +96,15 @@ def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
     if not texts or not all(type(record[name]) is int for name in numbers):
         raise VerificationFailed("has a record with a field of another type", where=where)
     return dict(record)
+
+
+def first_seen(book: log.Log, kept: Sequence[heads.Kept]) -> dict[str, str]:
+    """Hex sha256 of a bundle that the log names → the earliest moment at which a kept head shows it there."""
+    found: dict[str, str] = {}
+    for size, moment in sorted(heads.seen_before(book, kept), key=lambda each: each[1]):
+        for data in book.records[:size]:
+            found.setdefault(parse_record(data, where="log")["bundle_sha256"], moment)
+    return found
 
 
 def is_commit(record: Mapping[str, Any]) -> bool:

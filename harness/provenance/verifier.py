@@ -4,9 +4,9 @@ Rules for one checkpoint, in the order in which they are checked:
 
 - the statement's bundle carries a good signature of an accepted Ed25519 key over its raw bytes, before its
   contents are read; then types, strict JSON and every field are checked
-- the signer may sign for this run at this time, is not revoked, and enough distinct identities have signed;
-  SLSA statement and model.sig are signed by somebody who may, later statements by somebody who may sign for
-  the run
+- the signer may sign this kind of statement for this run at this time, is not revoked, and enough distinct
+  identities have signed; SLSA statement and model.sig are signed by somebody who may, later statements by
+  somebody who may sign that kind for the run
 - MANIFEST.json is the one that the statement names by sha256, and dirHash agrees
 - the SLSA statement is signed and says the same facts
 - model.sig, when a P-256 key is accepted, signs exactly the manifest's files and MANIFEST.json
@@ -34,7 +34,7 @@ from harness.provenance import policy as policies
 from harness.provenance.findings import Findings, visible
 from harness.provenance.keys import PublicKey
 from harness.provenance.later import Later
-from harness.provenance.policy import Policy
+from harness.provenance.policy import Identity, Policy
 from harness.provenance.statements import CheckpointStatement
 
 Kind = Literal["complete", "pruned", "nonfinite", "damaged", "elsewhere"]
@@ -56,6 +56,8 @@ class Evidence:
     model_signature: bytes | None
     later: Mapping[str, bytes] = field(default_factory=dict)
     """Path → bytes of statements that were added afterwards."""
+    seen: Mapping[str, str] = field(default_factory=dict)
+    """Hex sha256 of a bundle → the moment at which a kept log head shows that it was there."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,17 @@ class Examined:
     """Those of them that are good and no countersignature."""
 
 
+@dataclass(frozen=True)
+class _Signature:
+    """Of an identity, over a checkpoint's statement."""
+
+    identity: Identity
+    kind: str
+    """Of statement, as policies name it."""
+    seen: str | None
+    """The moment at which a kept head shows that it was there."""
+
+
 def kind_of_name(name: str) -> tuple[Kind, str | None]:
     """What a folder's name claims, and the signed name that belongs to it (None: any)."""
     if layout.parse_checkpoint_name(name) is not None:
@@ -106,6 +119,8 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
     bundle = findings.attempt("statement present", _present, evidence.bundle, path)
     if bundle is None:
         return None
+    whole = policy
+    policy = policy.as_of(evidence.seen.get(_sha256(bundle)))
     opened = findings.attempt("signature", envelope.open_bundle, bundle, policy.statement_keys, where=path)
     if opened is None:
         return None
@@ -117,14 +132,14 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
     if data is not None:
         where = _path(evidence, layout.MANIFEST)
         manifest = findings.attempt("manifest", _manifest, data, statement, where)
-    signers, good = _later_statements(evidence, policy, findings, statement, opened)
+    signers, good = _later_statements(evidence, whole, findings, statement, opened)
     _may_sign(policy, findings, statement, signers, path)
     if data is None or manifest is None:
         return None
     _check_slsa(evidence, policy, findings, statement)
     _check_model_signature(evidence, policy, findings, manifest, statement)
     findings.all_of("agreement", _disagreements(evidence, statement, manifest))
-    names = tuple(identity.name for identity in map(policy.identity, signers))
+    names = tuple(each.identity.name for each in signers)
     there = {later.name_of(path) or path: _sha256(data) for path, data in evidence.later.items()}
     key_id = opened.key.key_id
     return Examined(
@@ -185,26 +200,30 @@ def _later_statements(
     findings: Findings,
     statement: CheckpointStatement,
     first: envelope.Opened,
-) -> tuple[list[PublicKey], list[Added]]:
-    """Check the statements that were added afterwards; returns one key for each identity that signed the
+) -> tuple[list[_Signature], list[Added]]:
+    """Check the statements that were added afterwards; returns one signature of each identity that signed the
     checkpoint's own statement, and the good ones of the others."""
-    signers = {policy.identity(first.key).name: first.key}
+    maker = _Signature(
+        policy.identity(first.key), policies.CHECKPOINT, evidence.seen.get(_sha256(evidence.bundle or b""))
+    )
+    signers = {maker.identity.name: maker}
     good: list[Added] = []
     kinds = {policies.CHECKPOINT, policies.LOG}
     kinds |= {policies.SLSA} if evidence.slsa is not None else set()
     kinds |= {policies.MODEL_SIGNATURE} if evidence.model_signature is not None else set()
     for path, data in sorted(evidence.later.items()):
         name = later.name_of(path) or path
-        found = _later_statement(_path(evidence, path), name, data, policy, findings, statement, first)
+        where, seen = _path(evidence, path), evidence.seen.get(_sha256(data))
+        found = _later_statement(where, name, data, policy, findings, statement, first, seen)
         if found is None:
             continue
         key, read = found
-        signer = policy.identity(key).name
+        signer = policy.identity(key)
         kinds.add(later.kind_of(name) or "")
         if read is None:
-            signers.setdefault(signer, key)
+            signers.setdefault(signer.name, _Signature(signer, later.COUNTERSIGNATURE, seen))
         else:
-            good.append(Added(read, signer, key.key_id))
+            good.append(Added(read, signer.name, key.key_id))
     for kind in sorted(policy.required - kinds):
         findings.missing("required", f"the policy requires a statement of kind {kind}", evidence.where)
     return list(signers.values()), good
@@ -218,12 +237,15 @@ def _later_statement(
     findings: Findings,
     statement: CheckpointStatement,
     first: envelope.Opened,
+    seen: str | None,
 ) -> tuple[PublicKey, Later | None] | None:
     """The key that has signed a good statement ``name``, and what it says (None for a countersignature, which
     says nothing new); None, and a finding, for any other."""
     check = "later statement"
     # When it was made is not said in the same place by every kind, so only the run limits who may sign it.
-    keys = policy.within(statement.run_id, statement.run_name).statement_keys
+    policy = policy.as_of(seen)
+    kind = later.kind_of(name) or ""
+    keys = policy.within(statement.run_id, statement.run_name, None, kind).statement_keys
     opened = findings.attempt(check, envelope.open_bundle, data, keys, where=where)
     if opened is None:
         return None
@@ -240,11 +262,13 @@ def _later_statement(
 
 
 def _may_sign(
-    policy: Policy, findings: Findings, statement: CheckpointStatement, signers: list[PublicKey], where: str
+    policy: Policy, findings: Findings, statement: CheckpointStatement, signers: list[_Signature], where: str
 ) -> None:
     created = str(statement.predicate["created"])
-    identities = [policy.identity(key) for key in signers]
-    objections = [each.objection(statement.run_id, statement.run_name, created) for each in identities]
+    objections = [
+        each.identity.objection(statement.run_id, statement.run_name, created, each.kind, each.seen)
+        for each in signers
+    ]
     good = objections.count(None)
     enough = good >= policy.threshold
     for reason in filter(None, objections):
@@ -270,7 +294,8 @@ def _check_slsa(
 
 
 def _slsa(data: bytes, policy: Policy, statement: CheckpointStatement, where: str) -> None:
-    payload = envelope.open_bundle(data, _entitled(policy, statement).statement_keys, where=where).payload
+    keys = _entitled(policy, statement, policies.SLSA).statement_keys
+    payload = envelope.open_bundle(data, keys, where=where).payload
     statements.parse_statement(payload, statements.SLSA_TYPE, where=where)
     expected = statements.slsa_statement(
         checkpoint_id=statement.subject_id,
@@ -284,9 +309,9 @@ def _slsa(data: bytes, policy: Policy, statement: CheckpointStatement, where: st
         raise VerificationFailed(f"says something else than the checkpoint statement at {place}", where=where)
 
 
-def _entitled(policy: Policy, statement: CheckpointStatement) -> Policy:
-    """Whoever may sign for the run of ``statement`` at its time."""
-    return policy.within(statement.run_id, statement.run_name, str(statement.predicate["created"]))
+def _entitled(policy: Policy, statement: CheckpointStatement, kind: str) -> Policy:
+    """Whoever may sign a statement of ``kind`` for the run of ``statement`` at its time."""
+    return policy.within(statement.run_id, statement.run_name, str(statement.predicate["created"]), kind)
 
 
 def _check_model_signature(
@@ -296,7 +321,7 @@ def _check_model_signature(
     if not policy.model_keys:
         findings.note("model.sig: not checked (no P-256 key given)")
     elif data is not None:
-        keys = _entitled(policy, statement).model_keys
+        keys = _entitled(policy, statement, policies.MODEL_SIGNATURE).model_keys
         signed = findings.attempt("model signature", model_signature.verify, data, keys, where=where)
         listed = {entry.path: entry.sha256 for entry in manifest.files}
         if signed is not None and dict(signed) != {**listed, layout.MANIFEST: statement.subject_id}:

@@ -21,7 +21,7 @@ from harness.data.corpus import WheelFiles
 from harness.data.documents import FILE_KINDS, matching_files
 from harness.errors import HarnessError
 from harness.format.layout import RunFolder
-from harness.provenance import keys, policy
+from harness.provenance import keys, policy, policy_file
 from harness.provenance.policy import Policy
 from harness.settings import Data, Settings
 from harness.stores.client import ObjectExistsError, ObjectStore
@@ -109,10 +109,17 @@ def _batch(settings: Settings, processes: int) -> Check:
     return Check("ok", "batch", text)
 
 
+_SIGNED = {
+    "ed25519": {policy.CHECKPOINT, policy.SLSA, policy.LOG},
+    "p256": {policy.MODEL_SIGNATURE},
+}
+"""What a run signs with which key."""
+
+
 def trusted(file: Path, signer: keys.Signer | None, run_name: str | None) -> Iterator[Check]:
     """Whether the policy in ``file`` accepts what ``signer`` signs now, for ``run_name`` when it is known."""
     try:
-        rules = policy.load(file)
+        rules = policy_file.load(file)
     except HarnessError as error:
         yield Check("bad", "policy", str(error))
         return
@@ -140,9 +147,11 @@ def _objections(rules: Policy, signer: keys.Signer, run_name: str | None) -> Ite
             if key.algorithm == "ed25519" or policy.MODEL_SIGNATURE in rules.required:
                 yield f"it does not know the {key.algorithm} key {key.key_id[:16]}…"
         elif run_name is not None:
-            objection = rules.identity(key).objection(run_name, run_name, now)
-            if objection is not None and key.algorithm == "ed25519":
-                yield objection
+            kinds = _SIGNED[key.algorithm] & (rules.required | {policy.CHECKPOINT, policy.LOG})
+            whose = rules.identity(key)
+            # A window that needs a proof gets it later, from a head that somebody keeps.
+            found = (whose.objection(run_name, run_name, now, kind, now) for kind in sorted(kinds))
+            yield from dict.fromkeys(objection for objection in found if objection is not None)
     if signer.p256 is None and policy.MODEL_SIGNATURE in rules.required:
         yield "it requires model.sig, and the signing key has no P-256 half"
 

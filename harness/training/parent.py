@@ -7,6 +7,7 @@ from harness.audit.opening import OpenedCheckpoint
 from harness.errors import ConfigError, VerificationFailed
 from harness.format import layout
 from harness.provenance import policy as policies
+from harness.provenance import policy_file
 from harness.provenance.keys import load_public
 from harness.provenance.policy import Policy
 from harness.settings import Start
@@ -34,7 +35,7 @@ def opened_start(start: Start, own: Policy | None) -> OpenedCheckpoint:
 def policy_of(start: Start, own: Policy | None) -> Policy:
     """Who may have signed the checkpoint; this run's own keys when ``start`` does not say."""
     if start.policy is not None:
-        return policies.load(start.policy)
+        return policy_file.load(start.policy)
     if start.key:
         return policies.from_keys([load_public(path) for path in start.key])
     if own is None:

@@ -1,0 +1,132 @@
+"""What is odd in a policy that can be read: rules that accept less, or ask for less, than their author means.
+
+- the time of an identity is over, or has not come; all of its keys are revoked
+- a threshold that those who may sign now cannot reach, for all runs or for one that is named
+- a kind of statement whose name is nearly one of this version's
+- a kind that is required and that nobody may sign
+- model.sig is not required though somebody has a key for it, so that its removal would not be noticed
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
+
+from harness.provenance import later, policy, policy_file
+from harness.provenance.policy import Identity, Policy
+
+KINDS = (
+    policy.CHECKPOINT,
+    policy.SLSA,
+    policy.MODEL_SIGNATURE,
+    policy.LOG,
+    policy.EXPORT,
+    policy.COUNTERSIGNATURE,
+    *later.SCHEMAS,
+)
+"""Kinds of statements that this version writes."""
+_P256 = frozenset({policy.MODEL_SIGNATURE})
+
+
+@dataclass(frozen=True)
+class Oddity:
+    """One thing that its author should look at."""
+
+    what: str
+    where: str
+    """``file:line``."""
+    remedy: str
+
+
+def check(path: Path, now: datetime) -> tuple[Policy, list[Oddity]]:
+    """The policy in ``path`` and what is odd in it at ``now`` (UTC).
+
+    Raises `ConfigError` with file and line for a file that is no policy.
+    """
+    from harness import strict_yaml
+
+    text = policy_file.read(path)
+    read = policy_file.parse(text, where=str(path), folder=path.parent)
+    document = strict_yaml.read(text, str(path))
+    linter = _Linter(read, {**document.lines, **document.inside}, str(path), f"{now:%Y-%m-%dT%H:%M:%SZ}")
+    return read, list(linter.oddities(document.value))
+
+
+@dataclass(frozen=True)
+class _Linter:
+    read: Policy
+    lines: dict[tuple[str, ...], int]
+    file: str
+    now: str
+
+    def oddities(self, value: dict[str, object]) -> Iterator[Oddity]:
+        for number, identity in enumerate(self.read.identities):
+            yield from self._identity(identity, ("identities", str(number)))
+            listed = sorted(identity.statements or ())
+            yield from self._misspelt(listed, ("identities", str(number), "statements"))
+        yield from self._misspelt(sorted(self.read.required), ("required",))
+        yield from self._threshold()
+        for kind in sorted(self.read.required):
+            if not any(self._able(each, kind) for each in self.read.identities):
+                what = f"{kind} is required, and no identity may sign it"
+                yield self._odd(what, ("required",), "add it to the statements of an identity")
+        signs = any(self._able(each, policy.MODEL_SIGNATURE) for each in self.read.identities)
+        if "required" in value and signs and policy.MODEL_SIGNATURE not in self.read.required:
+            what = "model-signature is not required, so a removed model.sig would not be noticed"
+            yield self._odd(what, ("required",), "add model-signature")
+
+    def _identity(self, identity: Identity, place: tuple[str, ...]) -> Iterator[Oddity]:
+        if identity.valid_until is not None and identity.valid_until <= self.now:
+            what = f"the time of {identity.name} is over since {identity.valid_until}"
+            yield self._odd(what, (*place, "valid"), "what is signed from now on does not count")
+        if identity.valid_from is not None and identity.valid_from > self.now:
+            what = f"the time of {identity.name} begins at {identity.valid_from}"
+            yield self._odd(what, (*place, "valid"), "what is signed until then does not count")
+        if all(key.key_id in self.read.revoked for key in identity.keys):
+            what = f"every key of {identity.name} is revoked"
+            yield self._odd(what, place, "remove the identity, or add its new key")
+
+    def _misspelt(self, kinds: list[str], place: tuple[str, ...]) -> Iterator[Oddity]:
+        for kind in kinds:
+            close = get_close_matches(kind, KINDS, n=1, cutoff=0.7)
+            if kind not in KINDS and close:
+                yield self._odd(
+                    f"{place[-1]} names the unknown kind {kind}", place, f"did you mean {close[0]}?"
+                )
+
+    def _threshold(self) -> Iterator[Oddity]:
+        wanted = self.read.threshold
+        now = [each for each in self.read.identities if self._in_time(each) and self._signs(each)]
+        if len(now) < wanted:
+            what = f"threshold is {wanted}, and {len(now)} of the identities may sign now"
+            yield self._odd(what, ("threshold",), "add an identity, or lower the threshold")
+            return
+        named = dict.fromkeys(run for each in now for run in each.runs if not set(run) & set("*?["))
+        for run in named:
+            able = sum(any(fnmatch.fnmatchcase(run, pattern) for pattern in each.runs) for each in now)
+            if able < wanted:
+                what = f"threshold is {wanted}, and {able} of the identities may sign for the run {run}"
+                yield self._odd(what, ("threshold",), "add the run to another identity")
+
+    def _signs(self, identity: Identity) -> bool:
+        return any(self._able(identity, kind) for kind in (policy.CHECKPOINT, policy.COUNTERSIGNATURE))
+
+    def _in_time(self, identity: Identity) -> bool:
+        over = identity.valid_until is not None and identity.valid_until <= self.now
+        return not over and (identity.valid_from is None or identity.valid_from <= self.now)
+
+    def _able(self, identity: Identity, kind: str) -> bool:
+        """Whether ``identity`` has a key that counts and may sign ``kind`` for some run, at some time."""
+        algorithm = "p256" if kind in _P256 else "ed25519"
+        keys = [key for key in identity.keys if key.algorithm == algorithm]
+        has_key = any(key.key_id not in self.read.revoked for key in keys)
+        return has_key and (identity.statements is None or kind in identity.statements)
+
+    def _odd(self, what: str, place: tuple[str, ...], remedy: str) -> Oddity:
+        found = (self.lines.get(place[:length]) for length in range(len(place), 0, -1))
+        line = next((each for each in found if each is not None), 1)
+        return Oddity(what, f"{self.file}:{line}", remedy)

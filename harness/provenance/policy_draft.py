@@ -1,0 +1,113 @@
+"""A policy file made from public keys, every rule with its reason beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from harness import strict_yaml
+from harness.errors import UsageError
+from harness.provenance import heads, policy, policy_file
+from harness.provenance.heads import Kept
+from harness.provenance.keys import PublicKey, load_public
+from harness.provenance.policy import Policy
+
+_ENDING = re.compile(r"(\.(ed25519|p256))?\.pub$")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A policy file, not written yet."""
+
+    text: str
+    policy: Policy
+    reasons: tuple[tuple[str, str], ...]
+    """(rule, why it is so)."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user said; None and empty: nothing."""
+
+    keys: Sequence[Path]
+    runs: Sequence[str] = ()
+    until: str | None = None
+    threshold: int | None = None
+    max_age: str | None = None
+    head: Path | None = None
+
+
+def draft(wish: Wish, now: datetime) -> Draft:
+    """The policy of ``wish``; keys whose files have the same name before ``.ed25519.pub`` are one identity's.
+
+    Keys are written into the file: a key file that is replaced later changes nothing. Raises `UsageError`
+    without keys, `ConfigError` for a wish that makes no policy.
+    """
+    if not wish.keys:
+        raise UsageError("whom to trust is not said", remedy="give --key NAME.ed25519.pub NAME.p256.pub")
+    people = _people(wish.keys)
+    given = [key for keys in people.values() for key in keys]
+    kept = None if wish.head is None else heads.load(wish.head, given)
+    reasons = _reasons(wish, people, kept)
+    lines = [
+        "# Made by `harness policy new`. Check it after a change: harness policy check FILE",
+        f"format: {policy_file.FORMAT}",
+        "identities:",
+        *(line for name, keys in people.items() for line in _identity(name, keys, wish)),
+        *(line for rule, text, reason in reasons for line in _rule(rule, text, reason, now)),
+    ]
+    text = "\n".join(lines) + "\n"
+    read = policy_file.parse(text, where="the draft", folder=Path("."))
+    told = [("identities", f"{name}: {', '.join(map(_told, keys))}") for name, keys in people.items()]
+    return Draft(text, read, (*told, *((rule, f"{text}  ({reason})") for rule, text, reason in reasons)))
+
+
+def _people(files: Sequence[Path]) -> dict[str, list[PublicKey]]:
+    people: dict[str, list[PublicKey]] = {}
+    for file in files:
+        people.setdefault(_ENDING.sub("", file.name) or file.name, []).append(load_public(file))
+    return people
+
+
+def _reasons(wish: Wish, people: dict[str, list[PublicKey]], kept: Kept | None) -> list[tuple[str, str, str]]:
+    """(rule, its value as YAML, why), in the order of the file."""
+    identities = [policy.Identity(name, tuple(keys)) for name, keys in people.items()]
+    required = sorted(policy.default_requirements(identities) | ({policy.LOG} if kept else set()))
+    why = ["without these nothing is accepted"]
+    why += ["a P-256 key is there, so model.sig must be"] if policy.MODEL_SIGNATURE in required else []
+    why += ["a head of the log was given, so a log must be"] if kept else []
+    found = [("required", f"[{', '.join(required)}]", "; ".join(why))]
+    threshold = 1 if wish.threshold is None else wish.threshold
+    said = "as said" if wish.threshold is not None else "one signature suffices; --threshold asks for more"
+    found.append(("threshold", str(threshold), said))
+    if wish.max_age is not None:
+        found.append(("max_age", wish.max_age, "as said: an older state is refused, however authentic"))
+    if kept is not None:
+        head = f"origin: {strict_yaml.write(kept.head.origin)}, size: {kept.head.size}"
+        text = f"{{{head}, root: {strict_yaml.write(kept.head.root.hex())}, seen: NOW}}"
+        found.append(("log_head", text, "the run must continue it; it was there when this file was made"))
+    return found
+
+
+def _rule(rule: str, text: str, reason: str, now: datetime) -> list[str]:
+    return [f"# {reason}", f"{rule}: {text.replace('NOW', f'{now:%Y-%m-%dT%H:%M:%SZ}')}"]
+
+
+def _identity(name: str, keys: Sequence[PublicKey], wish: Wish) -> list[str]:
+    lines = [f"  - name: {strict_yaml.write(name)}"]
+    if wish.runs:
+        lines.append(f"    runs: {strict_yaml.write(list(wish.runs))}")
+    if wish.until is not None:
+        lines.append(f"    valid: {{until: {wish.until}}}")
+    lines.append("    keys:")
+    for key in keys:
+        lines += [f"      # {_told(key)}", "      - |"]
+        lines += [f"        {line}" for line in key.pem.decode().splitlines()]
+    return lines
+
+
+def _told(key: PublicKey) -> str:
+    return f"{key.algorithm} {key.key_id}"

@@ -1,0 +1,349 @@
+"""A policy as a YAML file, strictly read, so that a misspelt rule never means "no rule"::
+
+    format: harness-policy/1
+    identities:
+      - name: alice
+        keys: [alice.ed25519.pub, alice.p256.pub]   # path beside this file, PEM text, or an OpenSSH line
+        runs: ["tiny", "gpt-*"]                     # run names or ids; * matches; default: every run
+        statements: [checkpoint, slsa, model-signature, log]   # default: every kind
+        valid: {from: 2026-01-01, until: 2027-01-01}
+    required: [checkpoint, slsa, model-signature, log]
+    threshold: 1                                    # distinct identities that must have signed a checkpoint
+    revoked: ["<64 hex digits>", {id: "<64 hex digits>", from: 2026-06-01, reason: stolen laptop}]
+    log_head: tiny.head      # the newest log head that you have kept: a file of `harness head`, or
+                             # {origin: harness/run/…, size: 12, root: "<64 hex digits>"}, or a list
+    max_age: 30d
+
+- an unknown key is an error with its line and the nearest name; a repeated one too
+- a key that is listed twice, or for two identities, is an error
+- a threshold that the identities cannot reach, and a rule that could accept nothing, are errors
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from harness.errors import ConfigError, EvidenceIncomplete, UsageError, VerificationFailed
+from harness.provenance import heads, policy
+from harness.provenance.heads import Kept
+from harness.provenance.keys import PublicKey, expanded, load_public, parse_public
+from harness.provenance.log import Head
+from harness.provenance.policy import CHECKPOINT, COUNTERSIGNATURE, MODEL_SIGNATURE, Identity, Policy
+from harness.provenance.schema import DIALECT, FLAG, HEX64, TEXT, Schema, closed, either
+
+FORMAT = "harness-policy/1"
+
+_FILE_LIMIT = 256 << 10
+_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)?$"
+_AGE = r"^[1-9][0-9]{0,4}[dh]$"
+_KIND = r"^[a-z][a-z-]*$"
+_Place = tuple[str, ...]
+
+
+def _several(items: Schema) -> Schema:
+    return {"type": "array", "items": items, "minItems": 1}
+
+
+_MOMENT: Schema = {"type": "string", "pattern": _DATE}
+_HEAD = closed(
+    {"seen": _MOMENT}, origin=TEXT, size={"type": "integer", "minimum": 0, "maximum": 2**53}, root=HEX64
+)
+_HEAD_FILE = closed({"seen": _MOMENT}, file=TEXT)
+_ANY_HEAD = either(TEXT, _HEAD, _HEAD_FILE)
+SCHEMA: Schema = {
+    "$schema": DIALECT,
+    "$id": "urn:harness:policy/v1",
+    "title": "Who may sign what: the file of `harness verify --policy`",
+    **closed(
+        {
+            "required": _several({"type": "string", "pattern": _KIND}),
+            "threshold": {"type": "integer", "minimum": 1, "maximum": 2**53},
+            "revoked": {
+                "type": "array",
+                "items": either(HEX64, closed({"from": _MOMENT, "reason": TEXT}, id=HEX64)),
+            },
+            "log_head": either(*_ANY_HEAD["anyOf"], _several(_ANY_HEAD)),
+            "max_age": {"type": "string", "pattern": _AGE},
+        },
+        format={"const": FORMAT},
+        identities=_several(
+            closed(
+                {
+                    "runs": _several(TEXT),
+                    "statements": _several({"type": "string", "pattern": _KIND}),
+                    "valid": closed({"from": _MOMENT, "until": _MOMENT, "proven": FLAG}),
+                },
+                name={**TEXT, "minLength": 1},
+                keys=_several(TEXT),
+            )
+        ),
+    ),
+}
+"""JSON Schema (draft 2020-12) of the file, for editors; `parse` checks more."""
+
+
+def load(path: Path) -> Policy:
+    """The policy in the YAML file ``path``. Raises `ConfigError` with file and line."""
+    return parse(read(path), where=str(path), folder=path.parent)
+
+
+def read(path: Path) -> str:
+    """The text of ``path``. Raises `UsageError` when it cannot be read, `ConfigError` when it is no text."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(_FILE_LIMIT + 1).decode("utf-8")
+    except OSError as error:
+        raise UsageError(f"the policy cannot be read: {error.strerror}", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("the policy is not UTF-8", where=str(path)) from error
+
+
+def parse(text: str, *, where: str, folder: Path) -> Policy:
+    """The policy in ``text``; key files are looked up in ``folder``. Raises `ConfigError`."""
+    # YAML is needed only here, and costs verify's start-up 20 ms.
+    from harness import strict_yaml
+
+    document = strict_yaml.read(text, where)
+    reader = _Reader(where, {**document.lines, **document.inside}, folder)
+    value = reader.mapping(document.value, "the policy", SCHEMA, ())
+    if value["format"] != FORMAT:
+        reader.fail(f"format is {value['format']!r}, not {FORMAT}", "format")
+    identities = reader.identities(value["identities"])
+    required = policy.default_requirements(identities)
+    if "required" in value:
+        required = frozenset(reader.kinds(value["required"], ("required",))) | {CHECKPOINT}
+    revoked, revoked_from = reader.revoked(value.get("revoked", []))
+    read = Policy(tuple(identities), required, 1, revoked, revoked_from)
+    reader.acceptable(read)
+    return replace(
+        read,
+        threshold=reader.threshold(value.get("threshold", 1), read),
+        log_heads=reader.heads(value["log_head"], read) if "log_head" in value else (),
+        max_age=reader.age(value["max_age"]) if "max_age" in value else None,
+    )
+
+
+def may_sign(identity: Identity, read: Policy) -> bool:
+    """Whether ``identity`` has a key with which it could sign a checkpoint's statement, or countersign it."""
+    kinds = {CHECKPOINT, COUNTERSIGNATURE}
+    usable = [key for key in identity.keys if key.algorithm == "ed25519" and _counts(key, read)]
+    return bool(usable) and (identity.statements is None or bool(kinds & identity.statements))
+
+
+def _counts(key: PublicKey, read: Policy) -> bool:
+    return key.key_id not in read.revoked or key.key_id in read.revoked_from
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Checks values of one file; errors name the line of the key or the item."""
+
+    where: str
+    lines: Mapping[_Place, int]
+    folder: Path
+
+    def fail(self, what: str, *place: str, remedy: str = "see docs/verify.md, Policy") -> NoReturn:
+        """Raise for ``place``, or for the nearest one above that has a line."""
+        found = (self.lines.get(place[:length]) for length in range(len(place), 0, -1))
+        line = next((each for each in found if each is not None), 1)
+        raise ConfigError(what, where=f"{self.where}:{line}", remedy=remedy)
+
+    def mapping(self, value: Any, what: str, schema: Schema, place: _Place) -> dict[str, Any]:
+        """``value``, whose keys are those that ``schema`` knows and wants."""
+        if not isinstance(value, dict):
+            self.fail(f"{what} is no mapping", *place)
+        known = list(schema["properties"])
+        for name in value:
+            if name not in known:
+                close = get_close_matches(name, known, n=1, cutoff=0.5)
+                remedy = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}"
+                self.fail(f"{what} has the unknown key `{name}`", *place, name, remedy=remedy)
+        for name in schema["required"]:
+            if name not in value:
+                self.fail(f"{what} has no `{name}`", *place)
+        return dict(value)
+
+    def items(self, value: Any, what: str, *place: str) -> list[Any]:
+        if not isinstance(value, list) or not value:
+            self.fail(f"{what} is no list, or an empty one", *place)
+        return list(value)
+
+    def identities(self, value: Any) -> list[Identity]:
+        found: list[Identity] = []
+        owners: dict[str, str] = {}
+        for number, item in enumerate(self.items(value, "identities", "identities")):
+            place = ("identities", str(number))
+            found.append(self.identity(item, place))
+            name = found[-1].name
+            if name in [each.name for each in found[:-1]]:
+                self.fail(f"two identities are called {name}", *place, "name")
+            for index, key in enumerate(found[-1].keys):
+                owner = owners.setdefault(key.key_id, name)
+                if owner != name:
+                    self.fail(f"{owner} and {name} have the same key", *place, "keys", str(index))
+        return found
+
+    def identity(self, value: Any, place: _Place) -> Identity:
+        schema = SCHEMA["properties"]["identities"]["items"]
+        fields = self.mapping(value, "an identity", schema, place)
+        name = fields["name"]
+        if not isinstance(name, str) or not name:
+            self.fail("an identity has a name that is no text", *place, "name")
+        runs = self.items(fields.get("runs", ["*"]), f"runs of {name}", *place, "runs")
+        if not all(isinstance(run, str) for run in runs):
+            self.fail(f"runs of {name} is no list of names", *place, "runs")
+        kinds = fields.get("statements")
+        valid = self.mapping(
+            fields.get("valid", {}), f"valid of {name}", schema["properties"]["valid"], (*place, "valid")
+        )
+        start, end = (
+            self.moment(valid[key], *place, "valid", key) if key in valid else None
+            for key in ("from", "until")
+        )
+        if start is not None and end is not None and start >= end:
+            self.fail(f"{name} is never valid: from {start} until {end}", *place, "valid")
+        proven = valid.get("proven", False)
+        if not isinstance(proven, bool) or (proven and end is None):
+            self.fail(f"proven of {name} is true or false, and needs `until`", *place, "valid", "proven")
+        return Identity(
+            name,
+            self.keys(fields["keys"], name, (*place, "keys")),
+            tuple(runs),
+            start,
+            end,
+            proven,
+            None if kinds is None else frozenset(self.kinds(kinds, (*place, "statements"))),
+        )
+
+    def keys(self, value: Any, name: str, place: _Place) -> tuple[PublicKey, ...]:
+        found: list[PublicKey] = []
+        for number, item in enumerate(self.items(value, f"keys of {name}", *place)):
+            found.append(self.key(item, *place, str(number)))
+            if found[-1].key_id in [each.key_id for each in found[:-1]]:
+                self.fail(f"{name} has the same key twice", *place, str(number))
+        return tuple(found)
+
+    def key(self, value: Any, *place: str) -> PublicKey:
+        if not isinstance(value, str):
+            self.fail("a key is no text", *place)
+        if value.startswith(("-----BEGIN", "ssh-")):
+            return parse_public(value.encode(), where=self.where)
+        return load_public(self.folder / expanded(Path(value)))
+
+    def moment(self, value: Any, *place: str) -> str:
+        date_only = isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value, re.ASCII)
+        written = f"{value}T00:00:00Z" if date_only else value
+        good = isinstance(written, str) and re.fullmatch(_DATE.strip("^$"), written, re.ASCII)
+        if not good or not _exists(written):
+            self.fail(f"{value!r} is neither 2026-01-31 nor 2026-01-31T12:00:00Z", *place)
+        return str(written)
+
+    def kinds(self, value: Any, place: _Place) -> list[str]:
+        found = self.items(value, place[-1], *place)
+        for number, kind in enumerate(found):
+            if not isinstance(kind, str) or not re.fullmatch(_KIND.strip("^$"), kind, re.ASCII):
+                self.fail(f"{place[-1]} names {kind!r}, no kind of statement", *place, str(number))
+            if kind in found[:number]:
+                self.fail(f"{place[-1]} names {kind} twice", *place, str(number))
+        return found
+
+    def threshold(self, value: Any, read: Policy) -> int:
+        count = len(read.identities)
+        if type(value) is not int or not 1 <= value <= count:
+            self.fail(f"threshold is {value!r}, not 1 to {count}, the number of identities", "threshold")
+        able = sum(may_sign(each, read) for each in read.identities)
+        if value > able:
+            self.fail(
+                f"threshold is {value}, and only {able} of the identities could sign a checkpoint",
+                "threshold",
+            )
+        return int(value)
+
+    def revoked(self, value: Any) -> tuple[frozenset[str], dict[str, str]]:
+        if not isinstance(value, list):
+            self.fail("revoked is no list", "revoked")
+        known = SCHEMA["properties"]["revoked"]["items"]["anyOf"][1]
+        found: set[str] = set()
+        moments: dict[str, str] = {}
+        for number, item in enumerate(value):
+            place = ("revoked", str(number))
+            given = item if isinstance(item, dict) else {"id": item}
+            fields = self.mapping(given, "a revocation", known, place)
+            identity = self.digest(fields["id"], "revoked", *place)
+            if identity in found:
+                self.fail(f"revoked has {identity} twice", *place)
+            if not isinstance(fields.get("reason", ""), str):
+                self.fail("the reason of a revocation is no text", *place, "reason")
+            found.add(identity)
+            if "from" in fields:
+                moments[identity] = self.moment(fields["from"], *place, "from")
+        return frozenset(found), moments
+
+    def acceptable(self, read: Policy) -> None:
+        """Refuse rules under which nothing could ever be accepted, and those that say nothing."""
+        own = {key.key_id for identity in read.identities for key in identity.keys}
+        for identity in read.revoked_from.keys() - own:
+            self.fail(f"{identity} is revoked from a moment on, and is no key of this policy", "revoked")
+        if not any(may_sign(each, read) for each in read.identities):
+            self.fail("no identity has an Ed25519 key that is not revoked and may sign", "identities")
+        models = [key for each in read.identities for key in each.keys if key.algorithm == "p256"]
+        if MODEL_SIGNATURE in read.required and not any(_counts(key, read) for key in models):
+            self.fail("model-signature is required and no identity has a P-256 key", "required")
+
+    def digest(self, value: Any, what: str, *place: str) -> str:
+        if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+            self.fail(f"{what} has {value!r}, not 64 hex digits", *place)
+        return str(value)
+
+    def age(self, value: Any) -> timedelta:
+        if not isinstance(value, str) or not re.fullmatch(_AGE.strip("^$"), value, re.ASCII):
+            self.fail(f"max_age is {value!r}, neither days like 30d nor hours like 12h", "max_age")
+        return timedelta(**{"days" if value[-1] == "d" else "hours": int(value[:-1])})
+
+    def heads(self, value: Any, read: Policy) -> tuple[Kept, ...]:
+        several = isinstance(value, list)
+        listed = self.items(value, "log_head", "log_head") if several else [value]
+        found = []
+        for number, item in enumerate(listed):
+            place = ("log_head", str(number)) if several else ("log_head",)
+            found.append(replace(self.head(item, read, place), binding=not several))
+        return tuple(found)
+
+    def head(self, value: Any, read: Policy, place: _Place) -> Kept:
+        if isinstance(value, str):
+            value = {"file": value}
+        of_file = isinstance(value, dict) and "file" in value
+        fields = self.mapping(value, "log_head", _HEAD_FILE if of_file else _HEAD, place)
+        seen = self.moment(fields["seen"], *place, "seen") if "seen" in fields else None
+        if of_file:
+            return replace(self.head_file(fields["file"], read.as_of(seen), place), seen=seen)
+        if type(fields["size"]) is not int or fields["size"] < 0:
+            self.fail(f"log_head has the size {fields['size']!r}", *place, "size")
+        if not isinstance(fields["origin"], str) or not fields["origin"]:
+            self.fail("log_head has an origin that is no text", *place, "origin")
+        root = bytes.fromhex(self.digest(fields["root"], "log_head", *place, "root"))
+        return Kept(Head(fields["size"], root, fields["origin"]), "the head in the policy", seen=seen)
+
+    def head_file(self, value: Any, read: Policy, place: _Place) -> Kept:
+        if not isinstance(value, str) or not value:
+            self.fail("log_head names a file that is no text", *place)
+        path = self.folder / expanded(Path(value))
+        try:
+            return heads.load(path, read.statement_keys)
+        except (VerificationFailed, EvidenceIncomplete) as error:
+            self.fail(f"log_head {error.what}: {path}", *place)
+
+
+def _exists(moment: str) -> bool:
+    """Whether the calendar has it; a date that never comes would be a rule that never applies."""
+    try:
+        datetime.fromisoformat(moment)
+    except ValueError:
+        return False
+    return True
