@@ -21,7 +21,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -32,6 +32,8 @@ from harness.settings import Effect, Section, Settings, effect_of
 from harness.strict_yaml import Path as Keys
 
 EXTENDS = "extends"
+
+Kind = TypeVar("Kind", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,23 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
     Raises `ConfigError` with file and line, or the override, for everything that is not understood.
     """
+    layers, files = _read_layers(path, overrides)
+    settings = _validate(layers, str(path), Settings)
+    if len(resolved_text(settings).encode()) > strict_yaml.LIMIT_BYTES:
+        raise ConfigError(
+            f"the resolved config is larger than {strict_yaml.LIMIT_BYTES} bytes", where=str(path)
+        )
+    return Loaded(settings, _origins(settings, layers.origins), tuple(files))
+
+
+def load_as(kind: type[Kind], path: Path, overrides: Sequence[str] = ()) -> Kind:
+    """A config of another ``kind`` than a run's, by the same rules as `load`."""
+    layers, _ = _read_layers(path, overrides)
+    return _validate(layers, str(path), kind)
+
+
+def _read_layers(path: Path, overrides: Sequence[str]) -> tuple[_Layers, list[Path]]:
+    """The file at ``path``, what it extends and ``overrides``, laid over each other; the files read."""
     document = _read_file(path)
     files = [path]
     layers = _Layers()
@@ -114,12 +133,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     layers.add(document.value, _places(path, document.lines))
     for override in _parse_overrides(overrides):
         layers.add(override.value, dict.fromkeys(override.written, (override.where, "override")))
-    settings = _validate(layers, str(path))
-    if len(resolved_text(settings).encode()) > strict_yaml.LIMIT_BYTES:
-        raise ConfigError(
-            f"the resolved config is larger than {strict_yaml.LIMIT_BYTES} bytes", where=str(path)
-        )
-    return Loaded(settings, _origins(settings, layers.origins), tuple(files))
+    return layers, files
 
 
 def parse(text: str, where: str) -> Settings:
@@ -127,13 +141,13 @@ def parse(text: str, where: str) -> Settings:
     document = strict_yaml.read(text, where)
     layers = _Layers()
     layers.add(_mapping(document.value, where), _places(Path(where), document.lines))
-    return _validate(layers, where)
+    return _validate(layers, where, Settings)
 
 
-def resolved_text(settings: Settings) -> str:
+def resolved_text(settings: Section) -> str:
     """Every key with its value as YAML, in the order of the schema; `parse` gives equal settings back."""
     lines: list[str] = []
-    for name in Settings.model_fields:
+    for name in type(settings).model_fields:
         value = getattr(settings, name)
         if not isinstance(value, BaseModel):
             lines.append(f"{name}: {strict_yaml.write(value)}")
@@ -302,11 +316,11 @@ def _clipped(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _validate(layers: _Layers, where: str) -> Settings:
+def _validate(layers: _Layers, where: str, kind: type[Kind]) -> Kind:
     try:
-        return Settings.model_validate(layers.value)
+        return kind.model_validate(layers.value)
     except ValidationError as error:
-        raise explain(error, layers.places, where) from error
+        raise explain(error, layers.places, where, kind) from error
 
 
 def _origins(settings: Settings, origins: Mapping[Keys, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.errors import ConfigError
-from harness.settings import Settings, section_of
+from harness.settings import Section, Settings, section_of
 
 _RULES = {
     "int_type": "must be an integer",
@@ -26,18 +26,24 @@ _RULES = {
 }
 
 
-def explain(error: ValidationError, places: Mapping[tuple[str, ...], str], where: str) -> ConfigError:
+def explain(
+    error: ValidationError,
+    places: Mapping[tuple[str, ...], str],
+    where: str,
+    model: type[Section] = Settings,
+) -> ConfigError:
     """The first problem of ``error`` in full, the keys of the others by name.
 
-    ``places`` tells where each key was written; ``where`` names the file as a whole.
+    ``places`` tells where each key was written; ``where`` names the file as a whole; ``model`` is what the
+    file was read as.
     """
     problems: dict[tuple[str, ...], list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
-        problems.setdefault(_keys(details), []).append(details)
+        problems.setdefault(_keys(details, model), []).append(details)
     keys, *others = problems
     place = _place(keys, places, where)
     more = f" (and {len(others)} more: {_listed(others)})" if others else ""
-    what, remedy = _problem(keys, problems[keys])
+    what, remedy = _problem(keys, problems[keys], model)
     return ConfigError(f"{what}{more}", where=place, remedy=remedy)
 
 
@@ -51,22 +57,24 @@ def nearest_file(path: Path) -> str | None:
     return f"did you mean {path.parent / close[0]}?" if close else None
 
 
-def _keys(details: ErrorDetails) -> tuple[str, ...]:
+def _keys(details: ErrorDetails, model: type[Section]) -> tuple[str, ...]:
     """The key that a problem is about; a part of a location that is no key names a member of a union."""
     named = details.get("ctx", {}).get("key")
     if named is not None:
         return tuple(str(named).split("."))
     location = [str(part) for part in details["loc"]]
-    section = Settings.model_fields
-    if location and location[0] in section and section_of(location[0]) is None:
+    section = model.model_fields
+    if location and location[0] in section and section_of(location[0], model) is None:
         return (location[0],)
     return tuple(location[:2])
 
 
-def _problem(keys: tuple[str, ...], found: Sequence[ErrorDetails]) -> tuple[str, str | None]:
+def _problem(
+    keys: tuple[str, ...], found: Sequence[ErrorDetails], model: type[Section]
+) -> tuple[str, str | None]:
     first, name = found[0], _clipped(".".join(keys))
     if first["type"] == "extra_forbidden":
-        return f"unknown key {name!r}", _nearest_key(keys)
+        return f"unknown key {name!r}", _nearest_key(keys, model)
     if first["type"] == "missing":
         return f"{name} is missing", f"add it to the file, or give {name}=… on the command line"
     if first["type"] == "disagreement":
@@ -84,17 +92,17 @@ def _rule(details: ErrorDetails) -> str:
     return _RULES.get(details["type"], f"must be{message}" if message.startswith(" ") else message)
 
 
-def _nearest_key(keys: tuple[str, ...]) -> str | None:
+def _nearest_key(keys: tuple[str, ...], model: type[Section]) -> str | None:
     """The nearest key of the same section, else the section that has a key of that name."""
-    section = section_of(keys[0]) if len(keys) > 1 else Settings
+    section = section_of(keys[0], model) if len(keys) > 1 else model
     siblings = [] if section is None else list(section.model_fields)
     close = get_close_matches(keys[-1], siblings, n=1)
     if close:
         return f"did you mean {'.'.join((*keys[:-1], close[0]))!r}?"
     elsewhere = [
         f"{name}.{keys[-1]}"
-        for name in Settings.model_fields
-        if (other := section_of(name)) is not None and keys[-1] in other.model_fields
+        for name in model.model_fields
+        if (other := section_of(name, model)) is not None and keys[-1] in other.model_fields
     ]
     if elsewhere:
         return f"did you mean {elsewhere[0]!r}?"

@@ -77,6 +77,8 @@ Options = Annotated[dict[str, JsonValue], AfterValidator(_keywords)]
 
 LANGUAGE_SECTIONS = ("model", "data", "tokenizer")
 """Sections that only the language task reads."""
+PREPARED = "prepared"
+"""`data.kind` of a folder that `harness prepare` made."""
 
 
 def _disagreement(key: str, text: str) -> PydanticCustomError:
@@ -148,11 +150,13 @@ class Data(Section):
 
     kind: Word = "wheel"
     """`wheel` (the .py files of installed packages, checked against the wheel's RECORD), `text`, `jsonl`,
-    `parquet`, `tokens` (token shards), or the import path of a user's own corpus."""
+    `parquet`, `prepared` (a folder that `harness prepare` made), `tokens` (token shards), or the import
+    path of a user's own corpus."""
     packages: list[Word] = Field(default_factory=lambda: ["torch"])
     """For `wheel`: names of the installed distributions."""
     files: list[WrittenPattern] = Field(default_factory=list)
-    """For the file kinds: paths or glob patterns, relative to the config file; sorted, never empty."""
+    """For the file kinds: paths or glob patterns, relative to the config file; sorted, never empty. For
+    `prepared`: the one folder."""
     field: Word = "text"
     """For `jsonl` and `parquet`: the field that holds the document's text."""
     sequence_length: Positive = 256
@@ -385,7 +389,7 @@ class Settings(Section):
     data: Data | None = None
     """The language task fills in the defaults; other tasks have none."""
     tokenizer: Tokenizer | None = None
-    """The language task fills in the defaults; other tasks have none."""
+    """The language task fills in the defaults; other tasks and a prepared corpus have none."""
     start: Start | None = None
     """Null begins with random weights."""
     optimizer: Optimizer = Optimizer()
@@ -415,8 +419,10 @@ class Settings(Section):
         kind = task.get("kind", "language") if isinstance(task, dict) else getattr(task, "kind", "language")
         if kind != "language":
             return values
-        absent: dict[str, Any] = {name: {} for name in LANGUAGE_SECTIONS if values.get(name) is None}
-        return {**values, **absent}
+        data = values.get("data") or {}
+        prepared = (data.get("kind") if isinstance(data, dict) else getattr(data, "kind", None)) == PREPARED
+        wanted = [name for name in LANGUAGE_SECTIONS if not (prepared and name == "tokenizer")]
+        return {**values, **{name: {} for name in wanted if values.get(name) is None}}
 
     @model_validator(mode="after")
     def _agrees(self) -> Settings:
@@ -427,6 +433,9 @@ class Settings(Section):
             if getattr(self, name) is not None:
                 text = f"task.kind {self.task.kind} takes no section {name}; it has task.options"
                 raise _disagreement(name, text)
+        if self.data is not None and self.data.kind == PREPARED and self.tokenizer is not None:
+            text = "a prepared corpus brings its tokenizer; remove the section tokenizer"
+            raise _disagreement("tokenizer", text)
         if train.global_batch % train.micro_batch:
             text = f"{train.global_batch} is not a multiple of train.micro_batch {train.micro_batch}"
             raise _disagreement("train.global_batch", f"train.global_batch {text}")
@@ -444,9 +453,9 @@ class Settings(Section):
         return self.run.name or self.run.dir.name
 
 
-def section_of(name: str) -> type[Section] | None:
-    """The model of the section ``name``; None for a key that is no section."""
-    field = Settings.model_fields.get(name)
+def section_of(name: str, model: type[Section] = Settings) -> type[Section] | None:
+    """The model of the section ``name`` of ``model``; None for a key that is no section."""
+    field = model.model_fields.get(name)
     kinds = () if field is None else (field.annotation, *get_args(field.annotation))
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 

@@ -7,14 +7,12 @@ checkpoint can export it again, which gives the same bytes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
-from harness.audit import opening, payload
-from harness.errors import EvidenceIncomplete, VerificationFailed
+from harness.audit import opening, payload, sealed
+from harness.errors import VerificationFailed
 from harness.format import files, layout
-from harness.format.manifest import Manifest, checkpoint_id, dir_hash
-from harness.provenance import envelope, exports, model_signature, statements
+from harness.provenance import envelope, exports, statements
 from harness.provenance import policy as policies
 from harness.provenance.exports import ExportStatement
 from harness.provenance.findings import Findings
@@ -36,19 +34,14 @@ def examine(folder: Path, policy: Policy, findings: Findings) -> tuple[list[payl
         return [], []
     times = [str(statement.predicate["created"])]
     findings.attempt("source statement", _source, folder, policy, statement)
-    manifest = findings.attempt("manifest", _manifest, folder, statement)
+    manifest = findings.attempt("manifest", sealed.manifest, folder, statement)
     if manifest is None:
         return [], times
-    findings.all_of(
-        "file set", _file_set(folder, manifest, {each: present[each].st_size for each in present})
-    )
+    sealed.check_files(folder, manifest, present, _SIGNATURES, findings)
     for entry in manifest.files:
         if entry.path.endswith(".safetensors") and entry.path in present:
             findings.attempt("headers", opening.check_header, folder, entry.path, manifest)
-    if not policy.model_keys:
-        findings.note("model.sig: not checked (no P-256 key given)")
-    elif layout.MODEL_SIGNATURE in present or policies.MODEL_SIGNATURE in policy.required:
-        findings.attempt("model signature", _model_signature, folder, policy, manifest, statement)
+    sealed.check_model_signature(folder, policy, manifest, statement, present, findings)
     source = statement.source
     findings.note(
         f"exported from step {source['step']} of the run {source['name']}, checkpoint {source['checkpoint']}"
@@ -93,37 +86,3 @@ def _source(folder: Path, policy: Policy, statement: ExportStatement) -> None:
     objection = signer.objection(told.run_id, told.run_name, created, policies.CHECKPOINT)
     if objection is not None:
         raise VerificationFailed(objection, where=where)
-
-
-def _manifest(folder: Path, statement: ExportStatement) -> Manifest:
-    where = str(folder / layout.MANIFEST)
-    data = files.read_limited(folder / layout.MANIFEST, opening.MANIFEST_LIMIT)
-    if checkpoint_id(data) != statement.subject_id:
-        raise VerificationFailed("is not the manifest that the statement is about", where=where)
-    manifest = Manifest.parse(data, where=where)
-    covered = [(entry.path, entry.sha256) for entry in manifest.files]
-    if dir_hash([*covered, (layout.MANIFEST, statement.subject_id)]) != statement.dir_hash:
-        raise VerificationFailed("has another dirHash than the statement", where=where)
-    return manifest
-
-
-def _file_set(folder: Path, manifest: Manifest, present: dict[str, int]) -> Iterator[tuple[str, str]]:
-    expected = {entry.path: entry.size for entry in manifest.files}
-    for path, size in sorted(present.items()):
-        if path in expected and size != expected[path]:
-            yield f"has {size} bytes, the manifest says {expected[path]}", str(folder / path)
-        elif path not in expected and path not in _SIGNATURES:
-            yield "is not in the manifest", str(folder / path)
-    for path in sorted(set(expected) - set(present)):
-        yield "is in the manifest, not in the folder", str(folder / path)
-
-
-def _model_signature(folder: Path, policy: Policy, manifest: Manifest, statement: ExportStatement) -> None:
-    path = folder / layout.MODEL_SIGNATURE
-    if not path.is_file():
-        raise EvidenceIncomplete("is missing", where=str(path), remedy="get the whole folder from its maker")
-    data = files.read_limited(path, opening.MANIFEST_LIMIT)
-    signed = model_signature.verify(data, policy.model_keys, where=str(path))
-    listed = {entry.path: entry.sha256 for entry in manifest.files}
-    if dict(signed) != {**listed, layout.MANIFEST: statement.subject_id}:
-        raise VerificationFailed("signs other files than the manifest lists", where=str(path))

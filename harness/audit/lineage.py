@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.audit import exported, story
+from harness.audit import exported, prepared, story
 from harness.audit.story import Story
 from harness.errors import EvidenceIncomplete, HarnessError
 from harness.format import files, layout
@@ -21,7 +21,7 @@ from harness.format.layout import RunFolder
 from harness.provenance import envelope, history
 from harness.provenance.findings import Finding, Findings
 from harness.provenance.history import Entry
-from harness.provenance.lineage import Export, Graph, Member, Unreadable, graph
+from harness.provenance.lineage import Corpus, Export, Graph, Member, Unreadable, graph
 from harness.provenance.policy import Policy
 from harness.provenance.statements import parse_checkpoint
 
@@ -75,8 +75,8 @@ def read(path: Path, policy: Policy | None, beside: Sequence[Path] = ()) -> Pict
     """The lineage of a run folder, of an exported folder, or of one checkpoint folder, whose parent is then a
     node that is absent.
 
-    ``beside``: exported folders, and those of the runs that it and they began with; with any run, each start
-    must be among them.
+    ``beside``: exported folders, prepared corpora, and those of the runs that it and they began with; with
+    any run, each start must be among them.
 
     Raises `UsageError` when ``path`` is neither, `EvidenceIncomplete` for a run without any checkpoint,
     `EnvironmentFault` for a disk that cannot be read.
@@ -84,21 +84,45 @@ def read(path: Path, policy: Policy | None, beside: Sequence[Path] = ()) -> Pict
     findings = Findings()
     paths = [path, *beside]
     exports = [_export(each, policy, findings) for each in paths if exported.is_export(each)]
-    own = [] if exported.is_export(path) else _told(path, policy, findings)
-    if not own and not exported.is_export(path):
+    corpora = [_corpus(each, policy, findings) for each in paths if prepared.is_corpus(each)]
+    own = [] if _is_sealed(path) else _told(path, policy, findings)
+    if not own and not _is_sealed(path):
         raise EvidenceIncomplete("the run holds no checkpoint", where=str(path))
-    others = [other for other in beside if not exported.is_export(other)]
+    others = [other for other in beside if not _is_sealed(other)]
     found = [*own, *(each for other in others for each in _told(other, policy, findings))]
     stories = [each for each in found if isinstance(each, Story)]
     if policy is not None:
         entries = history.in_order([_entry(each) for each in stories if each.kind in _COMMITS])
         history.check_starts(entries, (), findings, wanted=bool(others))
     members = [_member(each) for each in stories]
-    unreadable = [each for each in (*found, *exports) if isinstance(each, Unreadable)]
-    drawn = graph(members, unreadable, [each for each in exports if isinstance(each, Export)])
+    unreadable = [each for each in (*found, *exports, *corpora) if isinstance(each, Unreadable)]
+    drawn = graph(
+        members,
+        unreadable,
+        [each for each in exports if isinstance(each, Export)],
+        [each for each in corpora if isinstance(each, Corpus)],
+    )
     return Picture(
         path, drawn, policy is not None, tuple(findings.failed), tuple(findings.notes), findings.exit_code
     )
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether it is no run and no checkpoint: an exported folder or a prepared corpus."""
+    return exported.is_export(path) or prepared.is_corpus(path)
+
+
+def _corpus(folder: Path, policy: Policy | None, findings: Findings) -> Corpus | Unreadable:
+    """What a prepared corpus says; with a policy every check but that of payload bytes is made."""
+    name, before = folder.resolve().name, len(findings.failed)
+    if policy is not None:
+        prepared.examine(folder, policy, findings)
+        if len(findings.failed) > before:
+            return _unreadable(name, findings.failed[before].what)
+    try:
+        return Corpus(name, prepared.claimed(folder))
+    except HarnessError as error:
+        return _unreadable(name, error.what)
 
 
 def _export(folder: Path, policy: Policy | None, findings: Findings) -> Export | Unreadable:

@@ -173,6 +173,7 @@ def _ingredient(node: Node) -> list[str]:
         "tokenizer": words.tokenizer,
         "code": words.code,
         "export": words.export,
+        "corpus": words.corpus,
     }
     return describe[node.kind](node).replace("; ", "  ").split("  ")
 

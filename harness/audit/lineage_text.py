@@ -29,6 +29,7 @@ _SHAPES = {
     "tokenizer": ("[(", ")]"),
     "code": ("[/", "/]"),
     "export": ("([", "])"),
+    "corpus": ("[(", ")]"),
 }
 _CLASSES = {
     "pruned": "stroke-dasharray:4 3",
@@ -64,6 +65,8 @@ def _header(graph: Graph) -> Iterator[str]:
             yield _line(label or "tokenizer", words.tokenizer(node))
         elif node.kind == "export":
             yield _line("export", words.export(node))
+        elif node.kind == "corpus":
+            yield _line("corpus", words.corpus(node))
         elif node.kind == "code":
             yield _line(label or "code", words.code(node))
 
@@ -133,6 +136,7 @@ def _box(node: Node, graph: Graph) -> str:
             "tokenizer": words.tokenizer,
             "code": words.code,
             "export": words.export,
+            "corpus": words.corpus,
         }
         parts = [f"{node.kind}: {describe[node.kind](node)}"]
     return f'{opening}"{"<br/>".join(map(_escape, parts))}"{closing}'

@@ -79,6 +79,15 @@ def export(node: Node) -> str:
     return f"{node.title}  {made}  id {short(facts['id'])}"
 
 
+def corpus(node: Node) -> str:
+    """Sources, what was kept, and the id of a prepared corpus."""
+    facts = node.facts
+    source, documents = facts["source"], facts["documents"]
+    made = f"{source['files']} files of kind {source['kind']} {short(source['sha256'])}"
+    kept = f"{documents['kept']['documents']} of {documents['read']['documents']} documents kept"
+    return f"{node.title}  prepared from {made}  {kept}  id {short(facts['id'])}"
+
+
 def run(node: Node) -> str:
     """Name, id and seed of a run."""
     return f"{node.title}  {node.facts['id']}  seed {node.facts['seed']}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from harness.audit import (
     incremental,
     opening,
     payload,
+    prepared,
     run_facts,
     tier_evidence,
     tier_text,
@@ -40,6 +41,8 @@ from harness.provenance.history import Entry
 from harness.provenance.policy import Policy
 from harness.terminal import progress
 
+Kind = Literal["run", "checkpoint", "export", "corpus"]
+
 _CONFIG_LIMIT = 1 << 20
 _VERDICTS = {0: "verified", 1: "FAILED", 4: "cannot tell"}
 _UNSIGNED = (layout.EVENTS, layout.EVALUATIONS, layout.CORPUS, layout.TRACKING, "policy.json")
@@ -51,7 +54,7 @@ class Report:
     """The verdict on a folder, with everything that it rests on."""
 
     target: Path
-    kind: Literal["run", "checkpoint", "export"]
+    kind: Kind
     findings: tuple[Finding, ...]
     passed: Mapping[str, int]
     """Check → how often it passed."""
@@ -126,31 +129,52 @@ def verify(
     earlier = None if since is None else heads.load(since, policy.statement_keys)
     kept = [heads.load(file, policy.statement_keys) for file in head] + ([earlier] if earlier else [])
     policy = replace(policy, log_heads=(*policy.log_heads, *kept))
-    is_export = exported.is_export(path)
-    if not is_export and layout.kind_of(path) == "run":
+    is_export, is_corpus = exported.is_export(path), prepared.is_corpus(path)
+    if not is_export and not is_corpus and layout.kind_of(path) == "run":
         return verify_run(path, policy, beside=beside, since=earlier, quiet=quiet)
     if earlier is not None:
         raise UsageError("--since needs a run folder, whose log it looks into", where=str(path))
     if is_export:
         return verify_export(path, policy, quiet=quiet)
+    if is_corpus:
+        return verify_corpus(path, policy, quiet=quiet)
     return verify_checkpoint(path, policy, beside=beside, quiet=quiet)
 
 
 def verify_export(folder: Path, policy: Policy, *, quiet: bool = False) -> Report:
     """Check a folder that `harness export` has written. Raises `EnvironmentFault` for a bad disk."""
+    return _verify_sealed("export", folder, policy, exported.examine, quiet)
+
+
+def verify_corpus(folder: Path, policy: Policy, *, quiet: bool = False) -> Report:
+    """Check a folder that `harness prepare` has made. Raises `EnvironmentFault` for a bad disk."""
+    return _verify_sealed("corpus", folder, policy, lambda *words: prepared.examine(*words)[1:], quiet)
+
+
+def _verify_sealed(
+    kind: Kind,
+    folder: Path,
+    policy: Policy,
+    examine: Callable[[Path, Policy, Findings], tuple[list[payload.Job], list[str]]],
+    quiet: bool,
+) -> Report:
+    """A folder with one statement and a manifest of everything else."""
     started = time.perf_counter()
     findings = Findings()
     try:
-        work, times = exported.examine(folder, policy, findings)
+        work, times = examine(folder, policy, findings)
         with progress(sum(job.entry.size for job in work), "B", "verify", quiet=quiet) as bar:
             hashed = payload.check(work, findings, bar)
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         where = str(error.filename or folder)
         raise EnvironmentFault(what, where=where, remedy="check the disk and the permissions") from error
-    _miss_log(policy, findings, "an exported folder", folder)
+    if kind == "export":
+        _miss_log(policy, findings, "an exported folder", folder)
+    else:
+        findings.note("log: not asked for (a corpus has none)")
     freshness.check(policy, times, findings, str(folder))
-    return _report(folder, "export", findings, [], hashed, started)
+    return _report(folder, kind, findings, [], hashed, started)
 
 
 def verify_checkpoint(
@@ -236,7 +260,7 @@ def verify_run(
 
 def _report(
     target: Path,
-    kind: Literal["run", "checkpoint", "export"],
+    kind: Kind,
     findings: Findings,
     opened: Sequence[OpenedCheckpoint],
     hashed: int,

@@ -1,4 +1,5 @@
 """Write a checkpoint's weights as a Hugging Face folder, with its provenance carried along. Needs no torch.
+Or a prepared corpus' manifest as Croissant metadata: PATH is the corpus, and TARGET a new .json file.
 
 Only from a checkpoint that verifies with your keys or policy. Where an architecture of transformers computes
 the same, its names are used (`AutoModelForCausalLM.from_pretrained(DIR)`); otherwise the tensors keep their
@@ -10,19 +11,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from harness.audit import croissant, prepared
 from harness.audit import export as exporting
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
 from harness.provenance import keys
+from harness.provenance.policy import Policy
 
 EXAMPLE = "harness export runs/tiny/checkpoints/step-00000060 out/tiny --key me.ed25519.pub me.p256.pub"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The checkpoint, the new folder, whom to trust, and who signs."""
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint folder")
-    parser.add_argument("target", type=Path, metavar="DIR", help="folder to write; must not exist")
+    parser.add_argument("checkpoint", type=Path, metavar="PATH", help="checkpoint folder, or prepared corpus")
+    parser.add_argument(
+        "target", type=Path, metavar="TARGET", help="folder or .json file to write; must not exist"
+    )
     add_trust(parser)
     parser.add_argument(
         "--sign-with",
@@ -37,10 +42,12 @@ def run(arguments: argparse.Namespace) -> Outcome:
     policy = trusted(arguments)
     if policy is None:
         raise UsageError(
-            "whom to trust is not said, and only a checkpoint that verifies is exported",
+            "whom to trust is not said, and only what verifies is exported",
             where=str(arguments.checkpoint),
             remedy="give --key NAME.ed25519.pub (and NAME.p256.pub), or --policy FILE",
         )
+    if prepared.is_corpus(arguments.checkpoint):
+        return _croissant(arguments.checkpoint, arguments.target, policy)
     path, reason = keys.signing_key_path(arguments.sign_with, arguments.target)
     signer = keys.load_signer(path)
     made = exporting.export(arguments.checkpoint, arguments.target, policy, signer, quiet=arguments.json)
@@ -62,3 +69,9 @@ def run(arguments: argparse.Namespace) -> Outcome:
         *(f"  note      {note}" for note in made.notes),
     ]
     return Outcome(document, "\n".join(lines))
+
+
+def _croissant(folder: Path, target: Path, policy: Policy) -> Outcome:
+    written = croissant.export(folder, target, policy)
+    text = f"exported  {target}\n  Croissant 1.0 of the corpus {written['name']}, {written['version']}"
+    return Outcome({"path": str(target), "croissant": written}, text)

@@ -1,10 +1,10 @@
 """The graph of what came from what: checkpoints, launches and resumes, runs, data sets, tokenizers, code.
 
 PATH is a run folder, or a checkpoint folder, which is then drawn alone with its parent. --with adds the runs
-that it began with, and exported folders; a run that is not given is drawn as absent. Pruned, damaged and
-non-finite checkpoints are drawn as such. With --key or --policy the statements are authenticated first, and a
-folder that fails is drawn by its name only; then exit code 1 says that something is wrong, 4 that evidence is
-missing. Without, the output says that nothing was verified.
+that it began with, exported folders and prepared corpora; a run that is not given is drawn as absent. Pruned,
+damaged and non-finite checkpoints are drawn as such. With --key or --policy the statements are authenticated
+first, and a folder that fails is drawn by its name only; then exit code 1 says that something is wrong, 4
+that evidence is missing. Without, the output says that nothing was verified.
 """
 
 from __future__ import annotations

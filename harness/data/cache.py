@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.corpus import Corpus, open_corpus
+from harness.data.prepared import open_prepared
 from harness.data.shards import open_shards
 from harness.data.tokenizer import (
     BpeEncoder,
@@ -50,14 +51,16 @@ _REMEDY = "delete this folder; it is made again"
 _ARRAYS = ("train", "held-out", "held-out-bytes")
 
 
-def prepare(data: Data, tokenizer: Tokenizer, base: Path) -> TokenData:
-    """The tokens of the corpus ``data``: from the cache, made now, or the user's own token shards.
+def prepare(data: Data, tokenizer: Tokenizer | None, base: Path) -> TokenData:
+    """The tokens of the corpus ``data``: from the cache, made now, or shards that were made before.
 
-    Relative paths start at ``base``, the config's folder.
+    Relative paths start at ``base``, the config's folder. Only a prepared corpus has no ``tokenizer``.
 
     Raises what `open_corpus` raises, `ConfigError` when all or none of the documents are held out,
     `VerificationFailed` when the cached tokens are damaged.
     """
+    if tokenizer is None:
+        return open_prepared(data, base)
     given = given_tokenizer(tokenizer, base)
     if data.kind == "tokens":
         return open_shards(data, given, base)

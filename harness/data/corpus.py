@@ -26,7 +26,7 @@ from typing import Protocol
 from harness.data.documents import FILE_KINDS, Document
 from harness.data.extensions import check_arguments, load_class, source_digest
 from harness.errors import ConfigError, EnvironmentFault, VerificationFailed
-from harness.settings import Data
+from harness.settings import PREPARED, Data
 
 # Written when a wheel is built: they differ between the CPU and CUDA builds of one version.
 _BUILD_STAMPS = frozenset({"version.py", "_version.py"})
@@ -99,21 +99,25 @@ def open_corpus(data: Data, base: Path) -> Corpus:
     Raises `ConfigError` for a missing file, an empty pattern or an unknown kind, `EnvironmentFault` for a
     package that is not installed, `VerificationFailed` for files that differ from their RECORD.
     """
-    code: dict[str, str] = {}
-    source: Files
-    if data.kind == "wheel":
-        source = WheelFiles(data.packages)
-    elif data.kind in FILE_KINDS:
-        source = FILE_KINDS[data.kind](data, base)
-    else:
-        kind = load_class(data.kind, base, "data.kind", ["wheel", *FILE_KINDS, "tokens"])
-        check_arguments(kind, {"data": data, "base": base}, "data.kind")
-        source = kind(data=data, base=base)
-        code = {data.kind: source_digest(kind)}
+    source, code = files_of(data, base)
     read = _digests(source, data.limit_bytes)
     if isinstance(source, WheelFiles):
         source.check(read)
     return Corpus(source, read, code, data.limit_bytes)
+
+
+def files_of(data: Data, base: Path) -> tuple[Files, dict[str, str]]:
+    """The files that ``data`` names, not yet read; the digest of a user's own class by import path.
+
+    Raises as `open_corpus` does.
+    """
+    if data.kind == "wheel":
+        return WheelFiles(data.packages), {}
+    if data.kind in FILE_KINDS:
+        return FILE_KINDS[data.kind](data, base), {}
+    kind = load_class(data.kind, base, "data.kind", ["wheel", *FILE_KINDS, "tokens", PREPARED])
+    check_arguments(kind, {"data": data, "base": base}, "data.kind")
+    return kind(data=data, base=base), {data.kind: source_digest(kind)}
 
 
 def files_digest(files: Mapping[str, str]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
+from harness.audit import prepared
 from harness.errors import ConfigError, EnvironmentFault
 from harness.settings import Data
 
@@ -54,6 +55,19 @@ def matching_files(patterns: Sequence[str], base: Path) -> dict[str, Path]:
             name = path.relative_to(base) if path.is_relative_to(base) else path
             matched[name.as_posix()] = path
     return dict(sorted(matched.items()))
+
+
+def prepared_folder(data: Data, base: Path) -> Path:
+    """The one folder that ``data.files`` names. Raises `ConfigError` when it is no prepared corpus."""
+    if len(data.files) != 1:
+        raise ConfigError(
+            f"data.files names {len(data.files)} corpora",
+            remedy="name the one folder that harness prepare made",
+        )
+    folder = base / data.files[0]
+    if not prepared.is_corpus(folder):
+        raise ConfigError("no prepared corpus", where=str(folder), remedy="harness prepare makes it")
+    return folder
 
 
 class MatchedFiles(ABC):

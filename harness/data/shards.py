@@ -47,7 +47,12 @@ def open_shards(data: Data, tokenizer: Encoder | None, base: Path) -> TokenData:
     if data.limit_bytes is not None:
         raise ConfigError("data.limit_bytes does not apply to token shards", remedy="list fewer shards")
     paths = matching_files(data.files, base)
-    files = {name: _digest(path) for name, path in paths.items()}
+    files = {name: digest_of(path) for name, path in paths.items()}
+    return tokens_of(paths, files, tokenizer)
+
+
+def tokens_of(paths: Mapping[str, Path], files: Mapping[str, str], tokenizer: Encoder | None) -> TokenData:
+    """The tokens of the shards at ``paths``, whose digests are ``files``. Raises as `open_shards` does."""
     shards = {name: _open_shard(path, name) for name, path in paths.items()}
     vocabulary, digest = _agreed(shards)
     train = tuple(shard.tokens for shard in shards.values() if shard.split == "train")
@@ -75,7 +80,8 @@ def open_shards(data: Data, tokenizer: Encoder | None, base: Path) -> TokenData:
     )
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Hex sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

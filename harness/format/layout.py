@@ -31,6 +31,8 @@ SLSA_BUNDLE = "provenance/slsa.sigstore.json"
 EXPORT_BUNDLE = "provenance/export.sigstore.json"
 SOURCE_BUNDLE = "provenance/source.sigstore.json"
 """In an exported folder: its own statement, and that of the checkpoint that it was made of."""
+CORPUS_BUNDLE = "provenance/corpus.sigstore.json"
+"""In a prepared corpus: its statement."""
 TRAINER = "trainer.json"
 LEDGER = "ledger.json"
 

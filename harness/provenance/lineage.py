@@ -7,7 +7,7 @@ edge leads from what was there first to what came of it:
     data set → launch      read            checkpoint → launch       resumed from, or skipped by it
     tokenizer → launch     used            launch → checkpoint       saved
     code → launch          ran             checkpoint → launch       began: another run's weights
-    checkpoint → export    exported
+    checkpoint → export    exported         corpus → data set, tokenizer    prepared
 
 A parent, a start or a skipped checkpoint that is not among the members becomes a node that is ``absent``.
 """
@@ -20,12 +20,23 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from harness.format import layout, strict_json
+from harness.provenance.corpora import CorpusStatement
 from harness.provenance.exports import ExportStatement
 from harness.provenance.statements import CheckpointStatement
 
-NodeKind = Literal["run", "launch", "checkpoint", "dataset", "tokenizer", "code", "export"]
+NodeKind = Literal["run", "launch", "checkpoint", "dataset", "tokenizer", "code", "export", "corpus"]
 EdgeKind = Literal[
-    "launched", "saved", "parent", "resumed", "skipped", "began", "read", "used", "ran", "exported"
+    "launched",
+    "saved",
+    "parent",
+    "resumed",
+    "skipped",
+    "began",
+    "read",
+    "used",
+    "ran",
+    "exported",
+    "prepared",
 ]
 State = Literal["", "complete", "pruned", "nonfinite", "damaged", "elsewhere", "absent", "unreadable"]
 
@@ -56,6 +67,14 @@ class Export:
 
     name: str
     statement: ExportStatement
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A folder that `harness prepare` made."""
+
+    name: str
+    statement: CorpusStatement
 
 
 @dataclass(frozen=True)
@@ -104,10 +123,13 @@ class Graph:
 
 
 def graph(
-    members: Sequence[Member], unreadable: Sequence[Unreadable] = (), exports: Sequence[Export] = ()
+    members: Sequence[Member],
+    unreadable: Sequence[Unreadable] = (),
+    exports: Sequence[Export] = (),
+    corpora: Sequence[Corpus] = (),
 ) -> Graph:
-    """The graph of ``members``, whatever runs they belong to, and of the ``exports`` made of them; each of
-    ``unreadable`` is a node too.
+    """The graph of ``members``, whatever runs they belong to, of the ``exports`` made of them and the
+    ``corpora`` that they read; each of ``unreadable`` is a node too.
     """
     builder = _Builder(several=len({member.statement.run_id for member in members}) > 1)
     ordered = sorted(members, key=lambda each: (each.statement.sequence, each.statement.step_to, each.name))
@@ -119,6 +141,8 @@ def graph(
         builder.connect(member)
     for export in exports:
         builder.add_export(export)
+    for corpus in corpora:
+        builder.add_corpus(corpus)
     return Graph(tuple(builder.nodes.values()), tuple(dict.fromkeys(builder.edges)))
 
 
@@ -167,6 +191,17 @@ class _Builder:
         title = f"{source['name']} step {source['step']}"
         found = self._find(source["run"], source["checkpoint"], source["step"], title)
         self.edges.append(Edge(found, node, "exported"))
+
+    def add_corpus(self, corpus: Corpus) -> None:
+        """The node of a prepared corpus, and edges to the data set and the tokenizer that came of it, where a
+        run has read them."""
+        statement = corpus.statement
+        facts = {"id": statement.subject_id, "name": corpus.name, **statement.predicate}
+        node = self.add(Node(_key("corpus", statement.subject_id), "corpus", statement.name, facts=facts))
+        made = {"dataset": statement.subject_id, "tokenizer": statement.predicate["tokenizer"]["sha256"]}
+        for other in tuple(self.nodes.values()):
+            if other.kind in made and other.facts["sha256"] == made[other.kind]:
+                self.edges.append(Edge(node, other.key, "prepared"))
 
     def connect(self, member: Member) -> None:
         """The edges of a member, with the nodes that only its statement names."""

@@ -24,7 +24,7 @@ from harness.provenance.heads import Kept
 from harness.provenance.keys import PublicKey
 
 CHECKPOINT, SLSA, MODEL_SIGNATURE, LOG = "checkpoint", "slsa", "model-signature", "log"
-EXPORT, COUNTERSIGNATURE = "export", "countersignature"
+EXPORT, CORPUS, COUNTERSIGNATURE = "export", "corpus", "countersignature"
 GIVEN_KEYS = "the given keys"
 """Name of the one identity of a policy that was made from keys."""
 

@@ -25,6 +25,7 @@ KINDS = (
     policy.MODEL_SIGNATURE,
     policy.LOG,
     policy.EXPORT,
+    policy.CORPUS,
     policy.COUNTERSIGNATURE,
     *later.SCHEMAS,
 )

@@ -1,4 +1,4 @@
-"""Sealing a checkpoint folder before it is published: manifest, model.sig and both statements."""
+"""Sealing a checkpoint or a corpus before it is published: manifest, model.sig and statements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.format import layout
 from harness.format.manifest import Manifest, checkpoint_id, dir_hash
-from harness.provenance import envelope, model_signature, statements
+from harness.provenance import corpora, envelope, model_signature, statements
 from harness.provenance.keys import Signer, public_keys
 
 
@@ -51,3 +51,24 @@ def seal(folder: Path, manifest: Manifest, name: str, predicate: Mapping[str, An
         signature = model_signature.sign(covered, signer.p256, p256[0], name)
         (folder / layout.MODEL_SIGNATURE).write_bytes(signature)
     return Sealed(identity, hashlib.sha256(bundle).hexdigest())
+
+
+def seal_corpus(
+    folder: Path, manifest: Manifest, name: str, predicate: Mapping[str, Any], signer: Signer
+) -> str:
+    """The same for a prepared corpus, with one statement; returns the corpus id."""
+    data = manifest.to_bytes()
+    Manifest.parse(data, where=name)
+    identity = checkpoint_id(data)
+    covered = [(entry.path, entry.sha256) for entry in manifest.files] + [(layout.MANIFEST, identity)]
+    ed25519, *p256 = public_keys(signer)
+    statement = corpora.corpus_statement(
+        corpus_id=identity, dir_hash=dir_hash(covered), name=name, predicate=predicate
+    )
+    (folder / layout.PROVENANCE).mkdir()
+    (folder / layout.MANIFEST).write_bytes(data)
+    (folder / layout.CORPUS_BUNDLE).write_bytes(envelope.sign(statement, signer.ed25519, ed25519))
+    if signer.p256 is not None:
+        signature = model_signature.sign(covered, signer.p256, p256[0], name)
+        (folder / layout.MODEL_SIGNATURE).write_bytes(signature)
+    return identity

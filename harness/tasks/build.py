@@ -42,8 +42,8 @@ def _language(settings: Settings, base: Path) -> Task:
             f"the language task has no option {next(iter(settings.task.options))!r}",
             remedy="its settings are the sections model, data and tokenizer",
         )
-    if settings.model is None or settings.data is None or settings.tokenizer is None:
-        raise ConfigError("the language task needs the sections model, data and tokenizer")
+    if settings.model is None or settings.data is None:
+        raise ConfigError("the language task needs the sections model and data")
     return Language(
         seed=settings.run.seed,
         model=settings.model,

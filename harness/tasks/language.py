@@ -30,7 +30,9 @@ class Language(Task):
 
     unit = "token"
 
-    def __init__(self, *, seed: int, model: Model, data: Data, tokenizer: Tokenizer, base: Path) -> None:
+    def __init__(
+        self, *, seed: int, model: Model, data: Data, tokenizer: Tokenizer | None, base: Path
+    ) -> None:
         """Read, check and tokenize the corpus; ``base`` is the folder of the config.
 
         ``seed`` is not used: the samples are the same under every seed, only their order is not.

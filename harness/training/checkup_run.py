@@ -17,13 +17,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from harness import config, environment
+from harness.audit import prepared
 from harness.data.corpus import WheelFiles
-from harness.data.documents import FILE_KINDS, matching_files
+from harness.data.documents import FILE_KINDS, matching_files, prepared_folder
 from harness.errors import HarnessError
 from harness.format.layout import RunFolder
 from harness.provenance import keys, policy, policy_file
 from harness.provenance.policy import Policy
-from harness.settings import Data, Settings
+from harness.settings import PREPARED, Data, Settings
 from harness.stores.client import ObjectExistsError, ObjectStore
 from harness.stores.contents import Contents
 from harness.terminal import human_bytes
@@ -218,6 +219,8 @@ def _files(data: Data, base: Path) -> int | None:
         return len(WheelFiles(data.packages).names())
     if data.kind in FILE_KINDS:
         return len(FILE_KINDS[data.kind](data, base).names())
+    if data.kind == PREPARED:
+        return len(prepared.manifest_of(prepared_folder(data, base)).files)
     return len(matching_files(data.files, base)) if data.kind == "tokens" else None
 
 

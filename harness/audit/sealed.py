@@ -1,0 +1,95 @@
+"""What exported folders and prepared corpora share: a signed statement about a manifest of all else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path
+from typing import Protocol
+
+from harness.audit import opening
+from harness.errors import EvidenceIncomplete, VerificationFailed
+from harness.format import files, layout
+from harness.format.manifest import Manifest, checkpoint_id, dir_hash
+from harness.provenance import model_signature
+from harness.provenance import policy as policies
+from harness.provenance.findings import Findings
+from harness.provenance.policy import Policy
+
+
+class Statement(Protocol):
+    """A statement about a folder."""
+
+    @property
+    def subject_id(self) -> str:
+        """Hex sha256 of the folder's MANIFEST.json."""
+        ...
+
+    @property
+    def dir_hash(self) -> str:
+        """``h1:…`` over the listed files and MANIFEST.json."""
+        ...
+
+
+def manifest(folder: Path, statement: Statement) -> Manifest:
+    """The manifest that ``statement`` is about. Raises `VerificationFailed` for any other."""
+    where = str(folder / layout.MANIFEST)
+    data = files.read_limited(folder / layout.MANIFEST, opening.MANIFEST_LIMIT)
+    if checkpoint_id(data) != statement.subject_id:
+        raise VerificationFailed("is not the manifest that the statement is about", where=where)
+    found = Manifest.parse(data, where=where)
+    covered = [(entry.path, entry.sha256) for entry in found.files]
+    if dir_hash([*covered, (layout.MANIFEST, statement.subject_id)]) != statement.dir_hash:
+        raise VerificationFailed("has another dirHash than the statement", where=where)
+    return found
+
+
+def check_files(
+    folder: Path,
+    listed: Manifest,
+    present: Mapping[str, os.stat_result],
+    signatures: Set[str],
+    findings: Findings,
+) -> None:
+    """The files of the folder are those of the manifest, in their sizes, and ``signatures``."""
+    sizes = {path: status.st_size for path, status in present.items()}
+    findings.all_of("file set", _departures(folder, listed, sizes, signatures))
+
+
+def check_model_signature(
+    folder: Path,
+    policy: Policy,
+    listed: Manifest,
+    statement: Statement,
+    present: Mapping[str, os.stat_result],
+    findings: Findings,
+) -> None:
+    """model.sig, where it is there or required, signs exactly the files of the manifest."""
+    if not policy.model_keys:
+        findings.note("model.sig: not checked (no P-256 key given)")
+    elif layout.MODEL_SIGNATURE in present or policies.MODEL_SIGNATURE in policy.required:
+        findings.attempt("model signature", _model_signature, folder, policy, listed, statement)
+
+
+def _departures(
+    folder: Path, listed: Manifest, present: Mapping[str, int], signatures: Set[str]
+) -> Iterator[tuple[str, str]]:
+    expected = {entry.path: entry.size for entry in listed.files}
+    for path, size in sorted(present.items()):
+        if path in expected and size != expected[path]:
+            yield f"has {size} bytes, the manifest says {expected[path]}", str(folder / path)
+        elif path not in expected and path not in signatures:
+            yield "is not in the manifest", str(folder / path)
+    for path in sorted(set(expected) - set(present)):
+        yield "is in the manifest, not in the folder", str(folder / path)
+
+
+def _model_signature(folder: Path, policy: Policy, listed: Manifest, statement: Statement) -> None:
+    path = folder / layout.MODEL_SIGNATURE
+    if not path.is_file():
+        raise EvidenceIncomplete("is missing", where=str(path), remedy="get the whole folder from its maker")
+    data = files.read_limited(path, opening.MANIFEST_LIMIT)
+    signed = model_signature.verify(data, policy.model_keys, where=str(path))
+    names = {entry.path: entry.sha256 for entry in listed.files}
+    if dict(signed) != {**names, layout.MANIFEST: statement.subject_id}:
+        raise VerificationFailed("signs other files than the manifest lists", where=str(path))

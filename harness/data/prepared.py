@@ -1,0 +1,85 @@
+"""A corpus that `harness prepare` made, opened for training: ``data.kind: prepared``.
+
+- the statement must be about the folder's MANIFEST.json, and every file must have the digest that this lists:
+  a shard or a tokenizer that changed is named and refused
+- the corpus' digest in the run's statements is the corpus id, so lineage leads from checkpoints to the folder
+- who signed the corpus is not asked here: `harness verify FOLDER --key …` tells
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.audit import prepared
+from harness.data.documents import prepared_folder
+from harness.data.shards import digest_of, tokens_of
+from harness.data.tokenizer import BpeEncoder, ByteEncoder, Encoder
+from harness.data.tokens import TokenData
+from harness.errors import ConfigError, VerificationFailed
+from harness.settings import PREPARED, Data
+
+_SHARDS = "shards/"
+_NAMED = 5
+
+
+def open_prepared(data: Data, base: Path) -> TokenData:
+    """The tokens of the folder that ``data.files`` names, relative to ``base``.
+
+    Raises `ConfigError` when there is no such corpus, `VerificationFailed`, naming them, for changed files.
+    """
+    if data.kind != PREPARED:
+        raise ConfigError(
+            f"data.kind {data.kind} needs the section tokenizer", remedy="remove tokenizer: null"
+        )
+    if data.limit_bytes is not None:
+        raise ConfigError(
+            "data.limit_bytes does not apply to a prepared corpus", remedy="prepare a smaller one"
+        )
+    folder = prepared_folder(data, base)
+    manifest, statement = prepared.manifest_of(folder), prepared.claimed(folder)
+    listed = {entry.path: entry.sha256 for entry in manifest.files}
+    _require_unchanged(folder, listed)
+    encoder: Encoder = ByteEncoder()
+    if prepared.TOKENIZER in listed:
+        encoder = BpeEncoder((folder / prepared.TOKENIZER).read_bytes(), str(folder / prepared.TOKENIZER))
+    shards = {path: folder / path for path in listed if path.startswith(_SHARDS)}
+    found = tokens_of(shards, listed, encoder)
+    split = statement.predicate["split"]
+    counts = {
+        "documents": split["train"]["documents"],
+        "held_out_documents": split["held_out"]["documents"],
+        "bytes": split["train"]["bytes"],
+        "held_out_bytes": split["held_out"]["bytes"],
+        "files": statement.predicate["source"]["files"],
+        "tokens": found.counts["tokens"],
+        "held_out_tokens": found.counts["held_out_tokens"],
+    }
+    return TokenData(
+        train=found.train,
+        held_out=found.held_out,
+        held_out_bytes=found.held_out_bytes,
+        vocabulary=found.vocabulary,
+        corpus=statement.subject_id,
+        tokenizer=encoder.digest,
+        tokenizer_file=encoder.file,
+        counts=counts,
+        files=listed,
+    )
+
+
+def _require_unchanged(folder: Path, listed: dict[str, str]) -> None:
+    changed = [path for path, digest in listed.items() if _digest(folder / path) != digest]
+    if changed:
+        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+        raise VerificationFailed(
+            f"{len(changed)} files of the corpus changed since it was prepared",
+            where=", ".join(str(folder / path) for path in changed[:_NAMED]) + more,
+            remedy="prepare it again into another folder, or get the files back",
+        )
+
+
+def _digest(path: Path) -> str:
+    try:
+        return digest_of(path)
+    except OSError:
+        return "cannot be read"
