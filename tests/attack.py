@@ -43,6 +43,8 @@ class Scene:
     policy: Policy
     target: Path
     """What is verified: the run folder unless the attack says otherwise."""
+    beside: tuple[Path, ...] = ()
+    """Folders of the runs that it began with, as ``--with`` gives them."""
 
     def checkpoint(self, step: int) -> Path:
         """A checkpoint folder."""
@@ -129,7 +131,7 @@ def attack(says: str, code: int = 1) -> Callable[[Callable[[Scene], None]], Call
 
 def judge(scene: Scene) -> tuple[int, list[str]]:
     """Exit code and findings of the verifier; its report must be plain JSON, and each finding one line."""
-    report = verify.verify(scene.target, scene.policy, quiet=True)
+    report = verify.verify(scene.target, scene.policy, beside=scene.beside, quiet=True)
     json.dumps(report.document(), allow_nan=False).encode()
     messages = [str(finding) for finding in report.findings]
     assert not [message for message in messages if not message.isprintable()]

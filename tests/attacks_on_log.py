@@ -256,6 +256,35 @@ def a_line_of_the_metrics_is_removed(scene: Scene) -> None:
     _lines(scene, lambda lines: [*lines[:14], *lines[15:]])
 
 
+def _with_a_gap(scene: Scene, lines: Callable[[list[bytes]], list[bytes]]) -> None:
+    """Lines 16 to 20 were lost, a resume at step 20 has accepted that, and then ``lines`` is done."""
+    shutil.rmtree(scene.root)
+    run = SampleRun(scene.root, scene.signer)
+    run.advance(10, 20)
+    difference = {"what": "metrics.jsonl", "before": "20 lines", "after": "15 lines"}
+    run.resume("accepted", accepted=["metrics"], differences=[difference])
+    _lines(scene, lambda each: each[:15])
+    run.advance(30)
+    _lines(scene, lines)
+
+
+@attack("step 22 follows step 15")
+def a_gap_in_the_metrics_is_wider_than_was_accepted(scene: Scene) -> None:
+    _with_a_gap(scene, lambda lines: [*lines[:15], *lines[16:]])
+
+
+@attack("step 26 follows step 24")
+def a_gap_in_the_metrics_is_elsewhere_than_was_accepted(scene: Scene) -> None:
+    _with_a_gap(scene, lambda lines: [*lines[:19], *lines[20:]])
+
+
+@attack("is not what this checkpoint has signed")
+def lines_before_an_accepted_gap_are_another_runs(scene: Scene) -> None:
+    other = run_folder.build(scene.root.parent / "other", scene.stranger, seed=4)
+    lines = (other / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    _with_a_gap(scene, lambda own: [*lines[:15], *own[15:]])
+
+
 @attack("step 15 follows step 15")
 def a_line_of_the_metrics_is_repeated(scene: Scene) -> None:
     _lines(scene, lambda lines: [*lines[:15], *lines[14:]])

@@ -8,7 +8,7 @@ import json
 import shutil
 from typing import Any
 
-from attack import NOBODY, Scene, attack, edit_json, payload_of, signed, trusted
+from attack import MODEL, NOBODY, Scene, attack, edit_json, flip, payload_of, signed, trusted
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -165,6 +165,31 @@ def model_sig_ignores_the_weights(scene: Scene) -> None:
     _model_sig(
         scene, lambda each: each["predicate"]["serialization"]["ignore_paths"].append("model.safetensors")
     )
+
+
+@attack("ignores paths")
+def model_sig_leaves_out_and_ignores_weights_that_are_changed(scene: Scene) -> None:
+    assert scene.signer.p256 is not None
+    public = keys.public_keys(scene.signer)[1]
+    covered = [each for each in _covered(scene) if each[0] != MODEL]
+    data = model_signature.sign(covered, scene.signer.p256, public, "step-00000020")
+    (scene.checkpoint(20) / MODEL_SIG).write_bytes(data)
+    _model_sig(scene, lambda each: each["predicate"]["serialization"]["ignore_paths"].append(MODEL))
+    flip(scene.model(20), -1)
+
+
+@attack("does not have exactly one signature")
+def model_sig_has_a_second_signature_that_is_none(scene: Scene) -> None:
+    def add(bundle: dict[str, Any]) -> None:
+        bundle["dsseEnvelope"]["signatures"].append({"sig": "AAAA", "keyid": ""})
+
+    edit_json(scene.checkpoint(20) / MODEL_SIG, add)
+
+
+@attack("has the key `mediaType` twice")
+def model_sig_has_a_key_twice(scene: Scene) -> None:
+    path = scene.checkpoint(20) / MODEL_SIG
+    path.write_bytes(b'{"mediaType":"application/json",' + path.read_bytes()[1:])
 
 
 @attack("signs no file")

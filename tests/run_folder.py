@@ -94,6 +94,8 @@ class SampleRun:
     """Tensor name → what is added to each of its elements."""
     files: Mapping[str, bytes] = field(default_factory=lambda: {"config.json": b"{}\n"})
     """More payload."""
+    tensors: Mapping[str, Sequence[tuple[str, list[int]]]] = field(default_factory=lambda: TENSORS)
+    """File → (name, shape) of its tensors."""
     step: int = 0
     head: bytes = chain.GENESIS
     parent: Saved | None = None
@@ -152,11 +154,16 @@ class SampleRun:
         self, kind: str = "exact", *, at: int | None = None, skipped: Sequence[Mapping[str, Any]] = (),
         accepted: Sequence[str] = (), differences: Sequence[Mapping[str, str]] = (),
     ) -> None:  # fmt: skip
-        """A new launch that continues the checkpoint ``at`` (default: the newest); later metrics go."""
+        """A new launch that continues the checkpoint ``at`` (default: the newest); later metrics go.
+
+        Without any checkpoint it is the first launch once more, as a trainer calls it.
+        """
         if at is not None:
             self.parent = self.saved[at]
-        source = None if self.parent is None else self.parent.reference
-        self.segment = _segment(self.segment["number"] + 1, "resume", kind, source)
+        if self.parent is None:
+            self.segment = _segment(0, "first launch", "genesis", None)
+        else:
+            self.segment = _segment(self.segment["number"] + 1, "resume", kind, self.parent.reference)
         self.segment |= {
             "skipped": list(skipped), "accepted": list(accepted), "differences": list(differences),
         }  # fmt: skip
@@ -198,7 +205,7 @@ class SampleRun:
     def _payload(self, folder: Path) -> Manifest:
         contents: dict[str, bytes] = {}
         tensors: list[TensorEntry] = []
-        for file, specification in TENSORS.items():
+        for file, specification in self.tensors.items():
             header, spans = build_header(
                 [(name, "F32", shape) for name, shape in specification], {"format": "pt"}
             )
@@ -214,6 +221,7 @@ class SampleRun:
         contents["ledger.json"] = ledger.Ledger(mode="warn").to_bytes()
         contents |= self.files
         for path, data in contents.items():
+            (folder / path).parent.mkdir(exist_ok=True)
             (folder / path).write_bytes(data)
         entries = (FileEntry(path, len(data), _sha256(data)) for path, data in sorted(contents.items()))
         return Manifest(
@@ -272,7 +280,7 @@ class SampleRun:
             "metrics": {
                 "chain": self.head.hex(), "loss": repr(line["loss"]), "grad_norm": repr(line["grad_norm"]),
                 "gradients": line["gradients"], "state": line.get("state"),
-                "evaluation": {"accuracy": "0.5"},
+                "evaluation": {"accuracy": "0.5"} if self.step >= 10 else {},
             },
             "log": None if head is None else {"size": head.size, "root": head.root.hex()},
             "created": "2026-11-23T20:00:00Z",
@@ -281,7 +289,7 @@ class SampleRun:
 
     def _line_of_step(self) -> dict[str, Any]:
         line: dict[str, Any] = strict_json.loads(
-            self.folder.metrics.read_bytes().splitlines()[self.step - 1], where="metrics"
+            self.folder.metrics.read_bytes().splitlines()[-1], where="metrics"
         )
         return line
 

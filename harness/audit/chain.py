@@ -1,7 +1,8 @@
 """The metrics chain, recomputed from metrics.jsonl and compared with the heads that checkpoints have signed.
 
 - steps count from 1 without a gap or a repetition; a gap that a resume has accepted (``--accept metrics``,
-  signed) restarts the chain from the signed head of the checkpoint that was resumed
+  signed) ends right after the checkpoint that was resumed, and the chain restarts from its signed head; what
+  checkpoints inside of the gap have signed cannot be compared
 - each line's chain follows from the line before and the line's own batch, rng, loss, gradient norm and the
   digests of gradients and state that it has
 - at each checkpoint, the head, the loss, the gradient norm, the digests and the newest evaluation are the
@@ -74,14 +75,14 @@ def check(
             yield Broken(error.what, place)
             return
         step = line["step"]
-        if step != last + 1 and last in gap_free and step > last:
-            head = bytes.fromhex(gap_free.pop(last))
+        allowed = last < step - 1 and step - 1 in gap_free
+        if allowed:
+            head = bytes.fromhex(gap_free.pop(step - 1))
         elif step != last + 1:
             yield Broken(f"step {step} follows step {last}", place)
-        skipped = [each for each in sorted(waiting) if last < each < step]
-        for each in skipped:
+        for each in [each for each in sorted(waiting) if last < each < step]:
             anchor = waiting.pop(each)
-            if not gaps:
+            if not allowed:
                 yield Broken(f"{where} has no line of step {each}", anchor.where)
         reason, head = _advance(head, line)
         if reason is not None:

@@ -9,7 +9,7 @@
 - a statement that was added later and entered is there, the same bytes, as long as its checkpoint is; one
   that is there and not entered is told, since nobody would miss it
 - a record whose checkpoint is not there is a failure, unless a later signed statement says that a resume
-  skipped it
+  skipped it; a run that begins again after that may make the same checkpoint, bit for bit, a second time
 - when the checkpoint that a run began with is at hand, it is of the run and step that the run's statements
   name, and carries the statement that they name by digest
 - only the newest checkpoint may lack its record, since a crash can come between its rename and its entry;
@@ -240,8 +240,6 @@ def _departures(
     book: log.Log,
     where: str,
 ) -> Iterator[tuple[str, str]]:
-    if len(places) != sum(map(is_commit, records)):
-        yield "has two records of the same checkpoint", where
     for entry in entries:
         place = places.get(entry.checkpoint_id)
         if book.head.origin != origin_of(entry.statement.run_id):
@@ -257,10 +255,14 @@ def _departures(
         yield from _misseen(entry, place if between or seen > place else seen, book)
     here = {entry.checkpoint_id for entry in entries}
     for number, record in enumerate(records):
-        gone = is_commit(record) and record["checkpoint"] not in here
-        if gone and not _skipped_later(record, number, entries, places):
-            name = layout.checkpoint_name(record["step"])
-            yield f"record {number} names {name} ({record['checkpoint'][:12]}…), which is not here", where
+        if not is_commit(record):
+            continue
+        newest = places[record["checkpoint"]] == number
+        if (newest and record["checkpoint"] in here) or _skipped_later(record, number, entries, places):
+            continue
+        name = layout.checkpoint_name(record["step"])
+        gone = f"record {number} names {name} ({record['checkpoint'][:12]}…), which is not here"
+        yield gone if newest else "has two records of the same checkpoint", where
 
 
 def _lost_statements(
@@ -273,18 +275,21 @@ def _lost_statements(
     """Later statements that the log names, and that are gone or have other bytes than were entered."""
     known = {entry.checkpoint_id: entry for entry in holders}
     named: set[tuple[str, str]] = set()
+    commits: dict[str, int] = {}
     for number, record in enumerate(records):
+        identity = record["checkpoint"]
         if is_commit(record):
+            commits[identity] = number
             continue
-        identity, name = record["checkpoint"], record["name"]
-        holder = known.get(identity)
+        name, holder, commit = record["name"], known.get(identity), commits.get(identity)
+        set_aside = holder is None or commit != places.get(identity)
+        if commit is not None and set_aside and _skipped_later(records[commit], commit, entries, places):
+            continue
         if (identity, name) in named:
             yield f"has a second record of the statement {name} of {identity[:12]}…", where
         named.add((identity, name))
         if holder is None:
-            commit = places.get(identity)
-            if commit is None or not _skipped_later(records[commit], commit, entries, places):
-                yield f"record {number} names {name} of {identity[:12]}…, which is not here", where
+            yield f"record {number} names {name} of {identity[:12]}…, which is not here", where
         elif record["run"] != holder.statement.run_id or places.get(identity, -1) > number:
             yield f"record {number} of the log enters {name} for another run or too early", holder.where
         elif name not in holder.later:

@@ -1,0 +1,336 @@
+"""Honest stories: how trainers, auditors and stores leave a folder that must verify, without any finding.
+
+A story changes a `Scene` as an attack does (`tests/attack.py`), and everything in it is as it should be::
+
+    @honest
+    def a_run_is_resumed(scene: Scene) -> None:
+        ...
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import later_facts
+import run_folder
+from attack import MODEL, Scene, payload_of, signed, trusted
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from run_folder import SampleRun
+
+from harness.audit import attest, export, opening
+from harness.format import layout, strict_json
+from harness.provenance import keys, later, log, policy
+from harness.provenance.heads import Kept
+from harness.provenance.keys import Signer
+from harness.provenance.policy import Identity, Policy
+
+Story = Callable[[Scene], None]
+HONEST: dict[str, Story] = {}
+
+
+def honest(story: Story) -> Story:
+    """Register a story; its name is what it tells."""
+    name = story.__name__.replace("_", " ")
+    assert name not in HONEST, name
+    HONEST[name] = story
+    return story
+
+
+def fresh(scene: Scene, signer: Signer | None = None, **options: object) -> SampleRun:
+    """An empty run in place of the scene's; ``options`` are the fields of `SampleRun`."""
+    shutil.rmtree(scene.root)
+    run = SampleRun(scene.root, signer or scene.signer, **options)  # type: ignore[arg-type]
+    scene.policy = trusted(run.signer)
+    return run
+
+
+# What a trainer leaves.
+
+
+@honest
+def nothing_was_changed(scene: Scene) -> None:
+    pass
+
+
+@honest
+def a_run_of_one_checkpoint(scene: Scene) -> None:
+    fresh(scene).advance(1)
+
+
+@honest
+def a_run_with_more_records_than_one_tile_of_the_log_holds(scene: Scene) -> None:
+    run = fresh(scene, tensors={MODEL: [("bias", [3])]})
+    run.advance(*range(1, 260))
+    for step in range(1, 259):
+        run.prune(step)
+
+
+@honest
+def older_checkpoints_are_pruned(scene: Scene) -> None:
+    run = fresh(scene)
+    run.advance(10, 20, 30)
+    run.prune(10)
+    run.prune(20)
+
+
+@honest
+def a_run_is_resumed_by_other_machines_and_once_more(scene: Scene) -> None:
+    run = fresh(scene)
+    run.advance(10, 20)
+    run.resume("same-data", differences=[{"what": "world_size", "before": "1", "after": "2"}])
+    run.advance(30)
+    run.resume()
+    run.advance(40, 50)
+
+
+@honest
+def a_run_is_launched_again_before_its_first_checkpoint(scene: Scene) -> None:
+    run = fresh(scene)
+    run.train(3)
+    run.resume()
+    run.advance(5, 10)
+
+
+@honest
+def the_only_checkpoint_is_damaged_and_the_run_begins_again(scene: Scene) -> None:
+    """With nothing at random it makes the same checkpoint, bit for bit, under the same id."""
+    run = fresh(scene)
+    run.advance(10)
+    opened = opening.open_checkpoint(scene.checkpoint(10), scene.policy)
+    attest.add(opened, later.SVR, later_facts.svr(), scene.signer)
+    run.log_head = log.read(run.folder.log, scene.policy.statement_keys).head
+    skipped = [run.set_aside(10)]
+    run.parent = None
+    run.resume(skipped=skipped)
+    run.advance(10, 20)
+
+
+@honest
+def a_resume_sets_a_damaged_checkpoint_aside_and_signs_it(scene: Scene) -> None:
+    run = fresh(scene)
+    run.advance(10, 20, 30)
+    skipped = [run.set_aside(30)]
+    run.resume(at=20, skipped=skipped)
+    run.advance(30, 40)
+
+
+@honest
+def a_resume_with_another_config_is_accepted_and_signed(scene: Scene) -> None:
+    run = fresh(scene)
+    run.advance(10, 20)
+    difference = {"what": "config train.steps", "before": "30", "after": "60"}
+    run.resume("accepted", accepted=["config"], differences=[difference])
+    run.config = run.config.replace("steps: 30", "steps: 60")
+    run.folder.run_config.write_text(run.config)
+    run.advance(30)
+
+
+@honest
+def lines_of_the_metrics_were_lost_and_a_resume_accepts_that(scene: Scene) -> None:
+    run = fresh(scene)
+    run.advance(10, 20)
+    difference = {"what": "metrics.jsonl", "before": "20 lines", "after": "15 lines"}
+    run.resume("accepted", accepted=["metrics"], differences=[difference])
+    lines = run.folder.metrics.read_bytes().splitlines(keepends=True)
+    run.folder.metrics.write_bytes(b"".join(lines[:15]))
+    run.advance(30)
+
+
+@honest
+def a_run_ends_without_finite_numbers(scene: Scene) -> None:
+    run = fresh(scene)
+    run.advance(10, 20)
+    book = shutil.copytree(run.folder.log, run.root / "book")
+    run.tweak = lambda step, facts: facts.update(outcome="nonfinite")
+    run.advance(30)
+    folder = run.folder.checkpoint(30)
+    folder.rename(folder.with_name(f"nonfinite-{folder.name}"))
+    shutil.rmtree(run.folder.log)
+    book.rename(run.folder.log)
+
+
+@honest
+def a_save_and_a_line_of_the_metrics_are_cut_off(scene: Scene) -> None:
+    (scene.root / "checkpoints" / ".tmp-step-00000040").mkdir()
+    with open(scene.root / "metrics.jsonl", "ab") as stream:
+        stream.write(b'{"step":31,"lo')
+
+
+@honest
+def steps_were_trained_since_the_newest_checkpoint(scene: Scene) -> None:
+    run = fresh(scene)
+    run.advance(10, 20)
+    run.train(27)
+
+
+@honest
+def there_are_files_that_no_signature_covers_and_that_are_named(scene: Scene) -> None:
+    (scene.root / "events").mkdir()
+    (scene.root / "events" / "rank-00000.jsonl").write_text('{"event":"save"}\n')
+    (scene.root / "tracking.json").write_text("{}")
+
+
+@honest
+def the_model_lies_in_several_files(scene: Scene) -> None:
+    shards = {f"model-0000{number}-of-00003.safetensors": [(f"w{number}", [2, 2])] for number in (1, 2, 3)}
+    names = {f"w{number}": f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)}
+    index = strict_json.dumps({"metadata": {"total_size": 48}, "weight_map": names})
+    run = fresh(scene, tensors=shards, files={"model.safetensors.index.json": index})
+    run.advance(10, 20)
+
+
+@honest
+def a_payload_has_folders_and_names_beyond_ascii(scene: Scene) -> None:
+    files = {"modèle.json": b"{}\n", "tokenizer/vocabulary.txt": b"a\n", "empty.txt": b""}
+    fresh(scene, files=files).advance(10)
+
+
+@honest
+def a_model_has_a_scalar_and_a_tensor_without_elements(scene: Scene) -> None:
+    fresh(scene, tensors={MODEL: [("nothing", [0, 4]), ("one", [])]}).advance(10)
+
+
+# How somebody looks at it.
+
+
+@honest
+def a_checkpoint_is_verified_alone(scene: Scene) -> None:
+    scene.target = scene.checkpoint(20)
+
+
+@honest
+def a_checkpoint_was_copied_under_another_name(scene: Scene) -> None:
+    scene.target = shutil.copytree(scene.checkpoint(20), scene.root.parent / "downloaded")
+
+
+@honest
+def the_run_is_reached_by_a_link(scene: Scene) -> None:
+    scene.target = scene.root.parent / "link"
+    scene.target.symlink_to(scene.root)
+
+
+@honest
+def the_auditor_has_the_ed25519_key_only(scene: Scene) -> None:
+    scene.policy = policy.from_keys(keys.public_keys(scene.signer)[:1])
+
+
+@honest
+def the_run_has_grown_since_the_head_was_seen(scene: Scene) -> None:
+    run = fresh(scene)
+    run.advance(10)
+    assert run.log_head is not None
+    seen = Kept(run.log_head, "the head in the policy")
+    run.advance(20, 30)
+    scene.trust(log_heads=(seen,))
+
+
+@honest
+def every_rule_of_a_policy_is_used_and_kept(scene: Scene) -> None:
+    for step in (10, 20, 30):
+        bundle = scene.bundle(step)
+        again = signed(strict_json.dumps(payload_of(bundle)), scene.stranger)
+        bundle.with_name("countersignature-0.sigstore.json").write_bytes(again)
+    head = log.read(scene.root / layout.LOG, scene.policy.statement_keys).head
+    year = {"valid_from": "2026-01-01T00:00:00Z", "valid_until": "2027-01-01T00:00:00Z"}
+    alice = Identity("alice", tuple(keys.public_keys(scene.signer)), ("sam*",), **year)
+    bob = Identity("bob", tuple(keys.public_keys(scene.stranger)))
+    required = {policy.CHECKPOINT, policy.SLSA, policy.MODEL_SIGNATURE, policy.LOG, "countersignature"}
+    scene.policy = Policy(
+        (alice, bob), frozenset(required), 2, frozenset({"0" * 64}), (Kept(head, "a head"),)
+    )
+
+
+# Keys.
+
+
+def _open_ssh(folder: Path) -> Signer:
+    """The signer in an unencrypted OpenSSH key file, as ssh-keygen writes it."""
+    path = folder / "id_ed25519"
+    form = serialization.PrivateFormat.OpenSSH
+    pem = serialization.Encoding.PEM
+    path.write_bytes(Ed25519PrivateKey.generate().private_bytes(pem, form, serialization.NoEncryption()))
+    path.chmod(0o600)
+    return keys.load_signer(path)
+
+
+@honest
+def an_open_ssh_key_has_signed_which_makes_no_model_sig(scene: Scene) -> None:
+    fresh(scene, _open_ssh(scene.root.parent)).advance(10, 20)
+
+
+@honest
+def two_identities_have_signed_where_two_are_wanted(scene: Scene) -> None:
+    for step in (10, 20, 30):
+        bundle = scene.bundle(step)
+        again = signed(strict_json.dumps(payload_of(bundle)), scene.stranger)
+        bundle.with_name("countersignature-0.sigstore.json").write_bytes(again)
+    other = Identity("another", tuple(keys.public_keys(scene.stranger)))
+    scene.trust(identities=(*scene.policy.identities, other), threshold=2)
+
+
+# Statements that were added later.
+
+
+@honest
+def an_evaluation_a_replay_and_an_audit_are_added_and_logged(scene: Scene) -> None:
+    facts = {
+        later.TEST_RESULT: later_facts.test_result(),
+        later.REPLAY: later_facts.replay(),
+        later.SVR: later_facts.svr(),
+    }
+    for kind, predicate in facts.items():
+        opened = opening.open_checkpoint(scene.checkpoint(20), scene.policy)
+        attest.add(opened, kind, predicate, scene.signer)
+
+
+@honest
+def an_auditor_adds_a_verdict_that_the_log_does_not_know(scene: Scene) -> None:
+    scene.policy = trusted(scene.signer, scene.stranger)
+    statement = opening.open_checkpoint(scene.checkpoint(20), scene.policy).statement
+    data = signed(later.build(later.SVR, later_facts.svr(), statement), scene.stranger)
+    (scene.checkpoint(20) / later.path_of("svr-0")).write_bytes(data)
+
+
+@honest
+def another_tool_adds_a_statement_of_its_own_kind(scene: Scene) -> None:
+    statement = payload_of(scene.bundle(20)) | {"predicateType": "https://example.org/evaluation/v1"}
+    path = scene.checkpoint(20) / later.path_of("evaluation-0")
+    path.write_bytes(signed(strict_json.dumps(statement), scene.signer))
+
+
+@honest
+def a_checkpoint_with_a_logged_statement_is_pruned(scene: Scene) -> None:
+    opened = opening.open_checkpoint(scene.checkpoint(10), scene.policy)
+    attest.add(opened, later.SVR, later_facts.svr(), scene.signer)
+    run_folder.prune(scene.checkpoint(10))
+
+
+# More than one run.
+
+
+@honest
+def a_child_run_is_verified_with_its_parent(scene: Scene) -> None:
+    parent = SampleRun(scene.root.parent / "parent", scene.signer, name="parent", seed=4)
+    parent.advance(10, 20)
+    run = fresh(scene)
+    run.start = parent.saved[20].as_start(parent)
+    run.advance(10, 20)
+    scene.beside = (parent.root,)
+
+
+@honest
+def a_child_run_is_verified_without_its_parent(scene: Scene) -> None:
+    parent = SampleRun(scene.root.parent / "parent", scene.signer, name="parent", seed=4)
+    parent.advance(10)
+    run = fresh(scene)
+    run.start = parent.saved[10].as_start(parent)
+    run.advance(10)
+
+
+@honest
+def a_checkpoint_is_exported(scene: Scene) -> None:
+    scene.target = scene.root.parent / "export"
+    export.export(scene.checkpoint(30), scene.target, scene.policy, scene.signer, quiet=True)
