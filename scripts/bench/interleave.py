@@ -17,13 +17,19 @@ from pathlib import Path
 import torch
 
 
-def rounds(contenders: Mapping[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
-    """Call every contender once a round, in rotating order; returns name → one value a round."""
+def rounds(
+    contenders: Mapping[str, Callable[[], float]], count: int, *, settle: float = 0.0
+) -> dict[str, list[float]]:
+    """Call every contender once a round, in rotating order; returns name → one value a round.
+
+    ``settle``: seconds of rest before each call.
+    """
     names = list(contenders)
     values: dict[str, list[float]] = {name: [] for name in names}
     for number in range(count):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
+            time.sleep(settle)
             values[name].append(contenders[name]())
         print(f"round {number + 1} of {count}", end="\r", file=sys.stderr, flush=True)
     print("\x1b[K", end="", file=sys.stderr)
