@@ -23,7 +23,7 @@ import run_folder
 from harness.audit import verify
 from harness.format import layout, strict_json
 from harness.format.manifest import checkpoint_id, dir_hash
-from harness.provenance import envelope, keys, log, policy
+from harness.provenance import envelope, keys, log, policy, tiles
 from harness.provenance.keys import Signer
 from harness.provenance.policy import Policy
 
@@ -95,8 +95,13 @@ class Scene:
         origin = log.read_claimed(folder).head.origin
         shutil.rmtree(folder)
         folder.mkdir()
-        log._write_tiles(folder, tuple(records))
-        head = log.Head(len(records), log.root_hash([log.leaf_hash(each) for each in records]), origin)
+        edge = tiles.Edge()
+        for record in records:
+            edge.add(record)
+        for path, data in edge.files().items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(data)
+        head = log.Head(edge.size, edge.root(), origin)
         (folder / log.HEAD).write_bytes(log.sign_note(head, by or self.signer))
 
     def trust(self, **changes: Any) -> None:

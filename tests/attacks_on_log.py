@@ -86,6 +86,28 @@ def a_tile_of_the_log_is_edited(scene: Scene) -> None:
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
 
 
+@attack("is no file of a log of 3 records")
+def a_file_lies_beside_the_head_of_the_log(scene: Scene) -> None:
+    (_log(scene) / "tile" / "evil.py").write_text("import os\n")
+
+
+@attack("is no file of a log of 3 records")
+def a_link_to_a_folder_lies_in_the_log(scene: Scene) -> None:
+    (_log(scene) / "tile" / "1").symlink_to(scene.root / "checkpoints")
+
+
+@attack("is an older tile, and the newer one does not begin with it")
+def an_older_tile_of_the_log_has_other_hashes(scene: Scene) -> None:
+    path = _log(scene) / "tile" / "0" / "000.p" / "3"
+    path.with_name("2").write_bytes(path.read_bytes()[32:])
+
+
+@attack("is an older tile, and the newer one does not begin with it")
+def an_older_tile_of_the_log_has_other_records(scene: Scene) -> None:
+    path = _log(scene) / "tile" / "entries" / "000.p" / "3"
+    path.with_name("1").write_bytes(path.read_bytes()[:20])
+
+
 @attack("was signed when the log had")
 def the_records_of_the_log_are_reordered_by_the_signer(scene: Scene) -> None:
     _rewrite(scene, lambda records: [records[1], records[0], records[2]])

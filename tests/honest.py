@@ -243,6 +243,18 @@ def every_rule_of_a_policy_is_used_and_kept(scene: Scene) -> None:
     )
 
 
+@honest
+def an_append_to_the_log_was_cut_off(scene: Scene) -> None:
+    """It leaves tiles beyond the head and a temporary name; a version before this one kept older tiles."""
+    folder = scene.root / layout.LOG
+    before = shutil.copytree(folder, scene.root.parent / "before")
+    log.append(folder, b"lost", scene.signer, log.read_claimed(folder).head.origin)
+    shutil.copytree(before, folder, dirs_exist_ok=True)
+    (folder / ".tmp-checkpoint").write_bytes(b"harness/ru")
+    hashes = (folder / "tile" / "0" / "000.p" / "3").read_bytes()
+    (folder / "tile" / "0" / "000.p" / "1").write_bytes(hashes[:32])
+
+
 # Keys.
 
 

@@ -126,6 +126,7 @@ class SampleRun:
             for step in range(self.step + 1, until + 1):
                 line = self._line(step)
                 stream.write(strict_json.dumps(line))
+                self._last = line
                 self.head, self.step = bytes.fromhex(line["chain"]), step
 
     def save(self) -> Saved:

@@ -17,14 +17,14 @@ from test_verify import harness
 
 from harness.audit import kept_head, verify
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
-from harness.provenance import heads, log
+from harness.provenance import heads, log, merkle
 
 Proof = list[bytes]
 
 
 def leaves(count: int) -> list[bytes]:
     """Distinct leaf hashes."""
-    return [log.leaf_hash(str(number).encode()) for number in range(count)]
+    return [merkle.leaf_hash(str(number).encode()) for number in range(count)]
 
 
 def go_split(count: int) -> int:
@@ -45,8 +45,8 @@ def go_record(proof: Proof, low: int, high: int, index: int, leaf: bytes) -> byt
         raise ValueError("too short")
     middle = low + go_split(high - low)
     if index < middle:
-        return log.node_hash(go_record(proof[:-1], low, middle, index, leaf), proof[-1])
-    return log.node_hash(proof[-1], go_record(proof[:-1], middle, high, index, leaf))
+        return merkle.node_hash(go_record(proof[:-1], low, middle, index, leaf), proof[-1])
+    return merkle.node_hash(proof[-1], go_record(proof[:-1], middle, high, index, leaf))
 
 
 def go_tree(proof: Proof, low: int, high: int, size: int, old: bytes) -> tuple[bytes, bytes]:
@@ -64,9 +64,9 @@ def go_tree(proof: Proof, low: int, high: int, size: int, old: bytes) -> tuple[b
     middle = low + go_split(high - low)
     if size <= middle:
         before, after = go_tree(proof[:-1], low, middle, size, old)
-        return before, log.node_hash(after, proof[-1])
+        return before, merkle.node_hash(after, proof[-1])
     before, after = go_tree(proof[:-1], middle, high, size, old)
-    return log.node_hash(proof[-1], before), log.node_hash(proof[-1], after)
+    return merkle.node_hash(proof[-1], before), merkle.node_hash(proof[-1], after)
 
 
 def go_included(leaf: bytes, index: int, size: int, proof: Proof, root: bytes) -> bool:
@@ -91,13 +91,13 @@ def spoilt(draw: st.DataObject, proof: Proof) -> Proof:
     place = draw.draw(st.integers(0, len(changed)))
     kind = draw.draw(st.sampled_from(["none", "none", "add", "drop", "flip", "reverse"]))
     if kind == "add":
-        changed.insert(place, log.leaf_hash(b"other"))
+        changed.insert(place, merkle.leaf_hash(b"other"))
     elif kind == "reverse":
         changed.reverse()
     elif changed and kind == "drop":
         changed.pop(min(place, len(changed) - 1))
     elif changed and kind == "flip":
-        changed[min(place, len(changed) - 1)] = log.leaf_hash(b"other")
+        changed[min(place, len(changed) - 1)] = merkle.leaf_hash(b"other")
     return changed
 
 
@@ -106,10 +106,10 @@ def spoilt(draw: st.DataObject, proof: Proof) -> Proof:
 def test_an_inclusion_proof_convinces_where_go_is_convinced(draw: st.DataObject, size: int) -> None:
     """Oracle: ``CheckRecord`` of golang.org/x/mod/sumdb/tlog, good and spoilt proofs."""
     hashes = leaves(size)
-    index, root = draw.draw(st.integers(0, size - 1)), log.root_hash(hashes)
-    good = log.inclusion_proof(hashes, index)
+    index, root = draw.draw(st.integers(0, size - 1)), merkle.root_hash(hashes)
+    good = merkle.inclusion_proof(hashes, index)
     assert heads.included(hashes[index], index, size, good, root)
-    assert not heads.included(log.leaf_hash(b"other"), index, size, good, root)
+    assert not heads.included(merkle.leaf_hash(b"other"), index, size, good, root)
     proof, claimed = spoilt(draw, good), draw.draw(st.integers(0, size - 1))
     expected = go_included(hashes[index], claimed, size, proof, root)
     assert heads.included(hashes[index], claimed, size, proof, root) == expected
@@ -120,10 +120,10 @@ def test_an_inclusion_proof_convinces_where_go_is_convinced(draw: st.DataObject,
 def test_a_consistency_proof_convinces_where_go_is_convinced(draw: st.DataObject, second: int) -> None:
     """Oracle: ``CheckTree`` of golang.org/x/mod/sumdb/tlog, good and spoilt proofs."""
     first, hashes = draw.draw(st.integers(1, second)), leaves(second)
-    old, new = log.root_hash(hashes[:first]), log.root_hash(hashes)
-    good = log.consistency_proof(hashes, first)
+    old, new = merkle.root_hash(hashes[:first]), merkle.root_hash(hashes)
+    good = merkle.consistency_proof(hashes, first)
     assert heads.consistent(first, second, good, old, new)
-    assert not heads.consistent(first, second, good, log.leaf_hash(b"other"), new)
+    assert not heads.consistent(first, second, good, merkle.leaf_hash(b"other"), new)
     proof, claimed = spoilt(draw, good), draw.draw(st.integers(1, second))
     expected = go_consistent(claimed, second, proof, old, new)
     assert heads.consistent(claimed, second, proof, old, new) == expected
@@ -131,7 +131,7 @@ def test_a_consistency_proof_convinces_where_go_is_convinced(draw: st.DataObject
 
 def test_sizes_that_no_log_has_convince_nobody() -> None:
     """Oracle: RFC 9162 section 2.1: an empty tree is a prefix of every tree, and nothing precedes it."""
-    empty, one = log.root_hash([]), log.leaf_hash(b"0")
+    empty, one = merkle.root_hash([]), merkle.leaf_hash(b"0")
     assert heads.consistent(0, 1, [], empty, one)
     assert heads.consistent(0, 0, [], empty, empty)
     for first, second, old, new in (

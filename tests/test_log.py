@@ -15,7 +15,7 @@ from refusal import accepted
 
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files
-from harness.provenance import keys, log
+from harness.provenance import keys, log, merkle, tiles
 from harness.provenance.keys import Signer
 
 SIGNER = Signer(Ed25519PrivateKey.generate(), None)
@@ -50,7 +50,7 @@ ROOTS = [
 
 def leaves(count: int) -> list[bytes]:
     """Distinct leaf hashes."""
-    return [log.leaf_hash(str(number).encode()) for number in range(count)]
+    return [merkle.leaf_hash(str(number).encode()) for number in range(count)]
 
 
 def root_by_stack(hashes: list[bytes]) -> bytes:
@@ -71,19 +71,19 @@ def root_by_stack(hashes: list[bytes]) -> bytes:
 @pytest.mark.parametrize("size", range(1, 9))
 def test_the_root_is_that_of_certificate_transparency(size: int) -> None:
     """Oracle: the test vector of google/certificate-transparency, merkle_tree_test."""
-    assert log.root_hash([log.leaf_hash(record) for record in VECTOR[:size]]).hex() == ROOTS[size - 1]
+    assert merkle.root_hash([merkle.leaf_hash(record) for record in VECTOR[:size]]).hex() == ROOTS[size - 1]
 
 
 def test_the_empty_tree_is_the_digest_of_nothing() -> None:
     """Oracle: RFC 6962 section 2.1."""
-    assert log.root_hash([]) == hashlib.sha256(b"").digest()
+    assert merkle.root_hash([]) == hashlib.sha256(b"").digest()
 
 
 @given(st.integers(0, 300))
 @settings(deadline=None, max_examples=50)
 def test_the_root_is_that_of_another_algorithm(size: int) -> None:
     """Oracle: the stack algorithm."""
-    assert log.root_hash(leaves(size)) == root_by_stack(leaves(size))
+    assert merkle.root_hash(leaves(size)) == root_by_stack(leaves(size))
 
 
 def test_a_note_is_signed_as_gos_note_package_signs() -> None:
@@ -142,7 +142,7 @@ def test_the_root_of_a_prefix_is_the_root_of_its_records() -> None:
     records = tuple(str(number).encode() for number in range(70))
     book = log.Log(log.Head(70, b""), records)
     for size in range(71):
-        assert book.root_of_prefix(size) == log.root_hash(leaves(size))
+        assert book.root_of_prefix(size) == merkle.root_hash(leaves(size))
     for size in (-1, 71):
         with pytest.raises(VerificationFailed, match=f"has 70 records, not {size}"):
             book.root_of_prefix(size)
@@ -202,13 +202,79 @@ def test_tiles_lie_and_hold_what_c2sp_says(tmp_path: Path, monkeypatch: pytest.M
     assert log.read(folder, KEYS).head.root == root_by_stack(hashes)
 
 
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 300, 511, 512, 65_535, 65_536, 65_537])
+def test_the_newest_tiles_have_the_root_of_all_records(size: int) -> None:
+    """Oracle: `root_hash` over all leaves, and each tile that `hash_tiles` cuts out of them."""
+    edge = tiles.Edge()
+    for number in range(size):
+        edge.add(str(number).encode())
+    hashes = leaves(size)
+    assert edge.root() == merkle.root_hash(hashes)
+    whole = tiles.hash_tiles(hashes)
+    newest = {path: data for path, data in edge.files().items() if "entries" not in path}
+    assert newest == {path: whole[path] for path in newest}
+    assert len(newest) == len({path.split("/")[1] for path in whole})
+
+
+def test_an_append_reads_and_leaves_the_newest_tiles_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the files of a log of that size, all of them, and those that were opened meanwhile."""
+    monkeypatch.setattr(files, "write_durable", quick)
+    folder = tmp_path / "log"
+    for number in range(600):
+        log.append(folder, str(number).encode(), SIGNER, ORIGIN)
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert names == {"checkpoint", *tiles.paths(600)}
+    opened: list[str] = []
+    read = files.read_limited
+    monkeypatch.setattr(
+        files, "read_limited", lambda path, limit: opened.append(path.name) or read(path, limit)
+    )
+    log.append(folder, b"600", SIGNER, ORIGIN)
+    assert sorted(opened) == ["2", "88", "88", "checkpoint"]
+
+
+@pytest.mark.parametrize("name", ["tile/0/000.p/2", "tile/entries/000.p/2"])
+def test_an_append_refuses_newest_tiles_that_the_head_does_not_sign(tmp_path: Path, name: str) -> None:
+    """Oracle: the log that is left as it was."""
+    folder = tmp_path / "log"
+    log.append(folder, b"one", SIGNER, ORIGIN)
+    head = log.append(folder, b"two", SIGNER, ORIGIN)
+    data = bytearray((folder / name).read_bytes())
+    data[-1] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(VerificationFailed, match="newest tile"):
+        log.append(folder, b"three", SIGNER, ORIGIN)
+    assert log.open_note((folder / "checkpoint").read_bytes(), KEYS, where="x") == head
+
+
+def test_a_log_that_grows_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the newer log; the append removed the tiles that the first head names."""
+    folder = tmp_path / "log"
+    log.append(folder, b"one", SIGNER, ORIGIN)
+    parse = log.open_note
+
+    def slow(data: bytes, trusted: object, *, where: str) -> log.Head:
+        head = parse(data, KEYS, where=where)
+        if head.size == 1:
+            monkeypatch.setattr(log, "open_note", parse)
+            log.append(folder, b"two", SIGNER, ORIGIN)
+        return head
+
+    monkeypatch.setattr(log, "open_note", slow)
+    assert log.read(folder, KEYS).records == (b"one", b"two")
+
+
 def test_an_append_that_was_cut_off_is_ignored_and_then_overwritten(tmp_path: Path) -> None:
     """Oracle: the head decides: entries beyond it do not count, and do not stop the next append."""
     folder = tmp_path / "log"
     log.append(folder, b"one", SIGNER, ORIGIN)
-    head = (folder / "checkpoint").read_bytes()
+    before = shutil.copytree(folder, tmp_path / "before")
     log.append(folder, b"lost", SIGNER, ORIGIN)
-    (folder / "checkpoint").write_bytes(head)
+    shutil.copytree(before, folder, dirs_exist_ok=True)
     assert log.read(folder, KEYS).records == (b"one",)
     log.append(folder, b"two", SIGNER, ORIGIN)
     assert log.read(folder, KEYS).records == (b"one", b"two")

@@ -19,6 +19,7 @@ from harness.audit import (
     ancestors,
     exported,
     incremental,
+    log_folder,
     opening,
     payload,
     prepared,
@@ -340,6 +341,7 @@ def _check_log(
     aside = [entry_of(each) for each in opened if each.kind == "nonfinite"]
     if book is not None:
         history.check_log(entries, book, findings, str(run.log), aside)
+        log_folder.check(run.log, book, findings)
         findings.note(f"log head: {book.head.size} records, root {book.head.root.hex()}")
     for each in aside:
         history.check_set_aside(each, entries, book, findings)

@@ -29,7 +29,7 @@ from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest
 from harness.format.metrics_line import step_of
-from harness.provenance import log
+from harness.provenance import log, tiles
 from harness.stores.client import PIECE, ObjectExistsError, ObjectStore, pieces_of
 from harness.stores.contents import Contents
 from harness.stores.fetch import SMALL_FILES
@@ -206,14 +206,18 @@ class Mirror:
         head = self.run.log / log.HEAD
         if not head.exists():
             return
-        note = durable.read_limited(head, _LIMIT)
-        if self._small.get(_HEAD) == note:
-            return
-        for path in log.paths(log.claimed_size(note, where=str(head))):
-            target = f"{layout.LOG}/{path}"
+        with durable.locked(self.run.log):  # an append removes the tiles that it replaces
+            note = durable.read_limited(head, _LIMIT)
+            if self._small.get(_HEAD) == note:
+                return
             # A full tile never changes; a partial one may be left of an append that was cut off.
-            if ".p/" in path or target not in self._objects:
-                self._put(target, durable.read_limited(self.run.log / path, _LIMIT))
+            wanted = {
+                f"{layout.LOG}/{path}": durable.read_limited(self.run.log / path, _LIMIT)
+                for path in tiles.paths(log.claimed_size(note, where=str(head)))
+                if tiles.is_partial(path) or f"{layout.LOG}/{path}" not in self._objects
+            }
+        for target, data in wanted.items():
+            self._put(target, data)
         tag = self._tag
         self._tag = self._ours(
             _HEAD,

@@ -23,7 +23,8 @@ from harness.format import files
 from harness.provenance import log
 from harness.provenance.findings import Findings
 from harness.provenance.keys import PublicKey
-from harness.provenance.log import Head, Log, node_hash
+from harness.provenance.log import Head, Log
+from harness.provenance.merkle import consistency_proof, node_hash, root_hash
 
 CHECK = "log head"
 """Name of the check."""
@@ -91,8 +92,7 @@ def _continues(book: Log, kept: Kept, findings: Findings, where: str) -> None:
         what = f"has {book.head.size} records, {kept.source} has {head.size}: it was rolled back"
         findings.bad(CHECK, what, where, "get the newest state of the run from its maker")
         return
-    leaves = [log.leaf_hash(record) for record in book.records]
-    proof = log.consistency_proof(leaves, head.size)
+    proof = consistency_proof(book.leaves, head.size)
     if not consistent(head.size, book.head.size, proof, head.root, book.head.root):
         what = f"does not continue {kept.source} ({head.size} records): its history was rewritten"
         findings.bad(CHECK, what, where, "ask its maker; one of the two histories is not what was trained")
@@ -121,7 +121,7 @@ def consistent(first: int, second: int, proof: Sequence[bytes], old: bytes, new:
     """Whether ``proof`` shows that the tree of ``first`` leaves under ``old`` is a prefix of the tree of
     ``second`` leaves under ``new`` (RFC 9162 section 2.1.4.2)."""
     if first == 0:
-        return second >= 0 and not proof and old == log.root_hash([]) and (second > 0 or new == old)
+        return second >= 0 and not proof and old == root_hash([]) and (second > 0 or new == old)
     if first == second:
         return first > 0 and not proof and old == new
     if not 0 < first < second:

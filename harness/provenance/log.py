@@ -15,24 +15,24 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
-import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from harness.errors import UsageError, VerificationFailed
+from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files
+from harness.provenance import tiles
 from harness.provenance.keys import PublicKey, Signer, public_keys
+from harness.provenance.merkle import leaf_hash, node_hash, root_hash
+from harness.provenance.tiles import Edge
 
 HEAD = "checkpoint"
-WIDTH = 256
-"""Hashes of a full tile."""
 RECORD_LIMIT = 0xFFFF
-_FILE_LIMIT = 32 << 20
 NOTE_LIMIT = 1 << 20
 _ED25519_NOTE = b"\x01"
 """Signature type of Ed25519 in a signed note."""
@@ -54,6 +54,11 @@ class Log:
     head: Head
     records: tuple[bytes, ...]
 
+    @cached_property
+    def leaves(self) -> list[bytes]:
+        """The hash of each record."""
+        return [leaf_hash(record) for record in self.records]
+
     def root_of_prefix(self, size: int) -> bytes:
         """The root that the head had at ``size`` records."""
         if not 0 <= size <= len(self.records):
@@ -65,8 +70,7 @@ class Log:
         """The root after each number of records; subtrees are merged once, not again for each prefix."""
         roots = [root_hash([])]
         subtrees: list[bytes] = []
-        for number, record in enumerate(self.records):
-            node = leaf_hash(record)
+        for number, node in enumerate(self.leaves):
             while number & 1:
                 node = node_hash(subtrees.pop(), node)
                 number >>= 1
@@ -75,57 +79,12 @@ class Log:
         return roots
 
 
-def leaf_hash(record: bytes) -> bytes:
-    """RFC 6962 section 2.1."""
-    return hashlib.sha256(b"\x00" + record).digest()
-
-
-def node_hash(left: bytes, right: bytes) -> bytes:
-    """RFC 6962 section 2.1."""
-    return hashlib.sha256(b"\x01" + left + right).digest()
-
-
-def root_hash(leaves: Sequence[bytes]) -> bytes:
-    """The Merkle tree hash of leaf hashes (RFC 6962 section 2.1)."""
-    if not leaves:
-        return hashlib.sha256(b"").digest()
-    if len(leaves) == 1:
-        return leaves[0]
-    split = _split(len(leaves))
-    return node_hash(root_hash(leaves[:split]), root_hash(leaves[split:]))
-
-
-def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """The audit path of leaf ``index`` (RFC 6962 section 2.1.1)."""
-    if len(leaves) <= 1:
-        return []
-    split = _split(len(leaves))
-    if index < split:
-        return [*inclusion_proof(leaves[:split], index), root_hash(leaves[split:])]
-    return [*inclusion_proof(leaves[split:], index - split), root_hash(leaves[:split])]
-
-
-def consistency_proof(leaves: Sequence[bytes], size: int) -> list[bytes]:
-    """The proof that the tree of the first ``size`` leaves is a prefix (RFC 6962 section 2.1.2)."""
-    return _subproof(leaves, size, True) if 0 < size < len(leaves) else []
-
-
-def _subproof(leaves: Sequence[bytes], size: int, whole: bool) -> list[bytes]:
-    if size == len(leaves):
-        return [] if whole else [root_hash(leaves)]
-    split = _split(len(leaves))
-    if size <= split:
-        return [*_subproof(leaves[:split], size, whole), root_hash(leaves[split:])]
-    return [*_subproof(leaves[split:], size - split, False), root_hash(leaves[:split])]
-
-
-def _split(size: int) -> int:
-    """The largest power of two below ``size``."""
-    return 1 << (size - 1).bit_length() - 1
-
-
 def append(folder: Path, record: bytes, signer: Signer, origin: str) -> Head:
     """Add ``record`` and return the new head, on disk when this returns.
+
+    Reads the head and the newest tile of each level, which the head's root vouches for, so the time does not
+    grow with the log; `read` checks all of it. Tiles that the new ones replace are removed when the head is
+    on disk.
 
     Raises `UsageError` for a record beyond 65,535 bytes (tlog-tiles), `VerificationFailed` when the log that
     is there is not one of this signer and ``origin``.
@@ -139,19 +98,38 @@ def append(folder: Path, record: bytes, signer: Signer, origin: str) -> Head:
 
 
 def _append(folder: Path, record: bytes, signer: Signer, origin: str) -> Head:
-    records: tuple[bytes, ...] = ()
+    edge = Edge()
     if (folder / HEAD).exists():
-        log = read(folder, public_keys(signer))
-        if log.head.origin != origin:
-            raise VerificationFailed(f"the log is that of {log.head.origin!r}", where=str(folder))
-        records = log.records
-    if not records or records[-1] != record:
+        note = files.read_limited(folder / HEAD, NOTE_LIMIT)
+        head = open_note(note, public_keys(signer), where=str(folder / HEAD))
+        if head.origin != origin:
+            raise VerificationFailed(f"the log is that of {head.origin!r}", where=str(folder))
+        edge = tiles.read_edge(folder, head.size)
+        if edge.root() != head.root:
+            raise VerificationFailed(
+                "the newest tiles do not have the root that the head signs", where=str(folder)
+            )
+    before = edge.files()
+    if edge.last_record != record:
         # It is there already when the disk failed after the head was replaced, and the caller tries again.
-        records = (*records, record)
-    _write_tiles(folder, records)
-    head = Head(len(records), root_hash([leaf_hash(each) for each in records]), origin)
+        edge.add(record)
+    after = edge.files()
+    for path, data in after.items():
+        target = folder / path
+        if not target.exists() or target.read_bytes() != data:
+            files.write_durable(target, data)
+    head = Head(edge.size, edge.root(), origin)
     files.write_durable(folder / HEAD, sign_note(head, signer))
+    _remove_replaced(folder, [path for path in before if path not in after and tiles.is_partial(path)])
     return head
+
+
+def _remove_replaced(folder: Path, paths: Sequence[str]) -> None:
+    """Tiles that were partial and whose hashes are in newer ones: a log of N records would hold N of them."""
+    for path in paths:
+        (folder / path).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (folder / path).parent.rmdir()  # as soon as the full tile stands beside it
 
 
 def read(folder: Path, keys: Sequence[PublicKey]) -> Log:
@@ -160,15 +138,25 @@ def read(folder: Path, keys: Sequence[PublicKey]) -> Log:
     Raises `EvidenceIncomplete` when there is none, `VerificationFailed` when head, records and tiles disagree
     or no Ed25519 key of ``keys`` has signed the head.
     """
-    head = open_note(files.read_limited(folder / HEAD, NOTE_LIMIT), keys, where=str(folder / HEAD))
-    return read_under(folder, head)
+    return _read_now(folder, lambda note: open_note(note, keys, where=str(folder / HEAD)))
 
 
 def read_claimed(folder: Path) -> Log:
     """The log in ``folder`` as it claims to be: consistent, by nobody's signature. Raises as `read`."""
-    return read_under(
-        folder, claimed(files.read_limited(folder / HEAD, NOTE_LIMIT), where=str(folder / HEAD))
-    )
+    return _read_now(folder, lambda note: claimed(note, where=str(folder / HEAD)))
+
+
+def _read_now(folder: Path, head_of: Callable[[bytes], Head]) -> Log:
+    """The log under the head that is there; read again where an append has replaced the tiles meanwhile."""
+    note = files.read_limited(folder / HEAD, NOTE_LIMIT)
+    while True:
+        try:
+            return read_under(folder, head_of(note))
+        except EvidenceIncomplete:
+            newer = files.read_limited(folder / HEAD, NOTE_LIMIT)
+            if newer == note:
+                raise
+            note = newer
 
 
 def claimed_size(note: bytes, *, where: str) -> int:
@@ -181,30 +169,20 @@ def claimed(note: bytes, *, where: str) -> Head:
     return _parse_head(note.partition(b"\n\n")[0].decode("utf-8", "replace") + "\n", where)
 
 
-def paths(size: int) -> list[str]:
-    """The files of a log of ``size`` records besides its head, relative to its folder."""
-    entries = [f"tile/entries/{_tile_name(*tile)}" for tile in _tiles(size)]
-    width, level = size, 0
-    while width:
-        entries += [f"tile/{level}/{_tile_name(*tile)}" for tile in _tiles(width)]
-        width, level = width // WIDTH, level + 1
-    return entries
-
-
 def read_under(folder: Path, head: Head) -> Log:
     """The log in ``folder`` under a ``head`` whose signature is the caller's business. Raises as `read`."""
     records: list[bytes] = []
-    for index, width in _tiles(head.size):
-        path = folder / "tile" / "entries" / _tile_name(index, width)
-        records += _parse_entries(files.read_limited(path, _FILE_LIMIT), width, str(path))
-    leaves = [leaf_hash(record) for record in records]
-    if root_hash(leaves) != head.root:
+    for index, width in tiles.row(head.size):
+        path = folder / tiles.entries_path(index, width)
+        records += tiles.parse_entries(files.read_limited(path, tiles.FILE_LIMIT), width, str(path))
+    book = Log(head, tuple(records))
+    if root_hash(book.leaves) != head.root:
         raise VerificationFailed("the records do not have the root that the head signs", where=str(folder))
-    for name, data in _hash_tiles(leaves).items():
-        path = folder / "tile" / name
-        if files.read_limited(path, _FILE_LIMIT) != data:
+    for name, data in tiles.hash_tiles(book.leaves).items():
+        path = folder / name
+        if files.read_limited(path, tiles.FILE_LIMIT) != data:
             raise VerificationFailed("the tile does not hold the hashes of the records", where=str(path))
-    return Log(head, tuple(records))
+    return book
 
 
 def sign_note(head: Head, signer: Signer) -> bytes:
@@ -253,60 +231,6 @@ def _parse_head(text: str, where: str) -> Head:
 def _note_id(name: str, key: PublicKey) -> bytes:
     """The first four bytes of the key's note id (c2sp.org/signed-note, "Signatures")."""
     return hashlib.sha256(name.encode() + b"\n" + _ED25519_NOTE + key.raw).digest()[:4]
-
-
-def _write_tiles(folder: Path, records: Sequence[bytes]) -> None:
-    """Write the tiles that the newest record touches; full ones before it are on disk already."""
-    index, width = _tiles(len(records))[-1]
-    bundle = b"".join(struct.pack(">H", len(each)) + each for each in records[index * WIDTH :])
-    files.write_durable(folder / "tile" / "entries" / _tile_name(index, width), bundle)
-    for path, data in _hash_tiles([leaf_hash(each) for each in records]).items():
-        target = folder / "tile" / path
-        if not target.exists() or target.read_bytes() != data:
-            files.write_durable(target, data)
-
-
-def _hash_tiles(leaves: Sequence[bytes]) -> dict[str, bytes]:
-    """Path under ``tile/`` → contents of every hash tile of a tree of ``leaves``."""
-    tiles: dict[str, bytes] = {}
-    hashes, level = list(leaves), 0
-    while hashes:
-        for index, width in _tiles(len(hashes)):
-            data = b"".join(hashes[index * WIDTH : index * WIDTH + width])
-            tiles[f"{level}/{_tile_name(index, width)}"] = data
-        full = len(hashes) // WIDTH
-        hashes = [root_hash(hashes[start * WIDTH : (start + 1) * WIDTH]) for start in range(full)]
-        level += 1
-    return tiles
-
-
-def _tiles(size: int) -> list[tuple[int, int]]:
-    """(index, width) of each tile of a row of ``size``; only the last can be partial."""
-    tiles = [(index, WIDTH) for index in range(size // WIDTH)]
-    return tiles + ([(size // WIDTH, size % WIDTH)] if size % WIDTH else [])
-
-
-def _tile_name(index: int, width: int) -> str:
-    """``x001/234`` for 1234, with ``.p/W`` when partial (c2sp.org/tlog-tiles, "Merkle Tree")."""
-    name = f"{index % 1000:03d}"
-    while index >= 1000:
-        index //= 1000
-        name = f"x{index % 1000:03d}/{name}"
-    return name if width == WIDTH else f"{name}.p/{width}"
-
-
-def _parse_entries(data: bytes, width: int, where: str) -> list[bytes]:
-    records = []
-    offset = 0
-    for _ in range(width):
-        if offset + 2 > len(data):
-            raise VerificationFailed(f"has fewer than {width} records", where=where)
-        (length,) = struct.unpack_from(">H", data, offset)
-        records.append(data[offset + 2 : offset + 2 + length])
-        offset += 2 + length
-    if offset != len(data):
-        raise VerificationFailed("has bytes before or after its records", where=where)
-    return records
 
 
 def _decode(text: str, where: str) -> bytes:

@@ -25,7 +25,7 @@ from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest
 from harness.format.metrics_line import step_of
-from harness.provenance import history, later, log
+from harness.provenance import history, later, log, tiles
 from harness.stores.client import ObjectStore
 from harness.stores.contents import Contents, Selection, newest
 from harness.terminal import Progress, progress
@@ -144,7 +144,7 @@ def _log_of(store: ObjectStore, run: RunFolder, contents: Contents) -> Iterator[
         head = store.get(prefix + log.HEAD, _LIMIT)
         size = log.claimed_size(head, where=store.at(prefix + log.HEAD))
         # The head last, as an append does; it names what the other files hold.
-        parts = {path: store.get(prefix + path, _LIMIT) for path in log.paths(size)} | {log.HEAD: head}
+        parts = {path: store.get(prefix + path, _LIMIT) for path in tiles.paths(size)} | {log.HEAD: head}
     shutil.rmtree(temporary, ignore_errors=True)
     for path, data in parts.items():
         durable.write_durable(temporary / path, data)
