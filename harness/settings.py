@@ -77,11 +77,15 @@ Options = Annotated[dict[str, JsonValue], AfterValidator(_keywords)]
 
 LANGUAGE_SECTIONS = ("model", "data", "tokenizer")
 """Sections that only the language task reads."""
+ROLES = ("system", "user", "assistant")
+"""Who may speak in a chat."""
 PREPARED = "prepared"
 """`data.kind` of a folder that `harness prepare` made."""
+CHATS = "chats"
+"""`source.kind` of JSON lines that hold chats; a run reads them prepared."""
 
 
-def _disagreement(key: str, text: str) -> PydanticCustomError:
+def disagreement(key: str, text: str) -> PydanticCustomError:
     """Values that do not fit together; the error points at ``key``."""
     return PydanticCustomError("disagreement", "{text}", {"text": text, "key": key})
 
@@ -136,12 +140,12 @@ class Model(Section):
     @model_validator(mode="after")
     def _heads_divide(self) -> Model:
         if self.width % (2 * self.heads):
-            raise _disagreement(
+            raise disagreement(
                 "model.width", f"model.width {self.width} is not a multiple of 2 x heads = {2 * self.heads}"
             )
         if self.heads % (self.kv_heads or self.heads):
             text = f"model.kv_heads {self.kv_heads} does not divide model.heads {self.heads}"
-            raise _disagreement("model.kv_heads", text)
+            raise disagreement("model.kv_heads", text)
         return self
 
 
@@ -197,7 +201,7 @@ class Start(Section):
     @model_validator(mode="after")
     def _one_kind_of_trust(self) -> Start:
         if self.key and self.policy is not None:
-            raise _disagreement("start.policy", "start.policy and start.key are both set; choose one")
+            raise disagreement("start.policy", "start.policy and start.key are both set; choose one")
         return self
 
 
@@ -428,23 +432,23 @@ class Settings(Section):
     def _agrees(self) -> Settings:
         train, schedule = self.train, self.schedule
         if self.run_name in ("", ".."):
-            raise _disagreement("run.dir", f"run.dir {self.run.dir} gives the run no name; set run.name")
+            raise disagreement("run.dir", f"run.dir {self.run.dir} gives the run no name; set run.name")
         for name in LANGUAGE_SECTIONS if self.task.kind != "language" else ():
             if getattr(self, name) is not None:
                 text = f"task.kind {self.task.kind} takes no section {name}; it has task.options"
-                raise _disagreement(name, text)
+                raise disagreement(name, text)
         if self.data is not None and self.data.kind == PREPARED and self.tokenizer is not None:
             text = "a prepared corpus brings its tokenizer; remove the section tokenizer"
-            raise _disagreement("tokenizer", text)
+            raise disagreement("tokenizer", text)
         if train.global_batch % train.micro_batch:
             text = f"{train.global_batch} is not a multiple of train.micro_batch {train.micro_batch}"
-            raise _disagreement("train.global_batch", f"train.global_batch {text}")
+            raise disagreement("train.global_batch", f"train.global_batch {text}")
         if self.checkpoint.store_only and self.checkpoint.store is None:
             text = "checkpoint.store_only needs a checkpoint.store"
-            raise _disagreement("checkpoint.store_only", text)
+            raise disagreement("checkpoint.store_only", text)
         if schedule.warmup > train.steps:
             text = f"schedule.warmup {schedule.warmup} exceeds train.steps {train.steps}"
-            raise _disagreement("schedule.warmup", text)
+            raise disagreement("schedule.warmup", text)
         return self
 
     @property

@@ -43,7 +43,9 @@ ROWS: tuple[frozenset[str], ...] = (
 )
 """Bottom row first; a unit imports its own row and those before it."""
 
-HEAVY = frozenset({"torch", "numpy", "accelerate", "safetensors", "wandb", "tokenizers", "tqdm", "xxhash"})
+HEAVY = frozenset(
+    {"torch", "numpy", "accelerate", "safetensors", "wandb", "tokenizers", "tqdm", "xxhash", "jinja2"}
+)
 """What only `pip install '.[train]'` brings."""
 
 WITHOUT_TORCH = frozenset().union(*ROWS[:4])

@@ -121,7 +121,7 @@ def test_what_was_dropped_is_counted_by_filter_and_the_rest_is_split_without_ove
     assert told["split"]["in_both"] == 0
     listed = (place.root / "corpus" / "documents" / "held-out.bin").read_bytes()
     assert listed == b"".join(sorted(hashlib.sha256(each).digest() for each in held))
-    Draft202012Validator(corpora.SCHEMA).validate({name: told[name] for name in corpora.SCHEMA["properties"]})
+    Draft202012Validator(corpora.SCHEMA).validate({name: told[name] for name in corpora.SCHEMA["required"]})
 
 
 def test_a_start_that_was_killed_goes_on_and_ends_with_the_same_bytes(
@@ -445,7 +445,7 @@ def test_a_statement_whose_numbers_contradict_each_other_is_refused(
 ) -> None:
     """Oracle: one number of a good predicate changed."""
     told = json.loads(json.dumps(made[1]))
-    predicate = {name: told[name] for name in corpora.SCHEMA["properties"]}
+    predicate = {name: told[name] for name in corpora.SCHEMA["required"]}
     inner = predicate
     for name in path[:-1]:
         inner = inner[name]

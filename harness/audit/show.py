@@ -123,6 +123,8 @@ def _how(facts: Mapping[str, Any]) -> Iterator[Line]:
     yield "data", f"{data['kind']}: {counts or 'no counts'}"
     yield "corpus", _digest(data["corpus_sha256"])
     yield "tokenizer", _digest(data["tokenizer_sha256"])
+    if "template_sha256" in data:
+        yield "template", _digest(data["template_sha256"])
     seen = f"{cursor['samples']} samples, {cursor['tokens']} tokens"
     yield "cursor", f"{seen}; next: epoch {cursor['epoch']}, position {cursor['position']}"
     yield from _environment(facts["environment"])

@@ -26,7 +26,7 @@ from typing import Protocol
 from harness.data.documents import FILE_KINDS, Document
 from harness.data.extensions import check_arguments, load_class, source_digest
 from harness.errors import ConfigError, EnvironmentFault, VerificationFailed
-from harness.settings import PREPARED, Data
+from harness.settings import CHATS, PREPARED, Data
 
 # Written when a wheel is built: they differ between the CPU and CUDA builds of one version.
 _BUILD_STAMPS = frozenset({"version.py", "_version.py"})
@@ -99,6 +99,11 @@ def open_corpus(data: Data, base: Path) -> Corpus:
     Raises `ConfigError` for a missing file, an empty pattern or an unknown kind, `EnvironmentFault` for a
     package that is not installed, `VerificationFailed` for files that differ from their RECORD.
     """
+    if data.kind == CHATS:
+        raise ConfigError(
+            "data.kind chats cannot be trained on as it is",
+            remedy="harness prepare writes them with a template; then data.kind=prepared",
+        )
     source, code = files_of(data, base)
     read = _digests(source, data.limit_bytes)
     if isinstance(source, WheelFiles):

@@ -1,4 +1,5 @@
-"""Documents, and the files of the user's own that they are read from: text, JSON lines, parquet.
+"""Documents, and the files of the user's own that they are read from: text, JSON lines, parquet,
+chats.
 
 A file that cannot be read, or a line of one, is an error that names it; none is skipped.
 """
@@ -14,8 +15,9 @@ from glob import glob
 from pathlib import Path
 
 from harness.audit import prepared
+from harness.data import chat
 from harness.errors import ConfigError, EnvironmentFault
-from harness.settings import Data
+from harness.settings import CHATS, Data
 
 # A long text becomes several documents, so that some of one book can be held out.
 _TEXT_PIECE_BYTES = 1 << 16
@@ -164,7 +166,27 @@ class ParquetFiles(MatchedFiles):
             yield from batch.column(0).to_pylist()
 
 
-FILE_KINDS: dict[str, type[MatchedFiles]] = {"text": TextFiles, "jsonl": JsonLines, "parquet": ParquetFiles}
+class ChatLines(MatchedFiles):
+    """One JSON object a line, whose field ``data.field`` is a list of messages. Blank lines are left out."""
+
+    def documents(self, name: str, content: bytes) -> Iterator[Document]:
+        """The chats, as `chat.written` writes them. Raises `ConfigError` for a line without one."""
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            if line.strip():
+                where = f"{name}:{number}"
+                row = _parse_line(line, where)
+                value = row.get(self._field) if isinstance(row, dict) else None
+                yield Document(
+                    where, chat.written(chat.messages_of(value, f"{where}, field {self._field!r}"))
+                )
+
+
+FILE_KINDS: dict[str, type[MatchedFiles]] = {
+    "text": TextFiles,
+    "jsonl": JsonLines,
+    "parquet": ParquetFiles,
+    CHATS: ChatLines,
+}
 """The classes by ``data.kind``."""
 
 

@@ -6,25 +6,36 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+from harness.data import chat
 from harness.data.documents import Document
 from harness.data.recipe import Filters, Format
 from harness.data.tokenizer import decoded
 
 
 def formatted(document: Document, how: Format) -> bytes:
-    """The text of ``document`` as ``how`` says. Raises `ConfigError` when it must be UTF-8 and is not."""
+    """The text of ``document`` as ``how`` says; of a chat, the messages.
+
+    Raises `ConfigError` when it must be UTF-8, or a chat, and is not.
+    """
     if how == Format():
         return document.text
-    text = decoded(document)
+    if how.chat is not None:
+        messages = chat.parse(document.text, document.name)
+        return chat.written([{**each, "content": _cleaned(each["content"], how)} for each in messages])
+    text = _cleaned(decoded(document), how)
+    # Not str.format: the text may hold braces, and a template must reach nothing else.
+    places = {"{text}": text, "{name}": document.name}
+    return re.sub(r"\{(?:text|name)\}", lambda found: places[found[0]], how.template).encode()
+
+
+def _cleaned(text: str, how: Format) -> str:
     if how.newlines == "lf":
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     if how.unicode == "nfc":
         text = unicodedata.normalize("NFC", text)
     if how.strip:
         text = text.strip()
-    # Not str.format: the text may hold braces, and a template must reach nothing else.
-    places = {"{text}": text, "{name}": document.name}
-    return re.sub(r"\{(?:text|name)\}", lambda found: places[found[0]], how.template).encode()
+    return text
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data import chat
 from harness.data.corpus import files_of
 from harness.data.documents import Document
 from harness.data.filters import Sieve, formatted
 from harness.data.recipe import Recipe
-from harness.data.tokenizer import BpeEncoder, ByteEncoder, Encoder
+from harness.data.tokenizer import BpeEncoder, ByteEncoder, Encoder, Tokens
 from harness.errors import VerificationFailed
 from harness.format import files, safetensors_header, strict_json
 
@@ -45,6 +46,8 @@ class Workplace:
     """Where the text that was kept waits to be tokenized."""
     shards: Path
     """Where shards go."""
+    template: bytes | None = None
+    """The template of chats."""
 
     def scanned(self, number: int) -> Path:
         """The name that says that a part was read."""
@@ -148,23 +151,24 @@ def documents_of(place: Workplace, number: int, again: Sequence[int], split: str
 def tokenize(place: Workplace, number: int, again: Sequence[int], tokenizer: bytes | None) -> None:
     """Write the shards of a part: an end of document, then each document followed by one."""
     encoder = encoder_of(tokenizer)
+    encode = _Chats(place.template, encoder) if place.template is not None else _Texts(encoder)
     told: dict[str, Any] = {}
     for split in SPLITS:
-        tokens, sizes = [np.array([encoder.end], np.uint32)], [np.zeros(1, np.uint32)]
+        made = [encode.begin()]
         count = size = 0
         for document in documents_of(place, number, again, split):
-            made, covered = encoder.encode(document)
-            tokens += [made, np.array([encoder.end], np.uint32)]
-            sizes += [covered, np.zeros(1, np.uint32)]
+            made.append(encode(document))
             count, size = count + 1, size + len(document.text)
         if count:
-            data = _shard(np.concatenate(tokens), np.concatenate(sizes), encoder, split)
+            columns = [np.concatenate(each) for each in zip(*made, strict=True)]
+            data = _shard(columns, encoder, split)
             temporary = place.scratch / f".tmp-{split}-{number:05d}"
             files.write_durable(place.shard(split, number), data, temporary=temporary)
             told[split] = {
                 "documents": count,
                 "bytes": size,
-                "tokens": sum(map(len, tokens)),
+                "tokens": len(columns[0]),
+                "counted": int(columns[2].sum()) if len(columns) > 2 else 0,
                 "size": len(data),
                 "sha256": hashlib.sha256(data).hexdigest(),
             }
@@ -176,13 +180,59 @@ def encoder_of(tokenizer: bytes | None) -> Encoder:
     return ByteEncoder() if tokenizer is None else BpeEncoder(tokenizer, "tokenizer.json")
 
 
-def _shard(tokens: NDArray[np.uint32], sizes: NDArray[np.uint32], encoder: Encoder, split: str) -> bytes:
-    """A safetensors file as `harness.data.shards` reads it."""
+class _Texts:
+    """Documents as text: tokens, and the bytes that each stands for; then the end of document."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def begin(self) -> list[Tokens]:
+        """What a shard begins with."""
+        return [np.array([self._encoder.end], np.uint32), np.zeros(1, np.uint32)]
+
+    def __call__(self, document: Document) -> list[Tokens]:
+        tokens, sizes = self._encoder.encode(document)
+        return [np.append(tokens, np.uint32(self._encoder.end)), np.append(sizes, np.uint32(0))]
+
+
+class _Chats:
+    """Documents as chats: a third column is 1 where a token counts in the loss.
+
+    Each stretch is tokenized by itself, so that no token lies on both sides of a mark, and the tokens of a
+    prompt do not depend on the answer. The end of document counts when the last message is the assistant's.
+    """
+
+    def __init__(self, template: bytes, encoder: Encoder) -> None:
+        self._template = chat.Template(template, "the template")
+        self._encoder = encoder
+
+    def begin(self) -> list[Tokens]:
+        """What a shard begins with; nothing predicts it."""
+        return [np.array([self._encoder.end], np.uint32), np.zeros(1, np.uint32), np.zeros(1, np.uint32)]
+
+    def __call__(self, document: Document) -> list[Tokens]:
+        messages = chat.parse(document.text, document.name)
+        made: list[list[Tokens]] = []
+        for each in chat.joined(self._template.stretches(messages, document.name)):
+            tokens, sizes = self._encoder.encode(Document(document.name, each.text.encode()))
+            made.append([tokens, sizes, np.full_like(tokens, each.counts)])
+        last = np.array([messages[-1]["role"] == "assistant"], np.uint32)
+        made.append([np.array([self._encoder.end], np.uint32), np.zeros(1, np.uint32), last])
+        return [np.concatenate(column) for column in zip(*made, strict=True)]
+
+
+def _shard(columns: Sequence[Tokens], encoder: Encoder, split: str) -> bytes:
+    """A safetensors file as `harness.data.shards` reads it: tokens, bytes of held-out text, what counts."""
+    tokens, sizes, *counted = columns
     dtype, name = ("<u2", "U16") if encoder.vocabulary <= 1 << 16 else ("<u4", "U32")
     metadata = {"vocabulary": str(encoder.vocabulary), "split": split, "tokenizer": encoder.digest}
     tensors, data = [("tokens", name, [len(tokens)])], [tokens.astype(dtype).tobytes()]
     if split == "held-out":  # bits per byte are of held-out text
         tensors.append(("bytes", "U32", [len(sizes)]))
         data.append(sizes.astype("<u4").tobytes())
+    for each in counted:
+        metadata["end"] = str(encoder.end)
+        tensors.append(("counted", "U8", [len(each)]))
+        data.append(each.astype("<u1").tobytes())
     header, _ = safetensors_header.build(tensors, metadata)
     return b"".join((header, *data))

@@ -33,7 +33,7 @@ import numpy as np
 
 from harness import environment
 from harness.audit import prepared
-from harness.data import hub, parts
+from harness.data import chat, hub, parts
 from harness.data.corpus import Files, WheelFiles, files_digest, files_of
 from harness.data.filters import Sieve
 from harness.data.parts import SPLITS, Digests, Part, Workplace
@@ -83,15 +83,16 @@ def prepare(recipe: Recipe, base: Path, signer: Signer, *, quiet: bool = False) 
     Raises `ConfigError` for what cannot be read or leaves nothing to train on, `ResumeRefused` when the
     folder holds another corpus, `VerificationFailed` for a wheel that differs from its RECORD.
     """
-    base = hub.fetched(recipe.source, quiet=quiet) or base
+    base_of_recipe, base = base, hub.fetched(recipe.source, quiet=quiet) or base
     snapshot = _snapshot(recipe, base, quiet)
+    template = None if recipe.format.chat is None else chat.read_template(base_of_recipe / recipe.format.chat)
     if recipe.out.exists():
-        return _already(recipe, snapshot)
+        return _already(recipe, snapshot, template)
     scratch = recipe.out.with_name(f"{recipe.out.name}.parts")
-    place = Workplace(recipe, base, scratch, scratch / "folder" / "shards")
+    place = Workplace(recipe, base, scratch, scratch / "folder" / "shards", template)
     given = _given(recipe, base)
     with _held(scratch):
-        _begin(place, _key(recipe, snapshot, given))
+        _begin(place, _key(place, snapshot, given))
         return _made(place, snapshot, given, signer, quiet)
 
 
@@ -167,7 +168,7 @@ def _digested(source: Files, name: str) -> tuple[str, int]:
     return hashlib.sha256(content).hexdigest(), len(content)
 
 
-def _already(recipe: Recipe, snapshot: _Snapshot) -> Prepared:
+def _already(recipe: Recipe, snapshot: _Snapshot, template: bytes | None) -> Prepared:
     """The corpus that is there. Raises `ResumeRefused` when it is another one."""
     folder = recipe.out
     if not prepared.is_corpus(folder):
@@ -182,6 +183,8 @@ def _already(recipe: Recipe, snapshot: _Snapshot) -> Prepared:
     changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if (folder / prepared.RECIPE).read_text() != text_of(recipe):
         changed.insert(0, "the recipe")
+    if statement.predicate.get("chat", {}).get("template_sha256") != _sha256(template):
+        changed.insert(0, "the template")
     if changed:
         more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise ResumeRefused(
@@ -204,16 +207,22 @@ def _given(recipe: Recipe, base: Path) -> bytes | None:
     return content
 
 
-def _key(recipe: Recipe, snapshot: _Snapshot, given: bytes | None) -> bytes:
+def _key(place: Workplace, snapshot: _Snapshot, given: bytes | None) -> bytes:
+    recipe = place.recipe
     return strict_json.dumps(
         {
             "format": FORMAT,
             "recipe": text_of(recipe),
             "sources": snapshot.digest,
-            "tokenizer": None if given is None else hashlib.sha256(given).hexdigest(),
+            "tokenizer": _sha256(given),
+            "template": _sha256(place.template),
             "library": library_version() if recipe.tokenizer.kind == "bpe" else None,
         }
     )
+
+
+def _sha256(content: bytes | None) -> str | None:
+    return None if content is None else hashlib.sha256(content).hexdigest()
 
 
 def _begin(place: Workplace, key: bytes) -> None:
@@ -339,6 +348,8 @@ class _Told:
         (folder / prepared.RECIPE).write_text(text_of(self.place.recipe))
         if self.tokenizer is not None:
             (folder / prepared.TOKENIZER).write_bytes(self.tokenizer)
+        if self.place.template is not None:
+            (folder / prepared.TEMPLATE).write_bytes(self.place.template)
         kept = np.concatenate(
             [np.delete(each, list(again), axis=0) for each, again in zip(digests, self.again, strict=True)]
         )
@@ -363,6 +374,7 @@ class _Told:
         encoder = parts.encoder_of(self.tokenizer)
         trained = self.tokenizer is not None and recipe.tokenizer.file is None
         return {
+            **self._chat(),
             "name": recipe.title,
             "recipe": {"sha256": hashlib.sha256(text.encode()).hexdigest(), "text": text},
             "source": {
@@ -397,6 +409,12 @@ class _Told:
             "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
 
+    def _chat(self) -> dict[str, Any]:
+        """What is said of chats."""
+        digest = _sha256(self.place.template)
+        counted = {split.replace("-", "_"): self._split(split, "counted")["counted"] for split in SPLITS}
+        return {} if digest is None else {"chat": {"template_sha256": digest, "counted": counted}}
+
     def _documents(self) -> dict[str, Any]:
         told = [_read(self.place.scanned(number)) for number in range(self.count)]
         dropped = {name: [0, 0] for name in Sieve(self.place.recipe.filters).names}
@@ -416,9 +434,9 @@ class _Told:
             ],
         }
 
-    def _split(self, split: str) -> dict[str, int]:
+    def _split(self, split: str, *units: str) -> dict[str, int]:
         mine = [facts for _, named, facts in self._shards() if named == split]
-        sums = {unit: sum(each[unit] for each in mine) for unit in ("documents", "bytes", "tokens")}
+        sums = {unit: sum(each[unit] for each in mine) for unit in ("documents", "bytes", "tokens", *units)}
         return {**sums, "shards": len(mine)}
 
     def _shards(self) -> Iterator[tuple[int, str, Mapping[str, Any]]]:

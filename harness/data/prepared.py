@@ -43,7 +43,8 @@ def open_prepared(data: Data, base: Path) -> TokenData:
     if prepared.TOKENIZER in listed:
         encoder = BpeEncoder((folder / prepared.TOKENIZER).read_bytes(), str(folder / prepared.TOKENIZER))
     shards = {path: folder / path for path in listed if path.startswith(_SHARDS)}
-    found = tokens_of(shards, listed, encoder)
+    template = (folder / prepared.TEMPLATE).read_bytes() if prepared.TEMPLATE in listed else None
+    found = tokens_of(shards, listed, encoder, template)
     split = statement.predicate["split"]
     counts = {
         "documents": split["train"]["documents"],
@@ -64,6 +65,7 @@ def open_prepared(data: Data, base: Path) -> TokenData:
         tokenizer_file=encoder.file,
         counts=counts,
         files=listed,
+        counted=found.counted,
     )
 
 

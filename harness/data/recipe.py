@@ -11,10 +11,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, StrictBool, StrictStr
+from pydantic import BaseModel, BeforeValidator, Field, StrictBool, StrictStr, model_validator
 
 from harness import config, strict_yaml
 from harness.settings import (
+    CHATS,
     OPERATIONAL,
     Data,
     Fraction,
@@ -26,6 +27,7 @@ from harness.settings import (
     Word,
     WrittenPath,
     WrittenPattern,
+    disagreement,
 )
 
 _PLACES = re.compile(r"\{(.*?)\}")
@@ -58,14 +60,14 @@ class Source(Section):
     """The raw files."""
 
     kind: Word = "wheel"
-    """`wheel` (the .py files of installed packages, checked against RECORD), `text`, `jsonl`, `parquet`, or
-    the import path of a user's own corpus."""
+    """`wheel` (the .py files of installed packages, checked against RECORD), `text`, `jsonl`, `parquet`,
+    `chats` (JSON lines whose field holds a list of messages), or the import path of a user's own corpus."""
     packages: list[Word] = Field(default_factory=lambda: ["torch"])
     """For `wheel`: names of the installed distributions."""
     files: list[WrittenPattern] = Field(default_factory=list)
     """For the file kinds: paths or glob patterns, relative to the recipe, or inside the `hub` dataset."""
     field: Word = "text"
-    """For `jsonl` and `parquet`: the field that holds the document's text."""
+    """For `jsonl` and `parquet`: the field that holds the document's text; for `chats`: the messages."""
     hub: Annotated[StrictStr, BeforeValidator(_hub)] | None = None
     """`OWNER/NAME@COMMIT`: a Hugging Face dataset, whose `files` are downloaded first; needs a network."""
     limit_bytes: Positive | None = None
@@ -83,6 +85,15 @@ class Format(Section):
     """Whether white space at both ends goes."""
     template: Annotated[StrictStr, BeforeValidator(_template)] = "{text}"
     """The document, with `{text}` and perhaps `{name}`, its name in the source."""
+    chat: WrittenPath | None = None
+    """The Jinja template of chats, relative to the recipe: documents are lists of messages, and only what the
+    template has between `{% generation %}` and `{% endgeneration %}` counts in the loss."""
+
+    @model_validator(mode="after")
+    def _one_template(self) -> Format:
+        if self.chat is not None and self.template != "{text}":
+            raise disagreement("format.template", "format.template and format.chat are both set; choose one")
+        return self
 
 
 class Filters(Section):
@@ -122,6 +133,12 @@ class Recipe(Section):
     workers: Positive | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Processes; as many as the CPUs when null. The bytes are the same at any number."""
     signing: Signing = Field(default=Signing(), json_schema_extra=OPERATIONAL)
+
+    @model_validator(mode="after")
+    def _chats_have_a_template(self) -> Recipe:
+        if self.source.kind == CHATS and self.format.chat is None:
+            raise disagreement("format.chat", "source.kind chats needs a template; set format.chat")
+        return self
 
     @property
     def data(self) -> Data:

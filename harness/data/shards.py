@@ -7,6 +7,9 @@ or U32, as long): how many bytes of text each token stands for. Its metadata:
 - ``split``: ``train`` or ``held-out``; ``data.validation`` is not used
 - ``tokenizer`` (optional): hex sha256 of the tokenizer.json. It must be the configured one's.
 
+Shards of chats, which `harness prepare` makes, also have ``counted`` (U8): 1 where a token counts in the
+loss; and in their metadata ``end``, the token of the end of a document.
+
 A shard is mapped, never read whole into memory, after it was digested.
 """
 
@@ -20,7 +23,7 @@ from pathlib import Path
 from harness.data.corpus import files_digest
 from harness.data.documents import matching_files
 from harness.data.tokenizer import Encoder
-from harness.data.tokens import Array, TokenData, map_array
+from harness.data.tokens import Array, Counted, TokenData, map_array
 from harness.errors import ConfigError
 from harness.format import safetensors_header
 from harness.settings import Data
@@ -36,6 +39,8 @@ class _Shard:
     vocabulary: int
     split: str
     tokenizer: str | None
+    counted: Array | None
+    end: int | None
 
 
 def open_shards(data: Data, tokenizer: Encoder | None, base: Path) -> TokenData:
@@ -51,8 +56,16 @@ def open_shards(data: Data, tokenizer: Encoder | None, base: Path) -> TokenData:
     return tokens_of(paths, files, tokenizer)
 
 
-def tokens_of(paths: Mapping[str, Path], files: Mapping[str, str], tokenizer: Encoder | None) -> TokenData:
-    """The tokens of the shards at ``paths``, whose digests are ``files``. Raises as `open_shards` does."""
+def tokens_of(
+    paths: Mapping[str, Path],
+    files: Mapping[str, str],
+    tokenizer: Encoder | None,
+    template: bytes | None = None,
+) -> TokenData:
+    """The tokens of the shards at ``paths``, whose digests are ``files``; ``template``: of chats.
+
+    Raises as `open_shards` does.
+    """
     shards = {name: _open_shard(path, name) for name, path in paths.items()}
     vocabulary, digest = _agreed(shards)
     train = tuple(shard.tokens for shard in shards.values() if shard.split == "train")
@@ -77,7 +90,29 @@ def tokens_of(paths: Mapping[str, Path], files: Mapping[str, str], tokenizer: En
             "held_out_tokens": sum(len(shard.tokens) for shard in held_out),
         },
         files=files,
+        counted=_counted(shards, template),
     )
+
+
+def _counted(shards: Mapping[str, _Shard], template: bytes | None) -> Counted | None:
+    """What counts in the loss. Raises `ConfigError` unless all shards say so and there is a template, or none
+    does."""
+    ends = {shard.end for shard in shards.values()}
+    end = next(iter(ends))
+    if len(ends) != 1 or (end is None) != (template is None):
+        raise ConfigError(
+            "some shards say which tokens count in the loss, and there is no template, or not all do",
+            remedy="chats are read with data.kind=prepared",
+        )
+    if end is None or template is None:
+        return None
+    masks = {
+        split: tuple(
+            shard.counted for shard in shards.values() if shard.counted is not None and shard.split == split
+        )
+        for split in ("train", "held-out")
+    }
+    return Counted(masks["train"], masks["held-out"], end, template)
 
 
 def digest_of(path: Path) -> str:
@@ -89,8 +124,10 @@ def digest_of(path: Path) -> str:
 def _open_shard(path: Path, name: str) -> _Shard:
     header = safetensors_header.read_header(path)
     spans = {span.name: span for span in header.tensors}
-    if "tokens" not in spans or set(spans) - {"tokens", "bytes"}:
-        raise ConfigError(f"a shard holds `tokens` and perhaps `bytes`, not {sorted(spans)}", where=name)
+    if "tokens" not in spans or set(spans) - {"tokens", "bytes", "counted"}:
+        raise ConfigError(
+            f"a shard holds `tokens` and perhaps `bytes` and `counted`, not {sorted(spans)}", where=name
+        )
     arrays = {}
     for key, span in spans.items():
         allowed = _TOKEN_DTYPES if key == "tokens" else tuple(_DTYPES)
@@ -99,11 +136,15 @@ def _open_shard(path: Path, name: str) -> _Shard:
                 f"`{key}` is {span.dtype} {list(span.shape)}, not 1-D {'/'.join(allowed)}", where=name
             )
         arrays[key] = map_array(path, _DTYPES[span.dtype], span.start, span.shape[0])
-    if "bytes" in arrays and len(arrays["bytes"]) != len(arrays["tokens"]):
-        raise ConfigError("`bytes` and `tokens` differ in length", where=name)
+    for key in ("bytes", "counted"):
+        if key in arrays and len(arrays[key]) != len(arrays["tokens"]):
+            raise ConfigError(f"`{key}` and `tokens` differ in length", where=name)
+    counted = arrays.get("counted")
+    if counted is not None and int(counted.max()) > 1:
+        raise ConfigError("`counted` holds more than 0 and 1", where=name)
     if "bytes" in arrays and not arrays["bytes"].any():
         raise ConfigError("`bytes` are all 0: leave the tensor out when they are not known", where=name)
-    vocabulary = _vocabulary(header.metadata, name)
+    vocabulary = _number(header.metadata, "vocabulary", name)
     if int(arrays["tokens"].max()) >= vocabulary:
         raise ConfigError(
             f"token {int(arrays['tokens'].max())} is outside the vocabulary {vocabulary}", where=name
@@ -111,13 +152,21 @@ def _open_shard(path: Path, name: str) -> _Shard:
     split = header.metadata.get("split")
     if split not in ("train", "held-out"):
         raise ConfigError(f"metadata `split` is {split!r}, not train or held-out", where=name)
-    return _Shard(arrays["tokens"], arrays.get("bytes"), vocabulary, split, header.metadata.get("tokenizer"))
+    return _Shard(
+        arrays["tokens"],
+        arrays.get("bytes"),
+        vocabulary,
+        split,
+        header.metadata.get("tokenizer"),
+        counted,
+        None if counted is None else _number(header.metadata, "end", name),
+    )
 
 
-def _vocabulary(metadata: Mapping[str, str], name: str) -> int:
-    text = metadata.get("vocabulary", "")
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise ConfigError(f"metadata `vocabulary` is {text!r}, not a number", where=name)
+def _number(metadata: Mapping[str, str], key: str, name: str) -> int:
+    text = metadata.get(key, "")
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"metadata `{key}` is {text!r}, not a number", where=name)
     return int(text)
 
 

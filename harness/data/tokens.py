@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,24 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 """1-D, unsigned, mapped from disk."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Of chats: which tokens count in the loss."""
+
+    train: tuple[Array, ...]
+    """0 or 1 for each token, array by array."""
+    held_out: tuple[Array, ...]
+    end: int
+    """The end of document, which stands before, between and after chats."""
+    template: bytes
+    """The Jinja template that chats were written with."""
+
+    @property
+    def template_sha256(self) -> str:
+        """Its digest."""
+        return hashlib.sha256(self.template).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -33,6 +52,8 @@ class TokenData:
     counts: Mapping[str, int]
     files: Mapping[str, str] = field(repr=False)
     """Name to hex sha256 of the corpus' files."""
+    counted: Counted | None = None
+    """Of a corpus of chats; None for text, of which every token counts."""
 
 
 class Windows:

@@ -45,6 +45,10 @@ SCHEMA: Schema = {
     "$id": PREDICATE_TYPE,
     "title": "What a corpus was prepared from, and how",
     **closed(
+        {
+            # Of chats: the template, and how many tokens count in the loss.
+            "chat": closed(template_sha256=HEX64, counted=closed(train=NATURAL, held_out=NATURAL)),
+        },
         name=TEXT,
         recipe=closed(sha256=HEX64, text=TEXT),
         source=closed(kind=TEXT, hub=either(TEXT, NULL), files=NATURAL, bytes=NATURAL, sha256=HEX64),
@@ -116,5 +120,8 @@ def _check(predicate: Mapping[str, Any], where: str) -> None:
             raise VerificationFailed("has documents that were neither kept nor dropped", where=where)
         if split["train"][unit] + split["held_out"][unit] != documents["kept"][unit]:
             raise VerificationFailed(f"has {unit} that were kept and are in no split", where=where)
+    for part, counted in predicate.get("chat", {}).get("counted", {}).items():
+        if counted > split[part]["tokens"]:
+            raise VerificationFailed(f"counts more tokens of {part} than it has", where=where)
     if split["in_both"]:
         raise VerificationFailed(f"has {split['in_both']} documents in both splits", where=where)

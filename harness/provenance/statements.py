@@ -81,6 +81,7 @@ SCHEMA: Schema = {
             task=either(closed(import_path=TEXT, sha256=HEX64), NULL),
         ),
         data=closed(
+            {"template_sha256": HEX64},  # of chats
             kind=TEXT,
             corpus_sha256=either(HEX64, NULL),
             tokenizer_sha256=either(HEX64, NULL),

@@ -35,6 +35,8 @@ def source(settings: Settings, base: Path) -> tuple[str, str] | None:
 
 
 def _language(settings: Settings, base: Path) -> Task:
+    from harness.data.cache import prepare
+    from harness.tasks.chat import Chat
     from harness.tasks.language import Language
 
     if settings.task.options:
@@ -44,13 +46,10 @@ def _language(settings: Settings, base: Path) -> Task:
         )
     if settings.model is None or settings.data is None:
         raise ConfigError("the language task needs the sections model and data")
-    return Language(
-        seed=settings.run.seed,
-        model=settings.model,
-        data=settings.data,
-        tokenizer=settings.tokenizer,
-        base=base,
-    )
+    tokens = prepare(settings.data, settings.tokenizer, base)
+    if tokens.counted is not None:
+        return Chat(model=settings.model, data=settings.data, tokens=tokens, counted=tokens.counted)
+    return Language(model=settings.model, data=settings.data, tokens=tokens)
 
 
 def _class(kind: str, base: Path) -> type[Task]:

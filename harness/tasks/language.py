@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,39 +12,77 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.data.cache import prepare
-from harness.data.tokens import Windows
+from harness.data.tokens import TokenData, Windows
 from harness.errors import ConfigError
 from harness.model.gpt import GPT, Shape
-from harness.settings import Data, Model, Tokenizer
+from harness.settings import Data, Model
 from harness.tasks.task import Batch, Batches, Identity, Task, spread
 
 
-class Language(Task):
+class Decoder(Task):
+    """What tasks share whose model is our decoder and whose samples are `TokenData`."""
+
+    unit = "token"
+    held_out_samples: int
+    """Number of held-out samples."""
+
+    def __init__(self, *, model: Model, data: Data, tokens: TokenData) -> None:
+        """``tokens``: the corpus that ``data`` names."""
+        self._data = data
+        self._tokens = tokens
+        self._shape = shape_of(model, data.sequence_length, tokens.vocabulary)
+        self.units_per_sample = data.sequence_length
+
+    def identity(self) -> Identity:
+        """The corpus' files, the tokenizer, the template of chats, and counts of documents, bytes, tokens and
+        samples."""
+        counted = self._tokens.counted
+        template = {} if counted is None else {"template": counted.template_sha256}
+        return Identity(
+            kind=self._data.kind,
+            digests={"corpus": self._tokens.corpus, "tokenizer": self._tokens.tokenizer, **template},
+            counts={
+                **self._tokens.counts,
+                "samples": self.samples,
+                "held_out_samples": self.held_out_samples,
+            },
+            files=self._tokens.files,
+        )
+
+    def build_model(self) -> nn.Module:
+        """A new decoder."""
+        return GPT(self._shape)
+
+    def flops_per_sample(self) -> int:
+        """Operations of forward and backward for one sample; see `GPT.flops_per_token`."""
+        with torch.device("meta"):
+            model = GPT(self._shape)
+        return model.flops_per_token(self.units_per_sample) * self.units_per_sample
+
+    def files(self) -> dict[str, bytes]:
+        """config.json, and tokenizer.json when the tokenizer has a file."""
+        config = json.dumps(self._shape.config(), indent=2, sort_keys=True) + "\n"
+        files = {"config.json": config.encode()}
+        if self._tokens.tokenizer_file is not None:
+            files["tokenizer.json"] = self._tokens.tokenizer_file
+        return files
+
+
+class Language(Decoder):
     """A sample is ``data.sequence_length`` + 1 neighbouring tokens; documents follow each other.
 
     A training batch is ``(tokens,)``, int64 (batch, length + 1); a held-out one also has the bytes of text
     that the predicted tokens stand for, int64 (batch,), 0 when unknown.
     """
 
-    unit = "token"
-
-    def __init__(
-        self, *, seed: int, model: Model, data: Data, tokenizer: Tokenizer | None, base: Path
-    ) -> None:
-        """Read, check and tokenize the corpus; ``base`` is the folder of the config.
-
-        ``seed`` is not used: the samples are the same under every seed, only their order is not.
-        """
-        self._data = data
-        self._tokens = prepare(data, tokenizer, base)
-        self._shape = shape_of(model, data.sequence_length, self._tokens.vocabulary)
-        self._train = Windows(self._tokens.train, data.sequence_length)
-        self._held_out = Windows(self._tokens.held_out, data.sequence_length)
-        sizes = self._tokens.held_out_bytes
+    def __init__(self, *, model: Model, data: Data, tokens: TokenData) -> None:
+        """``tokens``: the corpus. Every seed has the same samples, only their order is another."""
+        super().__init__(model=model, data=data, tokens=tokens)
+        self._train = Windows(tokens.train, data.sequence_length)
+        self._held_out = Windows(tokens.held_out, data.sequence_length)
+        sizes = tokens.held_out_bytes
         self._held_out_bytes = None if sizes is None else Windows(sizes, data.sequence_length)
-        self.units_per_sample = data.sequence_length
-        self.samples = self._train.count
+        self.samples, self.held_out_samples = self._train.count, self._held_out.count
         self.headline = "loss" if self._held_out_bytes is None else "bits_per_byte"
         self._check_lengths()
 
@@ -62,19 +99,6 @@ class Language(Task):
                     f"fewer than a sample of {windows.length} + 1",
                     remedy="lower data.sequence_length or add documents",
                 )
-
-    def identity(self) -> Identity:
-        """The corpus' files, the tokenizer, and counts of documents, bytes, tokens and samples."""
-        return Identity(
-            kind=self._data.kind,
-            digests={"corpus": self._tokens.corpus, "tokenizer": self._tokens.tokenizer},
-            counts={**self._tokens.counts, "samples": self.samples, "held_out_samples": self._held_out.count},
-            files=self._tokens.files,
-        )
-
-    def build_model(self) -> nn.Module:
-        """A new decoder."""
-        return GPT(self._shape)
 
     def batch(self, indices: NDArray[np.int64], epochs: NDArray[np.int64]) -> Batch:
         """The windows ``indices``; every epoch sees them alike."""
@@ -113,20 +137,6 @@ class Language(Task):
         if self._held_out_bytes is not None:
             metrics["bits_per_byte"] = nats / math.log(2) / size
         return metrics
-
-    def flops_per_sample(self) -> int:
-        """Operations of forward and backward for one sample; see `GPT.flops_per_token`."""
-        with torch.device("meta"):
-            model = GPT(self._shape)
-        return model.flops_per_token(self.units_per_sample) * self.units_per_sample
-
-    def files(self) -> dict[str, bytes]:
-        """config.json, and tokenizer.json when the tokenizer has a file."""
-        config = json.dumps(self._shape.config(), indent=2, sort_keys=True) + "\n"
-        files = {"config.json": config.encode()}
-        if self._tokens.tokenizer_file is not None:
-            files["tokenizer.json"] = self._tokens.tokenizer_file
-        return files
 
 
 def shape_of(model: Model, context: int, vocabulary: int) -> Shape:

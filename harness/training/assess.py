@@ -85,8 +85,8 @@ def _require_same(task: Task, settings: Settings, base: Path, opened: OpenedChec
     """The samples and a user's own code must be those that the statement names."""
     facts = opened.statement.predicate
     found = task.identity().digests
-    for key in ("corpus", "tokenizer"):
-        stated = facts["data"][f"{key}_sha256"]
+    for key in ("corpus", "tokenizer", "template"):
+        stated = facts["data"].get(f"{key}_sha256")
         if found.get(key) != stated:
             raise UsageError(
                 f"the {key} here is {_short(found.get(key))}, the checkpoint's is {_short(stated)}",

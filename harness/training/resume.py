@@ -201,7 +201,13 @@ def changes(before: Mapping[str, Any], facts: RunFacts) -> Iterator[tuple[str, D
         if item.effect != "operational":
             effect = "config" if item.effect == "another-run" else item.effect
             yield effect, Difference(item.key, str(item.before), str(item.after))
-    for name, kind in (("kind", "data"), ("corpus_sha256", "data"), ("tokenizer_sha256", "tokenizer")):
+    kinds = {
+        "kind": "data",
+        "corpus_sha256": "data",
+        "template_sha256": "data",
+        "tokenizer_sha256": "tokenizer",
+    }
+    for name, kind in kinds.items():
         yield from _compared(kind, f"data.{name}", before["data"].get(name), facts.data.get(name))
     for name in sorted({*before["code"], *facts.code}):
         yield from _compared("code", f"code.{name}", before["code"].get(name), facts.code.get(name))

@@ -128,6 +128,7 @@ def facts_of(
     settings = loaded.settings
     text = config.resolved_text(settings)
     identity = task.identity()
+    template = identity.digests.get("template")
     source = tasks.source(settings, loaded.path.parent)
     return RunFacts(
         run={"id": run_id, "name": settings.run_name, "seed": settings.run.seed},
@@ -155,6 +156,7 @@ def facts_of(
             "corpus_sha256": identity.digests["corpus"],
             "tokenizer_sha256": identity.digests.get("tokenizer"),
             "counts": dict(identity.counts),
+            **({"template_sha256": template} if template else {}),
         },
         environment=plain({**environment.facts(), "stack": determinism.stack()}),
         determinism_mode=settings.determinism.mode,
