@@ -16,15 +16,18 @@ from conftest import Place
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as torch_file
 from test_prepare import flip, key_words
 
 from harness.data import chat
 from harness.data.rows import Rows, turns
 from harness.data.tokens import Counted, TokenData
 from harness.errors import ConfigError
+from harness.model.gpt import GPT
 from harness.provenance import corpora
 from harness.settings import Data, Model
 from harness.tasks.chat import Chat
+from harness.tasks.language import shape_of
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = (ROOT / "recipes" / "chat_template.jinja").read_bytes()
@@ -276,3 +279,71 @@ def test_a_statement_that_counts_more_than_there_is_is_refused(made: tuple[Place
     predicate["chat"]["counted"]["train"] = predicate["split"]["train"]["tokens"] + 1
     with pytest.raises(Exception, match="counts more tokens of train"):
         corpora.corpus_statement(corpus_id="0" * 64, dir_hash="h1:x", name="x", predicate=predicate)
+
+
+@pytest.fixture(scope="module")
+def trained(made: tuple[Place, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A base run and its child."""
+    root = tmp_path_factory.mktemp("trained") / "copy"
+    shutil.copytree(made[0].root, root)
+    place = Place(root)
+    place.write("base.yaml", BASE)
+    place.write("child.yaml", CHILD)
+    for name in ("base", "child"):
+        done = place.harness("train", f"{name}.yaml")
+        assert done.code == 0, done.err
+    return place
+
+
+def evaluated(place: Place, run: str, *words: str) -> Any:
+    """`harness evaluate` of a run's last checkpoint on the chats."""
+    folder = f"{run}/checkpoints/step-00000002"
+    done = place.harness("evaluate", folder, "--chats", "chats", *words, *key_words(place), "--json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+@pytest.mark.slow
+def test_answers_are_generated_kept_and_signed(trained: Place) -> None:
+    """Oracle: each answer is the likeliest token after token, by one pass over prompt and answer with weights
+    that safetensors loads; `--once` finds the statement, another seed makes another one."""
+    told = evaluated(trained, "run", "--new-tokens", "9")
+    assert told["decoding"] == {"method": "greedy", "new_tokens": 9, "stop": "end of document"}
+    items = [json.loads(line) for line in Path(trained.root / told["items"]).read_text().splitlines()]
+    assert 0 < len(items) < len(CHATS)
+    asked = {json.dumps(each[-1]["content"] + "\n"): each for each in CHATS}
+    model = GPT(shape_of(Model(layers=1, width=16, heads=2), 96, 257))
+    weights = torch_file(trained.run / "checkpoints" / "step-00000002" / "model.safetensors")
+    model.load_state_dict(weights)
+    model.eval()
+    for item in items:
+        assert json.dumps(item["answer"]) in asked
+        output = [*item["output"].encode()] + ([END] if item["finished"] else [])
+        if "\ufffd" in item["output"]:
+            continue  # bytes that are no UTF-8 cannot be had back from the text
+        prompt = [END, *item["prompt"].encode()]
+        logits = model(torch.tensor([prompt + output]))[0, len(prompt) - 1 : -1]
+        assert logits.argmax(dim=1).tolist() == output
+        assert len(output) == 9 or item["finished"]
+    again = evaluated(trained, "run", "--new-tokens", "9", "--once")
+    assert (again["there"], again["items_sha256"]) == (True, told["items_sha256"])
+    drawn = [
+        evaluated(trained, "run", "--temperature", "1", "--new-tokens", "4", "--seed", seed)["items_sha256"]
+        for seed in ("1", "1", "2")
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    report = trained.harness("report", "run", "--out", "report", *key_words(trained), "--json")
+    assert report.code == 0, report.out
+    assert len(json.loads(report.out)["evaluations"]) == 4
+    assert "method greedy, new tokens 9" in (trained.root / "report" / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_base_model_is_asked_too_and_another_template_is_refused(trained: Place) -> None:
+    """Oracle: the base has no template, so it takes the corpus'; the child refuses another than its own."""
+    assert evaluated(trained, "base", "--new-tokens", "2")["metrics"]["exact_match"] == 0
+    (trained.root / "chat_template.jinja").write_bytes(TEMPLATE.replace(b"answer", b"reply"))
+    assert trained.harness("prepare", "recipe.yaml", "out=other").code == 0
+    words = ["evaluate", "run/checkpoints/step-00000002", "--chats", "other", *key_words(trained)]
+    refused = trained.harness(*words)
+    assert (refused.code, "the template of the corpus" in refused.last_line) == (2, True), refused.err

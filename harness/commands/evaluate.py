@@ -1,32 +1,38 @@
 """Evaluate a checkpoint on the held-out split, keep every example's result, and sign what came out.
 
-The checkpoint is verified first, every byte. Config, data and code must be those of its statement. The
-measures go into a signed test-result statement in CKPT/provenance/, with the sha256 of the file that holds
-the results of the single examples (JSON lines; evaluations/ of the run folder, or --items). --at-least and
---at-most make it a test that can fail.
+The checkpoint is verified first, every byte. Config, data and code must be those of its statement. With
+--chats the last answer of each held-out chat of a prepared corpus is generated and compared. The measures go
+into a signed test-result statement in CKPT/provenance/, with the sha256 of the file that holds the results of
+the single examples (JSON lines; evaluations/ of the run folder, or --items). --at-least and --at-most make it
+a test that can fail.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 import harness
 from harness import environment
-from harness.audit import attest
-from harness.audit.opening import OpenedCheckpoint
+from harness.audit import attest, prepared
 from harness.commands import Outcome
 from harness.commands.attest import verified
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
 from harness.format import files, layout
 from harness.provenance import keys, later
+from harness.provenance.verifier import Added
+
+if TYPE_CHECKING:
+    from harness.training.assess import Assessment
 
 EXAMPLE = "harness evaluate runs/tiny/checkpoints/step-00000060 --key alice.ed25519.pub alice.p256.pub"
 
@@ -35,11 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The checkpoint, how much to look at, what must hold, who signs, whom to trust."""
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint folder")
     parser.add_argument("--examples", type=int, default=256, metavar="N", help="held-out samples (256)")
+    parser.add_argument(
+        "--chats", type=Path, metavar="CORPUS", help="generate the answers of this corpus' held-out chats"
+    )
+    parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="longest answer (64)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest token (0)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of answers that are drawn (0)")
     parser.add_argument("--folder", type=Path, default=Path("."), help="folder of the run's config (.)")
     for word in ("least", "most"):
         parser.add_argument(
             f"--at-{word}", action="append", default=[], metavar="METRIC=VALUE", help="fails otherwise"
         )
+    parser.add_argument(
+        "--once", action="store_true", help="do nothing when the same evaluation is signed there already"
+    )
     parser.add_argument("--items", type=Path, metavar="FILE", help="where the single results go")
     parser.add_argument("--signing-key", type=Path, metavar="KEY", help="private key (default: yours)")
     add_trust(parser)
@@ -50,27 +67,42 @@ def run(arguments: argparse.Namespace) -> Outcome:
     folder: Path = arguments.checkpoint
     if layout.kind_of(folder) != "checkpoint":
         raise UsageError("is a run folder", where=str(folder), remedy="name one of its checkpoints")
-    if arguments.examples < 1:
-        raise UsageError("--examples must be positive")
+    if arguments.examples < 1 or arguments.new_tokens < 1:
+        raise UsageError("--examples and --new-tokens must be positive")
+    if not 0 <= arguments.temperature < math.inf or arguments.seed < 0:
+        raise UsageError("--temperature and --seed must not be negative")
     bounds = [
         (word, *_bound(text)) for word in ("least", "most") for text in getattr(arguments, f"at_{word}")
     ]
     environment.require_training()
-    from harness.training.assess import assess
+    from harness.training import assess, converse
+    from harness.training.generate import Decoding
 
+    decoding = Decoding(arguments.new_tokens, arguments.temperature, arguments.seed)
     path, reason = keys.signing_key_path(arguments.signing_key, folder)
     signer = keys.load_signer(path)
     opened = verified(folder, trusted(arguments), quiet=arguments.json)
-    found = assess(opened, arguments.folder, arguments.examples, quiet=arguments.json)
+    if arguments.chats is None:
+        asked = Asked(assess.PROCEDURE, opened.statement.predicate["data"]["corpus_sha256"], {})
+    else:
+        asked = Asked(converse.PROCEDURE, prepared.claimed(arguments.chats).subject_id, decoding.facts)
+    tests = sorted(f"{name} at {word} {bound:g}" for word, name, bound in bounds)
+    there = asked.among(opened.added, arguments.examples, tests) if arguments.once else None
+    if there is not None:
+        return _again(there, folder)
+    if arguments.chats is None:
+        found = assess.assess(opened, arguments.folder, arguments.examples, quiet=arguments.json)
+    else:
+        found = converse.converse(opened, arguments.chats, arguments.examples, decoding, quiet=arguments.json)
     passed, failed = _judged(bounds, found.metrics)
     items, digest = _kept(arguments.items or _place(folder), found.items)
-    predicate = _predicate(
-        opened, found.metrics, len(found.items), {**found.settings, "items_sha256": digest}
-    )
+    predicate = _predicate(found, digest, arguments.examples)
     predicate |= {"result": "FAILED" if failed else "PASSED", "passedTests": passed, "failedTests": failed}
     added = attest.add(opened, later.TEST_RESULT, predicate, signer)
     document: dict[str, Any] = {
         "checkpoint": opened.checkpoint_id,
+        "procedure": found.procedure,
+        "decoding": dict(found.decoding),
         "metrics": dict(found.metrics),
         "examples": len(found.items),
         "result": predicate["result"],
@@ -82,13 +114,59 @@ def run(arguments: argparse.Namespace) -> Outcome:
     }
     shown = "  ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
     lines = [
-        f"{predicate['result']}  {shown}  ({len(found.items)} held-out samples)",
+        f"{predicate['result']}  {shown}  ({len(found.items)} examples)",
         *(f"  failed     {text}" for text in failed),
         f"  items      {items}",
         f"  statement  {added.path}, signed by ed25519 {signer.ed25519_id[:16]}… ({reason})",
         f"  log        {added.reason}",
     ]
     return Outcome(document, "\n".join(lines), exit_code=1 if failed else 0)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What makes two evaluations of a checkpoint the same one."""
+
+    procedure: str
+    suite_sha256: str | None
+    decoding: Mapping[str, Any]
+
+    def among(self, added: Sequence[Added], limit: int, tests: Sequence[str]) -> Added | None:
+        """The verified statement that answers this, of at most ``limit`` examples and the same ``tests``."""
+        for each in added:
+            facts = each.statement.predicate
+            told = facts.get("harness_evaluation")
+            if each.statement.kind != later.TEST_RESULT or told is None or told["dataset"] is None:
+                continue
+            same = (
+                told["procedure"]["name"] == self.procedure
+                and told["dataset"]["sha256"] == self.suite_sha256
+                and told["decoding"] == self.decoding
+                and told["procedure"]["settings"].get("limit") == limit
+                and sorted([*facts.get("passedTests", ()), *facts.get("failedTests", ())]) == tests
+            )
+            if same:
+                return each
+        return None
+
+
+def _again(there: Added, folder: Path) -> Outcome:
+    """The statement that is there."""
+    facts = there.statement.predicate
+    told = facts["harness_evaluation"]
+    document = {
+        "procedure": told["procedure"]["name"],
+        "decoding": told["decoding"],
+        "metrics": {name: float(value) for name, value in told["metrics"].items()},
+        "examples": told["examples"],
+        "result": facts["result"],
+        "failed": facts.get("failedTests", []),
+        "items_sha256": told["procedure"]["settings"]["items_sha256"],
+        "statement": str(folder / later.path_of(there.statement.name)),
+        "there": True,
+    }
+    text = f"{there.statement.summary}  ({told['examples']} examples)\n  statement  {document['statement']}"
+    return Outcome(document, f"{text}, there already", exit_code=1 if facts["result"] == "FAILED" else 0)
 
 
 def _bound(text: str) -> tuple[str, float]:
@@ -122,7 +200,7 @@ def _place(folder: Path) -> Path:
     return path
 
 
-def _kept(path: Path, items: Sequence[Mapping[str, float]]) -> tuple[Path, str]:
+def _kept(path: Path, items: Sequence[Mapping[str, Any]]) -> tuple[Path, str]:
     """Write a line an example; returns where, and the sha256 of the file."""
     if path.exists():
         raise UsageError("is there already", where=str(path), remedy="name another file with --items")
@@ -132,22 +210,21 @@ def _kept(path: Path, items: Sequence[Mapping[str, float]]) -> tuple[Path, str]:
     return path, hashlib.sha256(data).hexdigest()
 
 
-def _predicate(
-    opened: OpenedCheckpoint, metrics: Mapping[str, float], examples: int, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    data = opened.statement.predicate["data"]
-    corpus = data["corpus_sha256"]
-    suite = {"name": str(data["kind"]), "split": "held-out", "sha256": corpus}
-    version = harness.__version__
+def _predicate(found: Assessment, items_sha256: str, limit: int) -> dict[str, Any]:
+    suite = found.suite
+    named = {"name": f"{suite.name}, {suite.split}", "digest": {"sha256": suite.sha256}}
     return {
-        "configuration": [{"name": "held-out split", "digest": {"sha256": corpus}}] if corpus else [],
+        "configuration": [named] if suite.sha256 else [],
         "harness_evaluation": {
-            "metrics": {name: repr(float(value)) for name, value in metrics.items()},
-            "examples": examples,
-            "dataset": suite,
-            "procedure": {"name": "held-out measures", "version": version, "settings": dict(settings)},
-            # Nothing is generated: the measures are of given samples.
-            "decoding": {},
+            "metrics": {name: repr(float(value)) for name, value in found.metrics.items()},
+            "examples": len(found.items),
+            "dataset": {"name": suite.name, "split": suite.split, "sha256": suite.sha256},
+            "procedure": {
+                "name": found.procedure,
+                "version": harness.__version__,
+                "settings": {**found.settings, "limit": limit, "items_sha256": items_sha256},
+            },
+            "decoding": dict(found.decoding),
             "environment": {
                 name: value
                 for name, value in environment.facts().items()

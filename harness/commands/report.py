@@ -9,7 +9,8 @@ narrower sentence that the evidence supports.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from harness.audit.verify import Report, verify_run
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
+from harness.provenance import later
 from harness.provenance.policy import Policy
 from harness.report import claim_file, claims, html, markdown, report, runs
 from harness.report.document import Block, Picture, Status
 from harness.report.judge import Judged
-from harness.report.study import Planned, study
+from harness.report.study import Evaluated, Planned, study
 from harness.sweeps import register
 
 EXAMPLE = "harness report runs/tiny --out runs/tiny-report"
@@ -58,6 +60,7 @@ def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed:
     reports = [] if whom is None else [verify_run(one.root, whom) for one in read]
     verdicts = _verdicts(read, reports)
     about = study(read, verdicts, wanted, plans, absent, [found.evidence for found in reports])
+    about = replace(about, evaluations=tuple(_evaluations(read, reports)))
     files = _write(out, report.compose(about))
     lines = [*(report.summary(one) for one in read), *(one.text for one in verdicts if one)]
     lines += [
@@ -69,6 +72,10 @@ def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed:
         lines.append(f"loss curve: {files['loss.svg']}")
     document: dict[str, Any] = {
         "runs": [_document(*each) for each in zip(read, verdicts, about.tiers, strict=True)],
+        "evaluations": [
+            {"run": one.run, "checkpoint": one.checkpoint, "signer": one.signer, **one.facts}
+            for one in about.evaluations
+        ],
         "claims": [_judged(one) for one in about.judged],
         "files": {name: str(path) for name, path in files.items()},
     }
@@ -93,6 +100,16 @@ def _expanded(paths: Sequence[Path]) -> tuple[list[Path], list[Planned], list[st
     if not folders:
         raise UsageError("no member of the sweep has begun", where=str(paths[0]))
     return folders, plans, absent
+
+
+def _evaluations(read: Sequence[runs.Run], reports: Sequence[Report]) -> Iterator[Evaluated]:
+    """The accepted test-results of runs whose verification found nothing wrong."""
+    for one, judged in zip(read, reports, strict=bool(reports)):
+        for opened in judged.checkpoints if not judged.findings else ():
+            for each in opened.added:
+                if each.statement.kind == later.TEST_RESULT:
+                    facts = dict(each.statement.predicate)
+                    yield Evaluated(one.name, opened.folder.name, each.signer, facts)
 
 
 def _verdicts(read: Sequence[runs.Run], reports: Sequence[Report]) -> list[Status | None]:

@@ -52,6 +52,10 @@ class Encoder(Protocol):
         """The tokens of ``document`` without the end, and the bytes that each stands for."""
         ...
 
+    def decode(self, tokens: list[int]) -> str:
+        """The text of ``tokens``, to be read; bytes that are no UTF-8 become U+FFFD."""
+        ...
+
 
 class ByteEncoder:
     """A token for each of the 256 byte values, and 256 for the end of a document."""
@@ -67,6 +71,11 @@ class ByteEncoder:
         """The bytes themselves."""
         tokens = np.frombuffer(document.text, dtype=np.uint8).astype(np.uint32)
         return tokens, np.ones_like(tokens)
+
+    def decode(self, tokens: list[int]) -> str:
+        """The bytes as UTF-8; an end of document is U+2402."""
+        parts = (bytes([each]) if each < _BYTE_VALUES else "\u2402".encode() for each in tokens)
+        return b"".join(parts).decode("utf-8", "replace")
 
 
 class BpeEncoder:
@@ -118,6 +127,10 @@ class BpeEncoder:
         ends[-1] = len(document.text)
         covered = np.maximum.accumulate(ends)
         return tokens, np.diff(covered, prepend=0).astype(np.uint32)
+
+    def decode(self, tokens: list[int]) -> str:
+        """As the tokenizer's own decoder writes them, special tokens by name."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
 
 
 def train_bpe(documents: Iterable[Document], vocabulary: int) -> bytes:

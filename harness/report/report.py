@@ -15,7 +15,7 @@ from typing import Literal
 from harness.audit.kernels import not_looked_at
 from harness.audit.tier_text import lines as tier_lines
 from harness.errors import VerificationFailed
-from harness.report import argument, checklist, claims, costs
+from harness.report import argument, checklist, claims, costs, evaluations
 from harness.report.argument import decimal
 from harness.report.document import Block, Bullets, Heading, Paragraph, Source, Status, Table
 from harness.report.pictures import pictures
@@ -45,6 +45,7 @@ def compose(study: Study) -> list[Block]:
         *argument.failures(study),
         Heading(2, "Evaluation protocol"),
         *_each(study, _protocol),
+        *evaluations.blocks(study),
         Heading(2, "Artefact provenance"),
         *_artefacts(study),
         Heading(2, "Launches and resumes"),
@@ -170,7 +171,7 @@ def _protocol(run: Run) -> list[Block]:
             f"{table.get('evaluate.batches', '—')} of {table.get('train.micro_batch', '—')}, always the same",
         ],
         ["held out", held_out or "not recorded"],
-        ["decoding", "none: nothing is generated, the measures are of given samples"],
+        ["decoding", "nothing is generated while training: the measures are of given samples"],
     ]
     return [Table(["what", "value"], rows)]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from harness.audit import tiers as tier_rules
 from harness.audit.tiers import Evidence, Tiers
@@ -30,6 +31,18 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """A verified test-result of a checkpoint."""
+
+    run: str
+    checkpoint: str
+    """Name of its folder."""
+    signer: str
+    facts: Mapping[str, Any]
+    """The predicate."""
+
+
+@dataclass(frozen=True)
 class Study:
     """What `harness.report.report.compose` writes about."""
 
@@ -45,6 +58,8 @@ class Study:
     """Planned members that never began."""
     tiers: tuple[Tiers, ...]
     """How far a rerun of each run would repeat it."""
+    evaluations: tuple[Evaluated, ...] = ()
+    """Test-results that a verification accepted."""
 
     @property
     def several(self) -> bool:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness import config
 from harness.audit.opening import OpenedCheckpoint
@@ -25,7 +26,21 @@ from harness.tasks import build as tasks
 from harness.tasks.task import Batch, Task
 from harness.terminal import progress
 from harness.training import optimizer
+from harness.training.optimizer import Precision
 from harness.workers import Workers
+
+PROCEDURE = "held-out measures"
+"""Its name in statements."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What was asked."""
+
+    name: str
+    split: str
+    sha256: str | None
+    """Of the corpus, or of the files that define the tasks."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +49,15 @@ class Assessment:
 
     metrics: Mapping[str, float]
     """Over all examples together."""
-    items: tuple[Mapping[str, float], ...]
-    """The same measures of each example, in the order of the held-out split."""
+    items: tuple[Mapping[str, Any], ...]
+    """What came of each example, in the order of the split."""
     settings: Mapping[str, str | int | bool | None]
     """What decides a number besides weights and data."""
+    suite: Suite
+    procedure: str
+    """In a few words."""
+    decoding: Mapping[str, str | int | bool | None] = field(default_factory=dict)
+    """How text is generated; empty where none is: the measures are of given samples."""
 
 
 def assess(opened: OpenedCheckpoint, base: Path, examples: int, *, quiet: bool) -> Assessment:
@@ -48,37 +68,60 @@ def assess(opened: OpenedCheckpoint, base: Path, examples: int, *, quiet: bool) 
     """
     settings = config.parse(str(opened.statement.predicate["config"]["text"]), "the checkpoint's config")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    workers = Workers.alone(device)
     task = tasks.build(settings, base)
     _require_same(task, settings, base, opened)
     precision = optimizer.precision(settings.precision, device)
     model = task.build_model().to(device)
-    loaded, _ = restore.open_elsewhere(workers, lambda: opened, lambda path: False)
-    state.load_weights(TrainingState(model, torch.optim.SGD(model.parameters())), loaded)
-    model.eval()
-    autocast = (
-        nullcontext() if precision.autocast is None else torch.autocast(device.type, precision.autocast)
-    )
+    with_weights(model, opened, device)
     batches = task.evaluation(1, examples)
     if not batches:
         raise ConfigError("the task holds no samples out", where=settings.task.kind)
     rows = []
-    with torch.no_grad(), autocast, progress(len(batches), "examples", "evaluate", quiet=quiet) as bar:
+    facts = opened.statement.predicate["data"]
+    with (
+        torch.no_grad(),
+        autocast_of(precision, device),
+        progress(len(batches), "examples", "evaluate", quiet=quiet) as bar,
+    ):
         for batch in batches:
             rows.append(task.evaluate(model, _to(batch, device)).double().cpu())
             bar.advance(1)
     return Assessment(
         _finite(task.metrics(torch.stack(rows).sum(dim=0))),
         tuple(task.metrics(row) for row in rows),
-        {
-            "task": settings.task.kind,
-            "precision": settings.precision,
-            "device": device.type,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "examples_a_pass": 1,
-        },
+        machine(settings, device),
+        Suite(str(facts["kind"]), "held-out", facts["corpus_sha256"]),
+        PROCEDURE,
     )
+
+
+def with_weights(model: nn.Module, opened: OpenedCheckpoint, device: torch.device) -> None:
+    """Give ``model`` the weights of ``opened`` and put it in evaluation mode.
+
+    Raises `DamagedCheckpoint` for weights other than those that were signed.
+    """
+    loaded, _ = restore.open_elsewhere(Workers.alone(device), lambda: opened, lambda path: False)
+    state.load_weights(TrainingState(model, torch.optim.SGD(model.parameters())), loaded)
+    model.eval()
+
+
+def autocast_of(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """The arithmetic of a forward pass."""
+    if precision.autocast is None:
+        return nullcontext()
+    return torch.autocast(device.type, precision.autocast)
+
+
+def machine(settings: Settings, device: torch.device) -> dict[str, str | int | bool | None]:
+    """What decides a number besides weights and data."""
+    return {
+        "task": settings.task.kind,
+        "precision": settings.precision,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "examples_a_pass": 1,
+    }
 
 
 def _require_same(task: Task, settings: Settings, base: Path, opened: OpenedCheckpoint) -> None:
