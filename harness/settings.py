@@ -362,6 +362,12 @@ class Determinism(Section):
     """Steps between two digests of the gradients, as the optimizer gets them; 0 takes none."""
     state_every: Natural = Field(default=20, json_schema_extra=OPERATIONAL)
     """Steps between two digests of parameters, buffers and optimizer state; checkpoints always have one."""
+    elastic: StrictBool = Field(default=False, json_schema_extra=SAME_DATA)
+    """The same bits at any world size: random numbers follow the micro-batches of an update, not the ranks,
+    and gradients are added in one fixed tree over them. Their number, `train.global_batch` over
+    `train.micro_batch`, must be a power of two that the world size divides. Operators get one thread."""
+    shards: Positive | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """Micro-batches of an update that `elastic` must find; it stops when they are others. Empty: any."""
 
 
 class Signing(Section):
@@ -443,6 +449,8 @@ class Settings(Section):
         if train.global_batch % train.micro_batch:
             text = f"{train.global_batch} is not a multiple of train.micro_batch {train.micro_batch}"
             raise disagreement("train.global_batch", f"train.global_batch {text}")
+        if (problem := self._elastic_problem()) is not None:
+            raise disagreement("determinism.elastic", problem)
         if self.checkpoint.store_only and self.checkpoint.store is None:
             text = "checkpoint.store_only needs a checkpoint.store"
             raise disagreement("checkpoint.store_only", text)
@@ -450,6 +458,21 @@ class Settings(Section):
             text = f"schedule.warmup {schedule.warmup} exceeds train.steps {train.steps}"
             raise disagreement("schedule.warmup", text)
         return self
+
+    def _elastic_problem(self) -> str | None:
+        """Why the micro-batches of an update are no shards that can be added in a tree."""
+        asked, found = self.determinism.shards, self.train.global_batch // self.train.micro_batch
+        if not self.determinism.elastic:
+            return None if asked is None else "determinism.shards says nothing without determinism.elastic"
+        batches = (
+            f"train.global_batch {self.train.global_batch} has {found} micro-batches of "
+            f"{self.train.micro_batch} samples"
+        )
+        if found & (found - 1):
+            return f"determinism.elastic needs a power of two of micro-batches; {batches}"
+        if asked is not None and asked != found:
+            return f"determinism.shards is {asked}, and {batches}"
+        return None
 
     @property
     def run_name(self) -> str:

@@ -38,7 +38,8 @@ class Toy(Task):
 
     ``poison`` makes the loss of that call NaN, ``crash`` raises in that call on rank 1, ``pause`` makes every
     call last so many milliseconds longer, so that a test can hit the middle of a run. ``plain`` leaves out
-    noise, dropout and batch statistics: nothing then depends on which rank has which sample.
+    noise, dropout and batch statistics: nothing then depends on which rank has which sample. ``sharded`` has
+    dropout and noise from the global generators only; ``reads_rank`` looks at its rank.
     """
 
     samples = 50
@@ -55,13 +56,15 @@ class Toy(Task):
         crash: int = 0,
         pause: int = 0,
         plain: bool = False,
+        sharded: bool = False,
+        reads_rank: bool = False,
     ) -> None:
         self._noise = torch.Generator().manual_seed(seed)
         self._numpy = np.random.default_rng(seed)
         self._python = random.Random(seed)
         self._width, self._poison, self._crash = width, poison, crash
         self._pause, self._calls = pause / 1000, 0
-        self._plain = plain
+        self._plain, self._sharded, self._reads_rank = plain, sharded, reads_rank
         self._x = torch.randn(self.samples, 8, generator=torch.Generator().manual_seed(seed))
 
     def identity(self) -> Identity:
@@ -70,6 +73,9 @@ class Toy(Task):
     def build_model(self) -> nn.Module:
         if self._plain:
             return nn.Sequential(nn.Linear(8, self._width), nn.ReLU(), nn.Linear(self._width, 4))
+        if self._sharded:
+            drop = nn.Dropout(0.3)
+            return nn.Sequential(nn.Linear(8, self._width), nn.ReLU(), drop, nn.Linear(self._width, 4))
         return Noisy(self._width)
 
     def batch(self, indices: NDArray[np.int64], epochs: NDArray[np.int64]) -> Batch:
@@ -82,9 +88,12 @@ class Toy(Task):
         if self._crash and self._calls == self._crash and os.environ.get("RANK") == "1":
             raise ValueError("the toy breaks here")
         x, y = batch
-        if not self._plain:
+        if not self._plain and not self._sharded:
             x = x + 0.01 * torch.randn(x.shape, generator=self._noise)
             x = x + 0.01 * float(self._numpy.normal()) + 0.01 * self._python.random()
+        if self._reads_rank:
+            x = x + 0.01 * int(os.environ.get("RANK", "0"))
+        if not self._plain:
             x = x + 0.01 * random.random() + 0.01 * float(np.random.rand())
         loss = nn.functional.cross_entropy(model(x), y)
         return loss * float("nan") if self._poison and self._calls == self._poison else loss
@@ -101,6 +110,8 @@ class Toy(Task):
         return {"accuracy": float(sums[0] / sums[1])}
 
     def generators(self) -> dict[str, Generator]:
+        if self._plain or self._sharded:
+            return {}
         return {"noise": self._noise, "numpy": self._numpy, "python": self._python}
 
     def files(self) -> dict[str, bytes]:

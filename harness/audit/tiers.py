@@ -60,7 +60,9 @@ FLOOR_FACTOR = 3
 """Times the floor, up to which a distance may be honest."""
 LEAST_SEEDS, LEAST_STACKS = 5, 2
 _DIGESTS = ("gradients", "state")
-_WORLD = "launch.world_size"
+_WORLD = frozenset({"launch.world_size", "launch.backend"})
+"""What another number of processes changes in a statement: one process needs no backend. An elastic run,
+which promises the same bits, counts neither as a difference."""
 _SHOWN = 3
 
 
@@ -212,7 +214,11 @@ def compute(evidence: Evidence) -> Tiers:
 
 
 def _same_stack(evidence: Evidence, replays: Sequence[Replay]) -> Tier:
-    equal = [each for each in replays if each.verdict == "equal" and not each.differing]
+    equal = [
+        each
+        for each in replays
+        if each.verdict == "equal" and not each.differing and each.processes == each.world_size
+    ]
     whole = [each for each in equal if _covered(evidence, [each])]
     missing = [] if whole else [_no_replay(evidence, replays, equal)]
     missing += _in_the_way(evidence, equal)
@@ -280,7 +286,7 @@ def _other_world(evidence: Evidence, replays: Sequence[Replay], first: Tier) -> 
     found = [
         each
         for each in replays
-        if each.verdict == "equal" and each.differing == (_WORLD,) and each.processes != each.world_size
+        if each.verdict == "equal" and _WORLD.issuperset(each.differing) and each.processes != each.world_size
     ]
     whole = [each for each in found if _covered(evidence, [each])]
     missing = [] if first.held else ["tier 1a"]

@@ -34,16 +34,21 @@ class Told:
     batch: bytes
     """Digest of the update's samples, 16 bytes; empty when digests are off."""
     rng: bytes
-    """Digest of every rank's generator state, 16 bytes; empty when digests are off."""
+    """Digest of the generators of every rank, or of every shard, 16 bytes; empty when digests are off."""
 
 
 class Exchange:
     """The step's all-gather; plain local values when there is one rank."""
 
-    def __init__(self, workers: Workers, accumulation: int, *, digests: bool) -> None:
+    def __init__(
+        self, workers: Workers, accumulation: int, *, digests: bool, shard_generators: bool = False
+    ) -> None:
+        """``shard_generators``: each micro-batch has generators of its own, not each rank."""
         self._group = workers.control
         self._digests = digests
-        size = 1 + (_DIGEST_BYTES * (1 + accumulation) if digests else 0)
+        self._shard_generators = shard_generators
+        self._generators = _DIGEST_BYTES * (accumulation if shard_generators else 1)
+        size = 1 + (self._generators + _DIGEST_BYTES * accumulation if digests else 0)
         self._own = torch.zeros(size, dtype=torch.uint8)
         self._view = self._own.numpy().data
         self._all = [torch.zeros(size, dtype=torch.uint8) for _ in range(workers.world_size)]
@@ -54,6 +59,8 @@ class Exchange:
     def begin(self, flag: int, batches: Sequence[bytes], rng: bytes) -> None:
         """Send this rank's flag and digests."""
         if self._group is None:
+            if self._shard_generators and self._digests:
+                rng = _combined([rng])
             self._told = Told(flag, 0, _combined(batches) if self._digests else b"", rng)
             return
         self._view[0] = flag
@@ -71,7 +78,7 @@ class Exchange:
         flag = max(flags)
         if not self._digests:
             return Told(flag, flags.index(flag), b"", b"")
-        split = 1 + _DIGEST_BYTES
+        split = 1 + self._generators
         return Told(
             flag,
             flags.index(flag),

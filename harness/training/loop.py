@@ -20,9 +20,9 @@ from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
 from harness.errors import Interrupted
 from harness.format import chain, layout
-from harness.training import distributed, launch, remote, session, signals, startup
+from harness.training import distributed, elastic, launch, remote, session, signals, startup
 from harness.training.evaluate import evaluate
-from harness.training.exchange import FAILED, Exchange, scalar_mean
+from harness.training.exchange import FAILED
 from harness.training.metrics import Events
 from harness.training.readback import NonFinite, Readback
 from harness.training.recorder import Recorder
@@ -62,7 +62,7 @@ def train(
         started = launch.detect(settings.train.world_size)
         if started.launcher != "bare":
             signals.follow_launcher()
-        changes = determinism.apply(settings.determinism.mode)
+        changes = [*determinism.apply(settings.determinism.mode), *elastic.pin_threads(settings)]
         distributed.connect(started)
         prepare = session.accelerator(settings)
         workers = distributed.join(started, prepare)
@@ -121,7 +121,7 @@ def train(
         stack.callback(recorder.close)
         evaluation = startup.evaluation_batches(task, settings)
         readback = Readback(workers.device, current.state.optimizer, scaled=current.state.scaler is not None)
-        exchange = Exchange(workers, current.accumulation, digests=current.digests)
+        exchange = current.exchange()
         last = settings.train.steps
         screen.begin(start, last, task.unit, settings.train.log_every)
         began = time.monotonic()
@@ -131,7 +131,7 @@ def train(
             rate = current.schedule(step)
             try:
                 with ledger.observe(step):
-                    loss = scalar_mean(current.forward_backward(stream, ledger, digests), workers)
+                    loss = current.forward_backward(stream, ledger, digests)
                     norm = current.gradient_norm()
                     exchange.begin(recorder.flag(stop.signal), digests, current.rng_digest())
                     readback.push(step, loss, norm, current.gradient_sums(step))

@@ -262,7 +262,7 @@ class Recorder:
         images = self._arena.fill(parts, tensors)
         if self._desk is None:
             return Save(step, images)
-        ranks = [image_of(state.rng_file(rank), data) for rank, data in enumerate(generators)]
+        ranks = [image_of(state.rng_file(rank), data) for rank, data in enumerate(generators) if data]
         publication = self._publication(self._desk, step, outcome, parts, sum(image.size for image in ranks))
         return Save(step, [*images, *ranks], publication)
 

@@ -30,8 +30,7 @@ from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
 from harness.errors import EvidenceIncomplete, HarnessError, TrainingFailed
 from harness.tasks.task import Batch
-from harness.training import distributed, launch, resume, session, startup
-from harness.training.exchange import Exchange, scalar_mean
+from harness.training import distributed, elastic, launch, resume, session, startup
 from harness.training.readback import NonFinite, Readback, Values
 from harness.training.record import Segment
 from harness.training.session import Session, wanted_files
@@ -74,6 +73,7 @@ def execute(order: Order) -> None:
     with ExitStack() as stack:
         started = launch.detect(order.world_size)
         determinism.apply(settings.determinism.mode)
+        elastic.pin_threads(settings)
         distributed.connect(started)
         prepare = session.accelerator(settings)
         workers = distributed.join(started, prepare)
@@ -161,7 +161,7 @@ class _Runner:
         self._ledger = Ledger("off", 1, workers.rank, workers.device)
         scaled = current.state.scaler is not None
         self._readback = Readback(workers.device, current.state.optimizer, scaled=scaled)
-        self._exchange = Exchange(workers, current.accumulation, digests=True)
+        self._exchange = current.exchange(digests=True)
         self._digests = StepDigests(workers, current.state)
         self._noted: dict[int, tuple[bytes, bytes]] = {}
 
@@ -170,7 +170,6 @@ class _Runner:
         current, digests = self._current, list[bytes]()
         rate = current.schedule(step)
         loss = current.forward_backward(self._stream, self._ledger, digests)
-        loss = scalar_mean(loss, current.workers)
         norm = current.gradient_norm()
         self._exchange.begin(0, digests, current.rng_digest())
         self._readback.push(step, loss, norm, self._digests.gradients() if gradients else None)

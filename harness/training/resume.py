@@ -3,7 +3,8 @@
 Rank 0 opens the run folder, finds the newest checkpoint that verifies and compares the facts that its signed
 statement holds with the facts of this launch. What differs decides the class (DESIGN section 4):
 
-- nothing: ``exact``, every later checkpoint has the bits of the uninterrupted run
+- nothing, or the world size of an elastic run: ``exact``, every later checkpoint has the bits of the
+  uninterrupted run
 - stack, world size, or a setting that only changes the order of additions: ``same-data``
 - config, corpus, tokenizer, code: refused, unless ``--accept`` names it; then ``accepted``, and signed
 """
@@ -211,7 +212,9 @@ def changes(before: Mapping[str, Any], facts: RunFacts) -> Iterator[tuple[str, D
         yield from _compared(kind, f"data.{name}", before["data"].get(name), facts.data.get(name))
     for name in sorted({*before["code"], *facts.code}):
         yield from _compared("code", f"code.{name}", before["code"].get(name), facts.code.get(name))
-    for name in ("world_size", "backend"):
+    # Of an elastic run with the same shards, nothing depends on who computes them.
+    bound = () if old.determinism.elastic and new.determinism.elastic else ("world_size", "backend")
+    for name in bound:
         yield from _compared(
             "same-data", f"launch.{name}", before["launch"].get(name), facts.launch.get(name)
         )

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,9 @@ from harness.errors import ConfigError, EnvironmentFault, TrainingFailed
 from harness.format import layout
 from harness.settings import Settings
 from harness.tasks.task import Batch, Task
-from harness.training import optimizer
+from harness.training import elastic, optimizer
+from harness.training.elastic import ShardSums
+from harness.training.exchange import Exchange, scalar_mean
 from harness.training.optimizer import Average, Precision
 from harness.training.schedule import LearningRate
 from harness.training.step_digests import StepDigests, Sums
@@ -121,6 +124,10 @@ class Session:
     state_every: int
     """Steps between two digests of the state besides those of checkpoints; 0 takes none."""
     seed: int
+    sums: ShardSums | None = None
+    """Adds what the logical shards give in a fixed tree; None when the run is not elastic."""
+    updates: int = 0
+    """Updates that the state is of."""
 
     def __post_init__(self) -> None:
         self._step_digests = StepDigests(self.workers, self.state)
@@ -133,11 +140,21 @@ class Session:
         # DDP gives every rank the buffers of rank 0, which are the ones that are saved; FSDP2 does not.
         saved = set(self.model.state_dict()) if self._sharded else set()
         self._buffers = [buffer for name, buffer in self.model.named_buffers() if name in saved]
+        self._shard_rng: list[bytes] = []
 
     @property
     def accumulation(self) -> int:
         """Micro-batches of this rank in one update."""
         return self.batches.accumulation
+
+    def exchange(self, *, digests: bool | None = None) -> Exchange:
+        """What the ranks tell each other at every step; ``digests``: None for what the config says."""
+        return Exchange(
+            self.workers,
+            self.accumulation,
+            digests=self.digests if digests is None else digests,
+            shard_generators=self.sums is not None,
+        )
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The arithmetic of forward passes."""
@@ -146,24 +163,26 @@ class Session:
         return torch.autocast(self.workers.device.type, dtype=self.precision.autocast)
 
     def rng_digest(self) -> bytes:
-        """Digest of torch's CPU generator, 16 bytes; empty when digests are off."""
+        """Digest of torch's CPU generator, 16 bytes, or as many for each shard of this rank; empty when
+        digests are off."""
+        if self.sums is not None:
+            return b"".join(self._shard_rng)
         return bytes.fromhex(rng_digest()) if self.digests else b""
 
     def forward_backward(self, stream: Iterator[Batch], ledger: Ledger, digests: list[bytes]) -> Tensor:
         """Gradients of one update from the next ``accumulation`` micro-batches.
 
-        Returns this rank's mean loss, a detached scalar; appends each micro-batch's digest to ``digests``.
+        Returns the mean loss of all ranks, a detached scalar; appends each of this rank's micro-batches'
+        digests to ``digests``.
         """
+        if self.sums is not None:
+            return self._tree(self.sums, stream, ledger, digests)
         count = self.batches.accumulation
         total: Tensor | None = None
         for buffer in self._buffers:
             dist.broadcast(buffer, 0)
         for number in range(count):
-            batch = next(stream)
-            if self.digests:
-                digests.append(bytes.fromhex(batch_digest(batch)))
-            if self._move:
-                batch = tuple(tensor.to(self.workers.device, non_blocking=True) for tensor in batch)
+            batch = self._next_batch(stream, digests)
             if self._sharded is not None:
                 self._sharded.set_requires_gradient_sync(number == count - 1)
                 loss = self._backward(batch, count, ledger)
@@ -175,7 +194,30 @@ class Session:
             total = loss if total is None else total + loss
         if total is None:
             raise TrainingFailed("an update has no micro-batch")
-        return total if count == 1 else total / count
+        return scalar_mean(total if count == 1 else total / count, self.workers)
+
+    def _tree(self, sums: ShardSums, stream: Iterator[Batch], ledger: Ledger, digests: list[bytes]) -> Tensor:
+        """The same, every shard with generators of its own, and all of them added in one order."""
+        count = self.batches.accumulation
+        of_all = count * self.workers.world_size
+        self._shard_rng = []
+        for number in range(count):
+            batch = self._next_batch(stream, digests)
+            seed_shard(self.seed, self.workers.rank * count + number, self.updates)
+            with sums.last() if number == count - 1 else nullcontext():
+                loss = self._backward(batch, of_all, ledger)
+            sums.take(loss)
+            if self.digests:
+                self._shard_rng.append(bytes.fromhex(rng_digest()))
+        return sums.finish()
+
+    def _next_batch(self, stream: Iterator[Batch], digests: list[bytes]) -> Batch:
+        batch = next(stream)
+        if self.digests:
+            digests.append(bytes.fromhex(batch_digest(batch)))
+        if self._move:
+            batch = tuple(tensor.to(self.workers.device, non_blocking=True) for tensor in batch)
+        return batch
 
     def _backward(self, batch: Batch, count: int, ledger: Ledger) -> Tensor:
         if self.precision.autocast is None:
@@ -217,6 +259,7 @@ class Session:
         self._optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update()
+        self.updates += 1
 
 
 def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator) -> Session:
@@ -241,6 +284,11 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
     if precision.name == "fp8":
         optimizer.convert_fp8(model)
     clip, wants_norm = settings.optimizer.clip, settings.determinism.step_digests
+    sums = None
+    if settings.determinism.elastic:
+        elastic.refuse(settings, workers, list(task.generators()))
+        trained = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
+        sums = ShardSums(workers, trained, batches.accumulation)
     # Before the optimizer, whose parameters are the shards under FSDP2.
     wrapped = _wrapped(model, settings, workers, prepare)
     scaler = optimizer.loss_scaler(workers.device) if precision.scaled else None
@@ -262,9 +310,12 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
         gradients_every=settings.determinism.gradients_every if settings.determinism.step_digests else 0,
         state_every=settings.determinism.state_every,
         seed=settings.run.seed,
+        sums=sums,
     )
     seed_rank(settings.run.seed, workers.rank)
-    if workers.world_size > 1 or settings.compile:
+    if sums is not None:
+        elastic.examine(workers, model, partial(_first_shard, session, settings.train.micro_batch))
+    elif workers.world_size > 1 or settings.compile:
         _warm_up(session, settings.train.micro_batch)
     return session
 
@@ -276,14 +327,31 @@ def is_due(step: int, every: int) -> bool:
 
 def seed_rank(seed: int, rank: int, step: int = 0) -> None:
     """Seed python, numpy and torch of this process from (seed, rank, step)."""
-    digest = hashlib.sha256(f"{seed}/{rank}/{step}".encode()).digest()
+    _seed(f"{seed}/{rank}/{step}")
+
+
+def _seed(text: str) -> None:
+    digest = hashlib.sha256(text.encode()).digest()
     random.seed(digest)
     np.random.seed(int.from_bytes(digest[:4], "little"))
     torch.manual_seed(int.from_bytes(digest[4:12], "little") >> 1)
 
 
+def seed_shard(seed: int, shard: int, update: int) -> None:
+    """Seed python, numpy and torch of this process for logical shard ``shard`` of an update, both from 0."""
+    _seed(f"{seed}/shard/{shard}/{update}")
+
+
 def captured_rng(session: Session) -> bytes:
-    """This rank's generators as the bytes of a safetensors file."""
+    """This rank's generators as the bytes of a safetensors file.
+
+    An elastic run seeds them anew for every shard; between updates they are put where rank 0 of any world
+    size has them, and the other ranks have nothing to save: empty.
+    """
+    if session.sums is not None:
+        if not session.workers.first:
+            return b""
+        seed_shard(session.seed, 0, session.updates)
     name = state.rng_file(session.workers.rank)
     return serialize(name, rng.capture(session.task.generators()))
 
@@ -297,8 +365,9 @@ def resume(session: Session, loaded: Loaded) -> Iterator[Batch]:
     """Put the checkpoint's tensors, cursor and generators in place; returns the micro-batches that follow.
 
     A checkpoint of another world size has no generators for these ranks: they are seeded anew from (seed,
-    rank, step), which the class ``same-data`` says. Raises `TrainingFailed` for anything that does not fit,
-    and `DamagedCheckpoint` on every rank when tensors are not what was signed.
+    rank, step), which the class ``same-data`` says; those of an elastic run follow its shards. Raises
+    `TrainingFailed` for anything that does not fit, and `DamagedCheckpoint` on every rank when tensors are
+    not what was signed.
     """
     trainer = loaded.trainer
     exact_ranks = trainer["world_size"] == session.workers.world_size
@@ -306,6 +375,9 @@ def resume(session: Session, loaded: Loaded) -> Iterator[Batch]:
         raise TrainingFailed("the optimizer's parameter groups are not those of the checkpoint")
     state.load(session.state, loaded, trainer["aliases"])
     stream = session.batches.iterate(trainer["step"])
+    session.updates = trainer["step"]
+    if session.sums is not None:
+        return stream
     file = state.rng_file(session.workers.rank)
     own = loaded.files.get(file)
     if exact_ranks and own is None:
@@ -336,7 +408,9 @@ def begin(session: Session, weights: Loaded | None) -> Iterator[Batch]:
 
 
 def _wrapped(model: nn.Module, settings: Settings, workers: Workers, prepare: Accelerator) -> nn.Module:
-    if settings.parallel == "fsdp2" and workers.world_size > 1:
+    if settings.determinism.elastic:
+        wrapped = model
+    elif settings.parallel == "fsdp2" and workers.world_size > 1:
         wrapped = _sharded(model, prepare)
     else:
         wrapped = _replicated(model, workers, prepare)
@@ -389,6 +463,17 @@ def _warm_up(session: Session, size: int) -> None:
         for name, buffer in session.model.named_buffers():
             buffer.copy_(kept[name])
     rng.restore(generators, session.task.generators())
+
+
+def _first_shard(session: Session, size: int) -> None:
+    """The gradients of samples 0 to ``size``, as the first shard of the first update draws."""
+    indices = np.arange(size, dtype=np.int64) % session.task.samples
+    batch = session.task.batch(indices, np.zeros(size, dtype=np.int64))
+    batch = tuple(tensor.to(session.workers.device) for tensor in batch)
+    seed_shard(session.seed, 0, 0)
+    with session.autocast():
+        loss = session.task.loss(session.wrapped, batch)
+    loss.backward()
 
 
 def _checkpoint_activations(model: nn.Module) -> None:

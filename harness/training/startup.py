@@ -24,7 +24,7 @@ from harness.stores.client import ObjectStore
 from harness.tasks import build as tasks
 from harness.tasks.task import Batch, Task
 from harness.terminal import human_seconds
-from harness.training import distributed, failure, remote, resume, session
+from harness.training import distributed, elastic, failure, remote, resume, session
 from harness.training import start as begin
 from harness.training.launch import Launch
 from harness.training.metrics import Events, MetricsLog, read_steps, rewind
@@ -160,7 +160,7 @@ def facts_of(
         },
         environment=plain({**environment.facts(), "stack": determinism.stack()}),
         determinism_mode=settings.determinism.mode,
-        determinism_settings=plain(determinism.read_back()),
+        determinism_settings=plain({**determinism.read_back(), **elastic.recorded(settings)}),
         start=start,
     )
 
@@ -324,9 +324,14 @@ def first_screen(
             f"{identity.kind} {(identity.digests['corpus'] or '')[:12]}  {counts}",
             "checked just now",
         ),
-        ("resume", _resume_text(segment), "compared with the signed statement" if segment.number else ""),
+        (
+            "resume",
+            _resume_text(segment, settings),
+            "compared with the signed statement" if segment.number else "",
+        ),
         ("parent", _parent_text(segment), ""),
         *_start_rows(launched.facts, origin),
+        *_elastic_rows(settings, origins),
         ("determinism", _determinism_text(settings, changes), origins["determinism.mode"]),
         ("signed by", opened.held.signer.ed25519_id[:12], opened.held.signer_reason),
     ]
@@ -354,10 +359,17 @@ def _parallel_text(settings: Settings, workers: Workers) -> str:
     return meaning[settings.parallel]
 
 
-def _resume_text(segment: Segment) -> str:
+def _elastic_rows(settings: Settings, origins: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    if not settings.determinism.elastic:
+        return []
+    return [("elastic", elastic.in_words(settings), origins["determinism.elastic"])]
+
+
+def _resume_text(segment: Segment, settings: Settings) -> str:
+    world = "at any world size" if settings.determinism.elastic else "and world size"
     meaning = {
         "genesis": "none: a new run",
-        "exact": "exact: same stack and world size, the same bits as without the interruption",
+        "exact": f"exact: same stack {world}, the same bits as without the interruption",
         "same-data": "same-data: the same samples in the same order, other rounding",
         "accepted": "accepted: continues although it differs, as asked",
     }

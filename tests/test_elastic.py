@@ -1,0 +1,98 @@
+"""Elastic runs: the same bits at any world size, through resumes, and in a replay on fewer ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import orjson
+import pytest
+from conftest import Place
+from test_train import keys, predicate
+from toy_task import config
+
+from harness.format import layout
+
+pytestmark = pytest.mark.slow
+
+SHARDED = '{kind: "toy_task:Toy", options: {sharded: true}}'
+ELASTIC = {
+    "task": SHARDED,
+    "train": "{steps: 24, global_batch: 16, micro_batch: 2}",
+    "determinism": "{elastic: true, shards: 8}",
+    "optimizer": "{clip: 0.5}",
+}
+
+
+def write(place: Place, name: str, run: Path, **extra: str) -> str:
+    """A config of an elastic run with dropout, noise and clipping in ``run``."""
+    place.write(name, config(run, **{**ELASTIC, **extra}))
+    return name
+
+
+def chain(run: Path) -> list[tuple[object, ...]]:
+    """Loss, norm, digests of samples, generators, gradients and state, and the chain, of every step."""
+    wanted = ("step", "loss", "grad_norm", "batch", "rng", "gradients", "state", "chain")
+    lines = [orjson.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
+    return [tuple(line.get(name) for name in wanted) for line in lines]
+
+
+def test_every_world_size_and_every_change_of_it_makes_the_same_run(place: Place) -> None:
+    """Oracle: the run of one process: every digest of every step, every tensor of every checkpoint,
+    generators included; of the run that changed its ranks, the signed classes, and replays of its end."""
+    for ranks in (1, 4):
+        name = write(place, f"{ranks}.yaml", place.root / f"run{ranks}")
+        assert (done := place.harness("train", name, processes=ranks)).code == 0, done.err
+        assert "8 shards added in a fixed tree: the same bits on 1, 2, 4, 8 ranks" in done.out
+    slow = '{kind: "toy_task:Toy", options: {sharded: true, pause: 15}}'
+    text = write(place, "toy.yaml", place.run, task=slow)
+    for ranks, until in ((4, 6), (1, 12)):
+        place.kill_at(place.start(["train", text], ranks), f"checkpoints/step-{until:08d}")
+    assert (done := place.harness("train", text, processes=2)).code == 0, done.err
+    assert "exact: same stack at any world size" in done.out
+
+    one = chain(place.root / "run1")
+    assert len(one) == 24
+    assert all(None not in line[:6] for line in one)
+    for run in (place.root / "run4", place.run):
+        assert chain(run) == one
+        same = place.harness("diff", str(place.root / "run1"), str(run), "--json")
+        assert json.loads(same.out)["equal"] is True, same.out
+
+    for step, ranks in ((12, 1), (18, 2), (24, 2)):
+        facts = predicate(place.run / "checkpoints" / layout.checkpoint_name(step))
+        assert facts["segment"]["class"] == "exact"  # type: ignore[index]
+        assert facts["launch"]["world_size"] == ranks  # type: ignore[index]
+        assert facts["determinism"]["settings"]["elastic_shards"] == 8  # type: ignore[index]
+    whom = keys(place)
+    words = ["replay", str(place.run), "--from", "18", "--to", "24", *whom]
+    for more in ([], ["--processes", "1"]):
+        assert (done := place.harness(*words, *more)).code == 0, done.out + done.err
+    shown = place.harness("verify", str(place.run), *whom)
+    assert shown.code == 0, shown.out + shown.err
+    assert "tier 1b: the same bits with another number of processes" in shown.out
+    assert "seen with 1, 2 processes" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("extra", "processes", "says"),
+    [
+        ({"task": '{kind: "toy_task:Toy"}'}, 1, "generators of its own (noise, numpy, python)"),
+        ({"train": "{steps: 4, global_batch: 12, micro_batch: 2}", "determinism": "{elastic: true}"}, 1,
+         "determinism.elastic needs a power of two of micro-batches"),
+        ({"determinism": "{elastic: true, shards: 4}"}, 1, "determinism.shards is 4, and train.global_batch"),
+        ({"determinism": "{shards: 8}"}, 1, "determinism.shards says nothing without determinism.elastic"),
+        ({"parallel": "fsdp2"}, 2, "determinism.elastic adds whole gradients"),
+        ({"task": '{kind: "toy_task:Toy", options: {sharded: true, reads_rank: true}}'}, 2,
+         "rank 1 gets other gradients than rank 0"),
+        ({}, 3, "16 is not a multiple of train.micro_batch 2 x 3 processes"),
+    ],
+)  # fmt: skip
+def test_what_would_break_it_is_refused_with_the_reason(
+    place: Place, extra: dict[str, str], processes: int, says: str
+) -> None:
+    """Oracle: the conditions under which the tree is the same for all; nothing is trained."""
+    done = place.harness("train", write(place, "toy.yaml", place.run, **extra), processes=processes)
+    assert done.code != 0
+    assert says in done.err, done.err[-2000:]
+    assert not list(place.run.glob("checkpoints/*"))
