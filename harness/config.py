@@ -6,6 +6,7 @@
 - the value of an override is read by the same rules as in the file (`harness.strict_yaml`)
 - ``data.files``, ``data.cache`` and ``tokenizer.file`` are relative to the folder of the config that the
   command names; ``run.dir`` and ``signing.key`` to the working directory
+- a string that begins with ``~/`` is a path below the home folder; the resolved text writes it so again
 - the resolved text holds every key, loads back to equal settings, and its sha256 is in every statement
 
 Example::
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from harness import strict_yaml
+from harness import privacy, strict_yaml
 from harness.config_errors import explain, nearest_file
 from harness.errors import ConfigError
 from harness.settings import Effect, Section, Settings, effect_of
@@ -150,13 +151,15 @@ def resolved_text(settings: Section) -> str:
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if not isinstance(value, BaseModel):
-            lines.append(f"{name}: {strict_yaml.write(value)}")
+            lines.append(f"{name}: {_written(value)}")
             continue
         lines.append(f"{name}:")
-        lines += [
-            f"  {key}: {strict_yaml.write(_plain(getattr(value, key)))}" for key in type(value).model_fields
-        ]
+        lines += [f"  {key}: {_written(_plain(getattr(value, key)))}" for key in type(value).model_fields]
     return "\n".join(lines) + "\n"
+
+
+def _written(value: Any) -> str:
+    return strict_yaml.write(privacy.abbreviated(value))
 
 
 def _plain(value: Any) -> Any:
@@ -318,7 +321,7 @@ def _clipped(text: str) -> str:
 
 def _validate(layers: _Layers, where: str, kind: type[Kind]) -> Kind:
     try:
-        return kind.model_validate(layers.value)
+        return kind.model_validate(privacy.expanded(layers.value))
     except ValidationError as error:
         raise explain(error, layers.places, where, kind) from error
 

@@ -23,7 +23,9 @@ comes to and where each value was written, `harness config --schema` the JSON sc
 - `extends: other.yaml` lays the file over another one, one level deep. Mappings are merged key by key, lists
   are replaced.
 - Unknown and duplicate keys are errors. Only `true` and `false` are booleans; `1e-3` is a number. Anchors,
-  aliases and tags are refused, and `~` and `$` in paths are not expanded.
+  aliases and tags are refused.
+- A leading `~/` is the home folder, and a path below it is recorded as `~/…` in run.yaml and every statement.
+  No other `~` and no `$` is expanded.
 - `run.dir` and `signing.key` are relative to the working directory; `data.files`, `data.cache` and
   `tokenizer.file` to the folder of the config that the command names.
 

@@ -22,6 +22,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+from harness import privacy
 from harness.errors import EnvironmentFault
 
 AUDITING = ("cryptography", "orjson", "pydantic", "pyyaml")
@@ -61,9 +62,13 @@ _GIT_VARIABLES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_EXTERNAL_DI
 Plain = str | int | bool | None
 
 
-def facts() -> dict[str, Any]:
-    """The predicate's ``environment``: plain values and two flat objects, ``packages`` and ``variables``."""
+def facts(host: bool = False) -> dict[str, Any]:
+    """The predicate's ``environment``: plain values and two flat objects, ``packages`` and ``variables``.
+
+    The name of this machine only when ``host`` asks for it.
+    """
     return {
+        **({"host": socket.gethostname()} if host else {}),
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
         "system": f"{platform.system()} {platform.release()}",
@@ -76,7 +81,7 @@ def facts() -> dict[str, Any]:
         "container": _container(os.environ, Path("/")),
         "virtual_environment": sys.prefix != sys.base_prefix,
         "packages": packages(),
-        "variables": variables(os.environ, str(Path.home()), socket.gethostname()),
+        "variables": variables(os.environ),
     }
 
 
@@ -125,14 +130,14 @@ def packages() -> dict[str, str | None]:
     return dict(sorted(found.items()))
 
 
-def variables(environ: Mapping[str, str], home: str, host: str) -> dict[str, str]:
-    """Allowed variables of ``environ``; ``home`` and ``host`` become ``~`` and ``<host>`` in their values."""
+def variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Allowed variables of ``environ``; home, user and host are replaced in their values."""
     names = [
         name
         for name in sorted(environ)
         if name in _VARIABLES or (name.startswith(_PREFIXES) and not name.endswith(_PRIVATE))
     ]
-    return {name: _scrubbed(environ[name], home, host) for name in names}
+    return {name: recorded(environ[name]) for name in names}
 
 
 def require_training() -> None:
@@ -200,10 +205,9 @@ def _requirements(lines: Iterable[str]) -> Iterator[str]:
             yield name[0]
 
 
-def _scrubbed(value: str, home: str, host: str) -> str:
-    for secret, instead in ((home, "~"), (host, "<host>")):
-        if len(secret) > 1:
-            value = value.replace(secret, instead)
+def recorded(value: str) -> str:
+    """An allowed variable's ``value`` as a statement may hold it: nothing private, nothing long."""
+    value = privacy.scrubbed(value)
     plain = value.isprintable() and len(value) <= _LONGEST_VALUE
     return value if plain else f"<{len(value)} characters, not recorded>"
 

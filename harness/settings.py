@@ -49,12 +49,12 @@ def _one_line(text: Any) -> Any:
 
 
 def _written_path(value: Any) -> Any:
-    """A path as written: nothing is expanded, so that run.yaml says what was used."""
+    """A path as written; `harness.config` has expanded a leading `~/`, nothing else is."""
     if not isinstance(value, (str, Path)):
         raise PydanticCustomError("path_type", "must be a path")
     text = str(_one_line(value if isinstance(value, str) else str(value)))
     if text.startswith("~") or "$" in text:
-        raise ValueError("~ and $ are not expanded; write the path itself")
+        raise ValueError("~ and $ are not expanded, but for a leading ~/; write the path itself")
     return value
 
 
@@ -106,6 +106,8 @@ class Run(Section):
     """Name in statements, policies and trackers; the folder's name when null."""
     seed: Natural = 0
     """Seed of everything random: initial weights, data order, dropout."""
+    host: StrictBool = Field(default=False, json_schema_extra=OPERATIONAL)
+    """Whether statements name the host of rank 0; nothing in the run folder names a host otherwise."""
 
 
 class Task(Section):

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,16 +71,17 @@ class Wandb:
                 where="WANDB_API_KEY",
                 remedy="set it, run `wandb login`, or use track.wandb=offline",
             )
-        self._run = wandb.init(
-            project=self._project,
-            id=run_id,
-            name=name,
-            dir=str(folder),
-            config=dict(config),
-            mode="offline" if self._mode == "offline" else "online",
-            resume="allow" if self._mode == "online" else None,
-            settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
-        )
+        with _no_paths_in_its_log():
+            self._run = wandb.init(
+                project=self._project,
+                id=run_id,
+                name=name,
+                dir=str(folder),
+                config=dict(config),
+                mode="offline" if self._mode == "offline" else "online",
+                resume="allow" if self._mode == "online" else None,
+                settings=_quiet(wandb.Settings),
+            )
         # A resumed run starts at the step after the server's last one, a new run at 0.
         return max(int(self._run.starting_step) - 1, 0) if self._mode == "online" else 0
 
@@ -92,6 +95,25 @@ class Wandb:
     def finish(self) -> None:
         """Close the wandb run."""
         self._run.finish()
+
+
+def _quiet(settings: Callable[..., Any]) -> Any:
+    """wandb's settings with nothing on the screen, and without host, user, command line and SLURM variables
+    in its files, where it writes them unasked."""
+    private = {"host": "", "x_disable_meta": True, "x_disable_machine_info": True}
+    return settings(silent=True, console="off", disable_git=True, x_disable_stats=True, **private)
+
+
+@contextmanager
+def _no_paths_in_its_log() -> Iterator[None]:
+    """wandb's own debug.log, which is in the run folder, names absolute paths at level INFO."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        logging.getLogger("wandb").setLevel(logging.WARNING)
 
 
 class Tracking:

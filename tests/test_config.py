@@ -61,7 +61,7 @@ WRONG: dict[str, tuple[str, list[str], str, str]] = {
     "overridden twice": (MINIMAL, ["run.seed=1", "run.seed=2"], "run.seed=2", "overridden twice"),
     "overridden inside and whole": (MINIMAL, ["run={dir: a}", "run.seed=2"], "run.seed=2", "twice"),
     "a section for a value": (MINIMAL, ["precision.bits=16"], "precision.bits=16", "precision"),
-    "home": (MINIMAL, ["run.dir=~/run"], "run.dir=~/run", "not expanded"),
+    "home": (MINIMAL, ["run.dir=~alice/run"], "run.dir=~alice/run", "not expanded"),
     "two lines": (MINIMAL, ['run.name="a\\nb"'], "override run.name", "one line"),
     "warm-up": (MINIMAL, ["schedule.warmup=11"], "schedule.warmup=11", "exceeds train.steps 10"),
     "heads": (MINIMAL, ["model.width=10"], "model.width=10", "multiple of 2 x heads"),

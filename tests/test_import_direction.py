@@ -27,6 +27,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "strict_yaml",
             "store_url",
             "settings",
+            "privacy",
             "config",
             "config_errors",
             "config_reference",

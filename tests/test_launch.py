@@ -53,7 +53,8 @@ def test_srun_tasks_that_do_not_know_of_each_other_are_an_error() -> None:
     assert from_environment({**slurm, "SLURM_NTASKS": "1"}, [], ["python"], None).world_size == 1
 
 
-def test_the_command_line_names_no_home_folder() -> None:
+def test_the_command_line_names_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: statements must not leak home paths."""
-    launch = from_environment({"HOME": "/home/ada"}, [], ["/home/ada/venv/bin/python", "-m", "harness"], None)
+    monkeypatch.setenv("HOME", "/home/ada")
+    launch = from_environment({}, [], ["/home/ada/venv/bin/python", "-m", "harness"], None)
     assert launch.command == ("~/venv/bin/python", "-m", "harness")

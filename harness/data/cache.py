@@ -102,7 +102,7 @@ def _key(corpus: Corpus, data: Data, tokenizer: Tokenizer, given: Encoder | None
 
 def _cache_folder(configured: Path | None, base: Path) -> Path:
     if configured is not None:
-        return base / configured.expanduser()
+        return base / configured
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "harness"
 

@@ -25,6 +25,7 @@ from typing import Literal
 
 import torch
 
+from harness import environment
 from harness.errors import EnvironmentFault, TrainingFailed
 
 Mode = Literal["off", "warn", "strict"]
@@ -102,8 +103,13 @@ def read_back() -> dict[str, Value]:
         **_flags(),
         **_cuda_flags(),
         **_processor_settings(),
-        **{name: os.environ.get(name) for name in _READ_VARIABLES},
+        **{name: _variable(name) for name in _READ_VARIABLES},
     }
+
+
+def _variable(name: str) -> str | None:
+    value = os.environ.get(name)
+    return None if value is None else environment.recorded(value)
 
 
 def stack() -> dict[str, Value]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import yaml
 
+from harness import privacy
 from harness.errors import EnvironmentFault
 
 _COUNT_OPTIONS = ("--num_processes", "--num-processes")
@@ -62,7 +63,7 @@ def from_environment(
         local_rank=_integer(environ, "LOCAL_RANK", 0),
         world_size=world_size,
         local_world_size=_integer(environ, "LOCAL_WORLD_SIZE", world_size),
-        command=tuple(_without_home(word, environ.get("HOME")) for word in command),
+        command=tuple(map(privacy.without_home, command)),
     )
     _check(launch, environ, parent, expected)
     return launch
@@ -137,7 +138,3 @@ def _integer(environ: Mapping[str, str], name: str, default: int) -> int:
             f"{name}={text!r} is not a number", where="environment", remedy="use a launcher"
         )
     return int(text)
-
-
-def _without_home(word: str, home: str | None) -> str:
-    return word.replace(home, "~") if home and home != "/" else word

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from harness import privacy
 from harness.errors import ResumeRefused
 from harness.format import files as durable
 from harness.format.metrics_line import step_of
@@ -23,7 +24,10 @@ _FLUSH_SECONDS = 1.0
 
 
 class Events:
-    """``events/rank-NNNNN.jsonl``: what happened besides steps, each line flushed at once."""
+    """``events/rank-NNNNN.jsonl``: what happened besides steps, each line flushed at once.
+
+    No line names the home folder, the user or the host, though tracebacks do (`harness.privacy`).
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +45,7 @@ class Events:
     def write(self, event: str, level: str = "info", **fields: Any) -> None:
         """Append one event; ``level`` is info, warning or error."""
         line = {"time": time.time(), "level": level, "event": event, **fields}
-        data = orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        data = privacy.scrubbed(orjson.dumps(line, default=str).decode()).encode() + b"\n"
         while data:  # an unbuffered write may take a part: a disk that fills up, a limit
             data = data[self._stream.write(data) :]
 

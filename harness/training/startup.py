@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import config, environment, tracking
+from harness import config, environment, privacy, tracking
 from harness.checkpoint.keeping import Best, Keep
 from harness.checkpoint.publisher import Publisher, durable_rename
 from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Loaded
@@ -158,7 +158,7 @@ def facts_of(
             "counts": dict(identity.counts),
             **({"template_sha256": template} if template else {}),
         },
-        environment=plain({**environment.facts(), "stack": determinism.stack()}),
+        environment=plain({**environment.facts(settings.run.host), "stack": determinism.stack()}),
         determinism_mode=settings.determinism.mode,
         determinism_settings=plain({**determinism.read_back(), **elastic.recorded(settings)}),
         start=start,
@@ -214,7 +214,7 @@ def open_desk(
             loaded.settings,
             str(facts.run["id"]),
             folder.root,
-            loaded.settings.model_dump(mode="json"),
+            privacy.abbreviated(loaded.settings.model_dump(mode="json")),
             partial(read_steps, folder.root / layout.METRICS),
         ),
         peak_flops=_peak(task, facts, loaded.settings, started_world=workers.world_size),
