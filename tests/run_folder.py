@@ -105,6 +105,8 @@ class SampleRun:
     segment: dict[str, Any] = field(default_factory=lambda: _segment(0, "first launch", "genesis", None))
     saved: dict[int, Saved] = field(default_factory=dict)
     """Newest checkpoint of each step."""
+    _last: dict[str, Any] = field(default_factory=dict)
+    """The newest line of the metrics."""
 
     def __post_init__(self) -> None:
         self.folder.checkpoints.mkdir(parents=True)
@@ -171,9 +173,8 @@ class SampleRun:
         self.step = 0 if self.parent is None else self.parent.step
         lines = self.folder.metrics.read_bytes().splitlines(keepends=True)[: self.step]
         self.folder.metrics.write_bytes(b"".join(lines))
-        self.head = (
-            bytes.fromhex(strict_json.loads(lines[-1], where="metrics")["chain"]) if lines else bytes(32)
-        )
+        self._last = strict_json.loads(lines[-1], where="metrics") if lines else {}
+        self.head = bytes.fromhex(self._last["chain"]) if lines else bytes(32)
 
     def set_aside(self, step: int, reason: str = "has other bytes than were signed") -> dict[str, Any]:
         """Rename a checkpoint as a resume does that found it damaged; returns the entry for ``skipped``."""
@@ -247,7 +248,8 @@ class SampleRun:
         }  # fmt: skip
 
     def _predicate(self, manifest: Manifest) -> Predicate:
-        line = self._line_of_step()
+        line = self._last
+        assert line["step"] == self.step
         parent, head = self.parent, self.log_head
         return {
             "run": {"id": self.run_id, "name": self.name, "seed": self.seed},
@@ -287,12 +289,6 @@ class SampleRun:
             "created": "2026-11-23T20:00:00Z",
             "outcome": "ok",
         }  # fmt: skip
-
-    def _line_of_step(self) -> dict[str, Any]:
-        line: dict[str, Any] = strict_json.loads(
-            self.folder.metrics.read_bytes().splitlines()[-1], where="metrics"
-        )
-        return line
 
 
 def build(

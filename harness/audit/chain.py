@@ -15,6 +15,7 @@ checkpoint) is not in the chain. A last line without an end belongs to a step th
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,7 @@ def check(
     ``gaps``: step → hex head of the checkpoints after which a signed gap is allowed.
     """
     waiting = {anchor.step: anchor for anchor in anchors}
+    ahead = deque(sorted(waiting))
     gap_free = dict(gaps)
     head, last = chain.GENESIS, 0
     evaluation: Any = {}
@@ -80,7 +82,10 @@ def check(
             head = bytes.fromhex(gap_free.pop(step - 1))
         elif step != last + 1:
             yield Broken(f"step {step} follows step {last}", place)
-        for each in [each for each in sorted(waiting) if last < each < step]:
+        while ahead and ahead[0] <= last:
+            ahead.popleft()
+        while ahead and ahead[0] < step:
+            each = ahead.popleft()
             anchor = waiting.pop(each)
             if not allowed:
                 yield Broken(f"{where} has no line of step {each}", anchor.where)

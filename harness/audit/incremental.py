@@ -20,7 +20,9 @@ def covered(
     opened: Sequence[OpenedCheckpoint], book: log.Log | None, since: Kept | None
 ) -> list[OpenedCheckpoint]:
     """The checkpoints whose record, with the statement that lies there now, is under ``since``."""
-    records = set() if book is None or since is None else set(book.records[: since.head.size])
+    if book is None or since is None:
+        return []
+    records = set(book.records[: since.head.size])
     return [each for each in opened if _record(each) in records]
 
 

@@ -18,7 +18,9 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from harness.errors import EnvironmentFault, EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout, safetensors_header
@@ -44,8 +46,11 @@ class OpenedCheckpoint:
     """A checkpoint whose story is authentic and whose files are the listed ones, contents aside."""
 
     folder: Path
-    manifest: Manifest
     manifest_bytes: bytes
+    payload: tuple[str, ...]
+    """Files of the manifest that are plain files of the listed size; the others are findings already."""
+    size: int
+    """Bytes of the payload that the manifest lists."""
     checkpoint_id: str
     statement: CheckpointStatement
     kind: Kind
@@ -60,6 +65,15 @@ class OpenedCheckpoint:
     """Name → hex sha256 of the statements that were added afterwards, as the log records them."""
     added: tuple[Added, ...]
     """What those of them say that are good."""
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What the checkpoint consists of."""
+        return Manifest.parse(self.manifest_bytes, where=str(self.folder / layout.MANIFEST))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Sent from process to process without what `manifest` has parsed: few look at it again."""
+        return {name: value for name, value in vars(self).items() if name != "manifest"}
 
 
 def open_checkpoint(folder: Path, policy: Policy) -> OpenedCheckpoint:
@@ -113,7 +127,7 @@ def listing(folder: Path, findings: Findings) -> dict[str, os.stat_result]:
         if len(found) >= ENTRY_LIMIT:
             findings.bad("file set", f"holds more than {ENTRY_LIMIT} files", str(folder))
             break
-        if findings.attempt("plain files", _is_plain, status, str(folder / path)):
+        if findings.attempt("plain files", _is_plain, status, f"{folder}/{path}"):
             found[path] = status
     return found
 
@@ -129,7 +143,7 @@ def _examine(
     if not stat.S_ISDIR(os.lstat(folder).st_mode):
         findings.bad("file set", "is not a folder", str(folder))
         return None
-    name = folder.resolve().name
+    name = folder.name if folder.name not in ("", "..") else folder.resolve().name
     kind, _ = verifier.kind_of_name(name)
     if kind == "damaged":
         findings.bad("file set", "was set aside as damaged by a resume", str(folder), "choose another one")
@@ -146,10 +160,14 @@ def _examine(
             findings.attempt("headers", check_header, folder, path, manifest)
     if layout.TRAINER in present:
         _check_trainer(folder, manifest, statement, findings)
-    return OpenedCheckpoint(
+    sizes = {entry.path: entry.size for entry in manifest.files}
+    opened = OpenedCheckpoint(
         folder=folder,
-        manifest=manifest,
         manifest_bytes=evidence.manifest,
+        payload=tuple(
+            path for path, size in sizes.items() if path in present and present[path].st_size == size
+        ),
+        size=sum(sizes.values()),
         checkpoint_id=examined.checkpoint_id,
         statement=statement,
         kind=kind,
@@ -159,6 +177,8 @@ def _examine(
         later=examined.later,
         added=examined.added,
     )
+    vars(opened)["manifest"] = manifest
+    return opened
 
 
 def _walk(folder: Path, findings: Findings) -> Iterator[tuple[str, os.stat_result]]:
@@ -166,14 +186,15 @@ def _walk(folder: Path, findings: Findings) -> Iterator[tuple[str, os.stat_resul
     pending = [""]
     while pending:
         prefix = pending.pop()
-        if len(os.fsencode(folder / prefix)) > _PATH_LIMIT:
+        place = f"{folder}/{prefix}"
+        if len(os.fsencode(place)) > _PATH_LIMIT:
             findings.bad("file set", "holds folders that are nested too deeply", str(folder))
             continue
-        names = sorted(os.listdir(folder / prefix))
+        names = sorted(os.listdir(place))
         if not names:
-            findings.bad("file set", "is an empty folder", str(folder / prefix))
+            findings.bad("file set", "is an empty folder", place.rstrip("/"))
         for name in names:
-            status = os.lstat(folder / prefix / name)
+            status = os.lstat(place + name)
             if stat.S_ISDIR(status.st_mode):
                 pending.append(f"{prefix}{name}/")
             else:
@@ -216,11 +237,11 @@ def _file_set(
     for path in sorted(present):
         size = present[path].st_size
         if path in expected and size != expected[path]:
-            yield f"has {size} bytes, the manifest says {expected[path]}", str(folder / path)
+            yield f"has {size} bytes, the manifest says {expected[path]}", f"{folder}/{path}"
         elif path not in expected and path not in _SIGNATURES and later.name_of(path) is None:
-            yield "is not in the manifest", str(folder / path)
+            yield "is not in the manifest", f"{folder}/{path}"
     for path in sorted(set(expected) - set(present)) if kind != "pruned" else ():
-        yield "is in the manifest, not in the folder", str(folder / path)
+        yield "is in the manifest, not in the folder", f"{folder}/{path}"
 
 
 def check_header(folder: Path, path: str, manifest: Manifest) -> None:

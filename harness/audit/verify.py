@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from harness.audit import (
     exported,
     incremental,
     log_folder,
+    many,
     opening,
     payload,
     prepared,
@@ -209,6 +210,7 @@ def _miss_log(policy: Policy, findings: Findings, kind: str, folder: Path) -> No
         findings.missing(heads.CHECK, what, str(folder), remedy)
 
 
+@many.without_collections()
 def verify_run(
     root: Path,
     policy: Policy,
@@ -227,14 +229,15 @@ def verify_run(
     try:
         seen, moments = _seen(run, policy, findings)
         folders = _folders(run, findings)
-        opened = [opening.examine_folder(folder, policy, findings, seen) for folder in folders]
+        opened = many.examine(folders, policy, findings, seen, quiet=quiet)
         known = [each for each in opened if each is not None]
         entries = history.in_order([entry_of(each) for each in known if each.kind != "nonfinite"])
         # Which payload is hashed depends on the log; its findings come after those of the payload.
         later = Findings()
         book, continued = _read_log(run, _entitled(policy.as_of(min(moments, default=None)), entries), later)
         covered = incremental.covered(known, book, since) if continued else []
-        hashed = _hash_payload([each for each in known if each not in covered], findings, quiet)
+        told = {id(each) for each in covered}
+        hashed = _hash_payload([each for each in known if id(each) not in told], findings, quiet)
         if since is not None:
             findings.note(incremental.told(since, covered, continued))
         _check_newest(known, findings)
@@ -307,18 +310,11 @@ def _folders(run: RunFolder, findings: Findings) -> list[Path]:
 
 
 def _hash_payload(opened: Sequence[OpenedCheckpoint], findings: Findings, quiet: bool) -> int:
-    work = [job for each in opened for job in payload.jobs(each.folder, each.manifest, _present(each))]
+    with_payload = [each for each in opened if each.payload]
+    work = [job for each in with_payload for job in payload.jobs(each.folder, each.manifest, each.payload)]
     total = sum(job.entry.size for job in work)
     with progress(total, "B", "verify", quiet=quiet) as bar:
         return payload.check(work, findings, bar)
-
-
-def _present(opened: OpenedCheckpoint) -> Iterator[str]:
-    """Files of the manifest that are plain files of the listed size; the others are findings already."""
-    for entry in opened.manifest.files:
-        path = opened.folder / entry.path
-        if path.is_file() and not path.is_symlink() and path.stat().st_size == entry.size:
-            yield entry.path
 
 
 def _check_newest(opened: Sequence[OpenedCheckpoint], findings: Findings) -> None:
@@ -402,5 +398,5 @@ def _summary(opened: OpenedCheckpoint) -> dict[str, Any]:
         "steps": {"from": statement.step_from, "to": statement.step_to},
         "signers": list(opened.signers),
         "key_id": opened.signer,
-        "bytes": sum(entry.size for entry in opened.manifest.files),
+        "bytes": opened.size,
     }

@@ -91,8 +91,15 @@ def rename_synced(temporary: Path, final: Path) -> None:
 
 def read_limited(path: Path, limit: int) -> bytes:
     """The bytes of a regular file with one link and at most ``limit`` bytes. Raises as `open_regular`."""
-    with open_regular(path) as stream:
-        data = stream.read(limit + 1)
+    descriptor, status = _open_regular(path)
+    try:
+        parts, wanted = [], min(status.st_size, limit) + 1
+        while wanted > 0 and (part := os.read(descriptor, wanted)):
+            parts.append(part)
+            wanted = min(limit + 1 - sum(map(len, parts)), 1 << 20)
+    finally:
+        os.close(descriptor)
+    data = b"".join(parts)
     if len(data) > limit:
         raise VerificationFailed(f"is larger than {limit} bytes", where=str(path))
     return data
@@ -104,6 +111,10 @@ def open_regular(path: Path) -> BinaryIO:
     Raises `EvidenceIncomplete` when it is not there and `VerificationFailed` when it is anything else: a
     symlink, a folder, a device, a second name of another file.
     """
+    return os.fdopen(_open_regular(path)[0], "rb")
+
+
+def _open_regular(path: Path) -> tuple[int, os.stat_result]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -114,8 +125,9 @@ def open_regular(path: Path) -> BinaryIO:
         what = f"cannot be read: {error.strerror or error}"
         raise EnvironmentFault(what, where=str(path), remedy="check the disk and the permissions") from error
     try:
-        check_regular(os.fstat(descriptor), str(path))
-        return os.fdopen(descriptor, "rb")
+        status = os.fstat(descriptor)
+        check_regular(status, str(path))
+        return descriptor, status
     except BaseException:
         os.close(descriptor)
         raise

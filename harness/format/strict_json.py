@@ -34,13 +34,7 @@ def loads(data: bytes, *, where: str, limit: int = LIMIT, depth: int = DEPTH) ->
     if _nesting(text, depth) > depth:
         raise VerificationFailed(f"is nested deeper than {depth}", where=where)
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
-            parse_int=_small_integer,
-            parse_float=_finite,
-        )
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise VerificationFailed(f"is not JSON at character {error.pos}: {error.msg}", where=where) from error
     except (ValueError, RecursionError) as error:
@@ -53,8 +47,7 @@ def loads(data: bytes, *, where: str, limit: int = LIMIT, depth: int = DEPTH) ->
 def dumps(value: Any) -> bytes:
     """The canonical bytes of ``value``. Raises ValueError for what `loads` would refuse."""
     _check(value, DEPTH)
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
-    return (text + "\n").encode("utf-8")
+    return (_ENCODER.encode(value) + "\n").encode("utf-8")
 
 
 def _nesting(text: str, enough: int) -> int:
@@ -123,15 +116,31 @@ def _refuse_surrogates(value: Any, where: str) -> None:
 
 
 def _check(value: Any, depth: int) -> None:
-    if isinstance(value, dict | list | tuple) and depth == 0:
-        raise ValueError(f"the value is nested deeper than {DEPTH}")
+    kind = type(value)
+    if kind is str or value is None:
+        return
     if isinstance(value, dict):
+        _check_depth(depth)
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"key {key!r} is not a string")
-            _check(item, depth - 1)
+            if type(item) is not str:
+                _check(item, depth - 1)
     elif isinstance(value, list | tuple):
+        _check_depth(depth)
         for item in value:
-            _check(item, depth - 1)
+            if type(item) is not str:
+                _check(item, depth - 1)
     elif isinstance(value, int) and abs(value) > LARGEST:
         raise ValueError(f"integer {value} is beyond 2**53")
+
+
+def _check_depth(depth: int) -> None:
+    if depth == 0:
+        raise ValueError(f"the value is nested deeper than {DEPTH}")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_small_integer, parse_float=_finite
+)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))

@@ -122,7 +122,7 @@ class Policy:
             for one in self.identities
             if one.objection(run_id, run_name, created, kind, self.proven) is None
         )
-        return replace(self, identities=chosen)
+        return self if len(chosen) == len(self.identities) else replace(self, identities=chosen)
 
     def _of(self, algorithm: str) -> tuple[PublicKey, ...]:
         return tuple(

@@ -8,7 +8,7 @@ since JSON parsers do not agree on doubles.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.errors import VerificationFailed
@@ -58,11 +58,20 @@ FACT = either(*SCALAR["anyOf"], listing(TEXT), mapping(SCALAR))
 
 
 def check(value: Any, *, where: str, schema: Schema) -> None:
-    """Raise `VerificationFailed` with the path of the first place where ``value`` departs from ``schema``."""
-    reason = _departure(value, schema, "")
-    if reason is not None:
-        raise VerificationFailed(reason, where=where)
+    """Raise `VerificationFailed` with the path of the first place where ``value`` departs from ``schema``.
 
+    ``schema`` is compiled at its first use and must not change after that.
+    """
+    found = _compiled(schema)(value)
+    if found is not None:
+        raise VerificationFailed(_told(*found), where=where)
+
+
+_Departure = tuple[str, str]
+"""The path below the value, and what is wrong there."""
+_Checker = Callable[[Any], _Departure | None]
+_known: dict[int, tuple[Schema, _Checker]] = {}
+"""Identity of a schema → the schema, so that it stays, and its checker."""
 
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,
@@ -74,57 +83,119 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def _departure(value: Any, schema: Schema, path: str) -> str | None:
-    """What is wrong with ``value``, or None; knows the keywords that this module uses."""
-    place = path or "it"
+def _told(path: str, reason: str) -> str:
+    return f"{path.lstrip('.') or 'it'} {reason}"
+
+
+def _compiled(schema: Schema) -> _Checker:
+    """What checks a value against ``schema``; knows the keywords that this module uses."""
+    known = _known.get(id(schema))
+    if known is None:
+        known = _known[id(schema)] = (schema, _compile(schema))
+    return known[1]
+
+
+def _compile(schema: Schema) -> _Checker:
     if "anyOf" in schema:
-        reasons = [_departure(value, option, path) for option in schema["anyOf"]]
-        return None if None in reasons else max(map(str, reasons), key=len)
+        return _any_of([_compiled(option) for option in schema["anyOf"]])
     if "const" in schema:
-        return None if value == schema["const"] else f"{place} is not {schema['const']!r}"
+        wanted = schema["const"]
+        return lambda value: None if value == wanted else ("", f"is not {wanted!r}")
     if "enum" in schema:
-        known = isinstance(value, str) and value in schema["enum"]
-        return None if known else f"{place} is none of {', '.join(schema['enum'])}"
-    kind = schema["type"]
-    if not _is_a(kind, value):
-        return f"{place} is no {kind}"
-    if kind == "integer":
-        low, high = schema["minimum"], schema["maximum"]
-        return None if low <= value <= high else f"{place} is {value}, outside {low} to {high}"
-    if kind == "string":
-        return _string_departure(value, schema, place)
-    if kind == "array":
-        reasons = [
-            _departure(item, schema["items"], f"{place}[{number}]") for number, item in enumerate(value)
-        ]
-        return next((reason for reason in reasons if reason is not None), None)
-    return _object_departure(value, schema, path) if kind == "object" else None
+        names = frozenset(schema["enum"])
+        reason = ("", f"is none of {', '.join(schema['enum'])}")
+        return lambda value: None if isinstance(value, str) and value in names else reason
+    return _of_type(schema["type"], schema)
 
 
-def _is_a(kind: str, value: object) -> bool:
-    return isinstance(value, _TYPES[kind]) and not (kind == "integer" and isinstance(value, bool))
+def _any_of(options: list[_Checker]) -> _Checker:
+    def check_any(value: Any) -> _Departure | None:
+        found = []
+        for option in options:
+            departure = option(value)
+            if departure is None:
+                return None
+            found.append(departure)
+        return max(found, key=lambda each: len(_told(*each)))
+
+    return check_any
 
 
-def _string_departure(value: str, schema: Schema, place: str) -> str | None:
-    if len(value) > schema.get("maxLength", len(value)):
-        return f"{place} is longer than {schema['maxLength']}"
-    # JSON Schema's `$` is the end of the string, python's also matches before a final newline.
-    pattern = schema.get("pattern", "").removesuffix("$")
-    matches = re.fullmatch if schema.get("pattern", "").endswith("$") else re.match
-    return None if not pattern or matches(pattern, value, re.ASCII) else f"{place} is {value[:40]!r}"
+def _of_type(kind: str, schema: Schema) -> _Checker:
+    types, reason = _TYPES[kind], ("", f"is no {kind}")
+    inner = _INNER.get(kind, _nothing_more)(schema)
+    boolean_too = kind == "boolean"
 
-
-def _object_departure(value: dict[str, Any], schema: Schema, path: str) -> str | None:
-    properties = schema.get("properties", {})
-    others = schema.get("additionalProperties", True)
-    for name in schema.get("required", ()):
-        if name not in value:
-            return f"{path}.{name} is missing".lstrip(".")
-    for name, item in value.items():
-        inner = properties.get(name, others)
-        if inner is False:
-            return f"{path}.{name} is not a known field".lstrip(".")
-        reason = _departure(item, inner, f"{path}.{name}".lstrip(".")) if isinstance(inner, dict) else None
-        if reason is not None:
+    def check_type(value: Any) -> _Departure | None:
+        # In Python a boolean is an integer.
+        if not isinstance(value, types) or (value is True or value is False) is not boolean_too:
             return reason
-    return None
+        return inner(value)
+
+    return check_type
+
+
+def _nothing_more(_: Schema) -> _Checker:
+    return lambda value: None
+
+
+def _integer(schema: Schema) -> _Checker:
+    low, high = schema["minimum"], schema["maximum"]
+    return lambda value: None if low <= value <= high else ("", f"is {value}, outside {low} to {high}")
+
+
+def _string(schema: Schema) -> _Checker:
+    most, pattern = schema.get("maxLength"), schema.get("pattern", "")
+    expression = re.compile(pattern.removesuffix("$"), re.ASCII)
+    # JSON Schema's `$` is the end of the string, python's also matches before a final newline.
+    matches = expression.fullmatch if pattern.endswith("$") else expression.match
+
+    def check_string(value: str) -> _Departure | None:
+        if most is not None and len(value) > most:
+            return "", f"is longer than {most}"
+        return None if not pattern or matches(value) else ("", f"is {value[:40]!r}")
+
+    return check_string
+
+
+def _array(schema: Schema) -> _Checker:
+    check_item = _compiled(schema["items"])
+
+    def check_array(value: Sequence[Any]) -> _Departure | None:
+        for number, item in enumerate(value):
+            found = check_item(item)
+            if found is not None:
+                return f"[{number}]{found[0]}", found[1]
+        return None
+
+    return check_array
+
+
+def _object(schema: Schema) -> _Checker:
+    required = schema.get("required", ())
+    properties = {name: _compiled(inner) for name, inner in schema.get("properties", {}).items()}
+    others = schema.get("additionalProperties", True)
+    check_other = _compiled(others) if isinstance(others, dict) else None
+
+    def check_object(value: Mapping[str, Any]) -> _Departure | None:
+        for name in required:
+            if name not in value:
+                return f".{name}", "is missing"
+        for name, item in value.items():
+            check_item = properties.get(name, check_other)
+            if check_item is None:
+                if others is False:
+                    return f".{name}", "is not a known field"
+                continue
+            found = check_item(item)
+            if found is not None:
+                return f".{name}{found[0]}", found[1]
+        return None
+
+    return check_object
+
+
+_INNER: dict[str, Callable[[Schema], _Checker]] = {
+    "integer": _integer, "string": _string, "array": _array, "object": _object,
+}  # fmt: skip
+"""Type → what is checked besides."""

@@ -1,0 +1,111 @@
+"""Many checkpoints, examined by several processes: signatures and JSON keep a core busy each.
+
+The processes are forks that share nothing afterwards: each takes the next few folders and sends back what
+`harness.audit.opening.examine_folder` found, in the folders' order. Where forking is not safe (other threads
+run, another system than Linux) or not worth it, this process does it all, with the same result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.audit import opening
+from harness.audit.opening import OpenedCheckpoint
+from harness.errors import EnvironmentFault
+from harness.provenance.findings import Findings
+from harness.provenance.policy import Policy
+from harness.terminal import progress
+
+_WORTH_IT = 200
+"""Folders below which starting processes costs more than it saves."""
+_AT_ONCE = 50
+"""Folders that a process takes at a time."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every process has from the fork on; keys cannot be sent."""
+
+    folders: Sequence[Path]
+    policy: Policy
+    seen: Mapping[str, str]
+
+
+_Result = tuple[list[OpenedCheckpoint | None], Findings, EnvironmentFault | None]
+_task: _Task | None = None
+
+
+def examine(
+    folders: Sequence[Path], policy: Policy, findings: Findings, seen: Mapping[str, str], *, quiet: bool
+) -> list[OpenedCheckpoint | None]:
+    """`opening.examine_folder` of each of ``folders``. Raises `EnvironmentFault` for a bad disk."""
+    processes = min(len(os.sched_getaffinity(0)), len(folders) // _WORTH_IT + 1) if _may_fork() else 1
+    opened: list[OpenedCheckpoint | None] = []
+    with progress(len(folders), "checkpoints", "verify", quiet=quiet) as bar:
+        if processes < 2:
+            for folder in folders:
+                opened.append(opening.examine_folder(folder, policy, findings, seen))
+                bar.advance(1)
+        else:
+            for some, found in _in_processes(_Task(folders, policy, seen), processes):
+                opened += some
+                findings.extend(found)
+                bar.advance(len(some))
+    return opened
+
+
+def _may_fork() -> bool:
+    """A fork has only the thread that called it, so a lock that another thread holds would stay locked."""
+    alone = threading.active_count() == 1 and not multiprocessing.current_process().daemon
+    return sys.platform.startswith("linux") and alone
+
+
+def _in_processes(task: _Task, processes: int) -> Iterator[tuple[list[OpenedCheckpoint | None], Findings]]:
+    from concurrent.futures import ProcessPoolExecutor  # most verifications need none
+
+    global _task
+    _task = task
+    starts = range(0, len(task.folders), _AT_ONCE)
+    fork = multiprocessing.get_context("fork")
+    try:
+        with ProcessPoolExecutor(processes, fork, gc.disable) as pool:
+            for opened, findings, fault in pool.map(_examine, starts):
+                if fault is not None:
+                    pool.shutdown(cancel_futures=True)
+                    raise fault
+                yield opened, findings
+    finally:
+        _task = None
+
+
+def _examine(start: int) -> _Result:
+    """In a process: the folders from ``start`` on."""
+    opened: list[OpenedCheckpoint | None] = []
+    findings = Findings()
+    assert _task is not None
+    try:
+        for folder in _task.folders[start : start + _AT_ONCE]:
+            opened.append(opening.examine_folder(folder, _task.policy, findings, _task.seen))
+    except EnvironmentFault as fault:
+        return opened, findings, fault
+    return opened, findings, None
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Statements hold no cycles, and each collection of Python's would walk all that have come so far."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
