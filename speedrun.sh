@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Train on real data, be killed, resume bit for bit, prove it. Each line is a command that you may type alone.
+# From raw files to a chat model and its report, every stage signed. Each line is a command that you may type alone.
+# Kill it anywhere and start it again: it goes on where it was. rm -rf runs/speedrun begins anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -8,31 +9,42 @@ scripts/setup.sh
 scripts/setup.sh audit
 export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
 
-# 2. Everything lands in runs/speedrun, made anew. A signing key, and a look at this machine.
-rm -rf runs/speedrun && mkdir -p runs/speedrun
-harness keys new --out runs/speedrun/author
-harness doctor configs/speedrun.yaml run.dir=runs/speedrun/run signing.key=runs/speedrun/author.key
+# 2. Preflight: a signing key, and a look at this machine.
+run=runs/speedrun && mkdir -p $run
+test -e $run/author.p256.pub || { rm -f $run/author.* && harness keys new --out $run/author; }
+export HARNESS_SIGNING_KEY=$run/author.key
+keys=(--key $run/author.ed25519.pub $run/author.p256.pub)
+harness doctor
 
-# 3. Train on the GPUs, or as two CPU processes. SIGKILL hits at step 130; the same command resumes.
+# 3. Dataset and tokenizer: sources of installed packages, filtered, split, cut into shards.
+harness prepare recipes/corpus.yaml out=$run/corpus
+
+# 4. Base model, on the GPUs or as two CPU processes. SIGKILL hits at step 130; the same command resumes.
 gpus=$(python -c 'import torch; print(next((n for n in (8, 4, 2, 1) if n <= torch.cuda.device_count()), 0))')
-launch=(torchrun --nproc-per-node "$((gpus > 0 ? gpus : 2))" -m harness train configs/speedrun.yaml)
-train=("${launch[@]}" signing.key=runs/speedrun/author.key)
-python scripts/kill_at_step.py runs/speedrun/run --step 130 -- "${train[@]}" run.dir=runs/speedrun/run
-"${train[@]}" run.dir=runs/speedrun/run
+train=(torchrun --nproc-per-node "$((gpus > 0 ? gpus : 2))" -m harness train)
+python scripts/kill_at_step.py $run/base --step 130 -- "${train[@]}" configs/speedrun.yaml
+"${train[@]}" configs/speedrun.yaml
+harness evaluate $run/base/checkpoints/step-00000300 --once --folder configs "${keys[@]}"
 
-# 4. A twin that nobody interrupts: every tensor of every later checkpoint has the same bits.
-"${train[@]}" run.dir=runs/speedrun/twin
-harness diff runs/speedrun/run runs/speedrun/twin
+# 5. A twin that nobody interrupts: every tensor of every later checkpoint has the same bits.
+"${train[@]}" configs/speedrun.yaml run.dir=$run/twin
+harness diff $run/base $run/twin
 
-# 5. The auditor has no torch, and the run verifies.
+# 6. Chats from another package, a child run that starts from the verified base, and the answers of both models.
+harness prepare recipes/chats.yaml out=$run/chats tokenizer.file=../$run/corpus/tokenizer.json
+"${train[@]}" configs/speedrun-chat.yaml
+for model in base chat; do
+    harness evaluate $run/$model/checkpoints/step-00000300 --once --chats $run/chats --new-tokens 16 "${keys[@]}"
+done
+
+# 7. The auditor has no torch, and all of it verifies. One bit of a copy is flipped: caught and located.
 scripts/must_fail.sh 1 .venv-audit/bin/python -c 'import torch'
-keys=(--key runs/speedrun/author.ed25519.pub runs/speedrun/author.p256.pub)
-.venv-audit/bin/harness verify runs/speedrun/run "${keys[@]}"
+for stage in corpus chats base; do .venv-audit/bin/harness verify $run/$stage "${keys[@]}"; done
+.venv-audit/bin/harness verify $run/chat --with $run/base "${keys[@]}"
+rm -rf $run/forged && cp -r $run/base $run/forged
+python scripts/flip_byte.py $run/forged/checkpoints/step-00000300/model.safetensors
+scripts/must_fail.sh 1 .venv-audit/bin/harness verify $run/forged "${keys[@]}"
 
-# 6. One bit of a copy is flipped: caught and located.
-cp -r runs/speedrun/run runs/speedrun/forged
-python scripts/flip_byte.py runs/speedrun/forged/checkpoints/step-00000300/model.safetensors
-scripts/must_fail.sh 1 .venv-audit/bin/harness verify runs/speedrun/forged "${keys[@]}"
-
-# 7. What came out, with the loss curve as a picture.
-harness report runs/speedrun/run --out runs/speedrun/report "${keys[@]}"
+# 8. What came out of it, and what it came from.
+harness report $run/base $run/chat --out $run/report "${keys[@]}"
+harness lineage $run/chat --with $run/base $run/corpus $run/chats --format html "${keys[@]}" > $run/lineage.html

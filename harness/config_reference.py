@@ -36,7 +36,7 @@ comes to and where each value was written, `harness config --schema` the JSON sc
 The configs here:
 
 - [tiny.yaml](tiny.yaml): the smallest real run, on a CPU in seconds
-- [speedrun.yaml](speedrun.yaml): the main job of `speedrun.sh`
+- [speedrun.yaml](speedrun.yaml), [speedrun-chat.yaml](speedrun-chat.yaml): the models of `speedrun.sh`
 - [digits.yaml](digits.yaml): another task than language
 - [gpt-124m.yaml](gpt-124m.yaml): GPT-2 small's sizes on GPUs
 """

@@ -3,7 +3,7 @@
 python scripts/kill_at_step.py RUN --step 60 -- torchrun --nproc-per-node 2 -m harness train CONFIG
 
 Watches RUN/metrics.jsonl and kills as soon as it holds the step; `--after SECONDS` kills by the clock.
-Exit code 0: killed. 1: the command ended first.
+Exit code 0: killed, or the step was there before, and nothing was started. 1: the command ended first.
 """
 
 from __future__ import annotations
@@ -109,6 +109,9 @@ def main() -> int:
     when.add_argument("--after", type=float, metavar="SECONDS")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     arguments = parser.parse_args()
+    if arguments.step is not None and last_step(arguments.run / "metrics.jsonl") >= arguments.step:
+        print(f"kill_at_step: step {arguments.step} is on disk already, nothing to kill")
+        return 0
     done = run_and_kill(arguments.command, arguments.run, step=arguments.step, after=arguments.after)
     if done is None:
         print("kill_at_step: the command ended before it could be killed", file=sys.stderr)

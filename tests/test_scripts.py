@@ -49,10 +49,10 @@ def test_the_speedrun_is_a_page_long() -> None:
 def test_every_verb_and_file_that_the_speedrun_names_exists() -> None:
     """Oracle: the table of verbs, and the file system."""
     text = re.sub(r"^\s*#.*$", "", (ROOT / "speedrun.sh").read_text(), flags=re.MULTILINE)
-    verbs = set(re.findall(r"(?:^|/|-m )harness ([a-z]+)", text, flags=re.MULTILINE))
-    assert verbs >= {"keys", "doctor", "train", "diff", "verify", "report"}
+    verbs = set(re.findall(r"(?:^|[ /])harness ([a-z]+)", text, flags=re.MULTILINE))
+    assert verbs >= {"keys", "doctor", "prepare", "evaluate", "diff", "verify", "report", "lineage"}
     assert verbs <= set(VERBS)
-    files = set(re.findall(r"(?:scripts|configs)/[\w./-]+", text))
+    files = set(re.findall(r"(?:scripts|configs|recipes)/[\w./-]+", text))
     assert files
     assert [name for name in files if not (ROOT / name).is_file()] == []
 
@@ -154,3 +154,12 @@ def test_kill_at_step_says_so_when_the_command_ends_first(tmp_path: Path) -> Non
     done = ran(*killer, sys.executable, "-c", "pass")
     assert done.returncode == 1
     assert "ended before" in done.stderr
+
+
+def test_kill_at_step_starts_nothing_when_the_step_is_there(tmp_path: Path) -> None:
+    """Oracle: a command that would leave a file; a pipeline that goes on must not be killed again."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n')
+    killer = [sys.executable, ROOT / "scripts" / "kill_at_step.py", tmp_path, "--step", "2", "--"]
+    done = ran(*killer, "touch", tmp_path / "started")
+    assert (done.returncode, "nothing to kill" in done.stdout) == (0, True)
+    assert not (tmp_path / "started").exists()

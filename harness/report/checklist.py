@@ -105,7 +105,8 @@ def _runtime(study: Study) -> Item:
     return Item(
         "run time or energy of each result",
         "yes" if len(known) == len(study.runs) else "no",
-        f"time at work of {len(known)} of {len(study.runs)} runs; energy is not recorded",
+        f"time at work of {len(known)} of {len(study.runs)} runs; energy of "
+        f"{sum(bool(run.energy) for run in study.runs)}",
         "Costs",
     )
 

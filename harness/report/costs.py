@@ -41,6 +41,12 @@ def device(run: Run) -> str:
     return str(named or facts.get("cpu") or "not recorded")
 
 
+def energy(run: Run) -> str:
+    """Watt hours by what counted them."""
+    told = (f"{joules / 3600:.3g} Wh ({source})" for source, joules in run.energy.items())
+    return "; ".join(told) or "not recorded"
+
+
 def costs(runs: Sequence[Run]) -> Iterator[Block]:
     """Hours of each run and of all."""
     yield Heading(2, "Costs")
@@ -56,11 +62,18 @@ def costs(runs: Sequence[Run]) -> Iterator[Block]:
                 "—" if ranks is None else str(ranks),
                 "—" if seconds is None else human_seconds(seconds),
                 "—" if hours is None else f"{hours:.3f}",
+                energy(run),
                 f"{run.superseded:,}",
             ]
         )
-    yield Table(["run", "device", "processes", "time at work", "process hours", "steps that ran twice"], rows)
+    head = ["run", "device", "processes", "time at work", "process hours", "energy", "steps that ran twice"]
+    yield Table(head, rows)
+    counted = sum(bool(run.energy) for run in runs)
     yield Paragraph(
         f"{total:.3f} process hours in all, from the clocks in metrics.jsonl, start-up and pauses left out. "
-        "Energy is not recorded."
+        + (
+            f"Energy of {counted} of {len(runs)} runs, as their devices counted it; covered by no signature."
+            if counted
+            else "Energy is not recorded: no device reported it."
+        )
     )

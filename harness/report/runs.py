@@ -9,7 +9,7 @@ import base64
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +67,8 @@ class Run:
     superseded: int
     """Lines of steps that were run again after a resume."""
     config_text: str
+    energy: Mapping[str, float] = field(default_factory=dict)
+    """Source → joules, over all launches and ranks, as far as events/ tell; no signature covers them."""
     label: str | None = None
     """What to call it instead of its name, where several runs have the same."""
 
@@ -135,6 +137,7 @@ def read(root: Path) -> Run:
         incidents=tuple(sorted(incidents(events), key=lambda one: one.time)),
         superseded=sum(line.get("event") == "superseded metrics" for _, line in events),
         config_text=config_text(root),
+        energy=energy(events),
     )
 
 
@@ -181,6 +184,21 @@ def incidents(events: Iterable[tuple[int, Line]]) -> Iterable[Incident]:
             clock = float(line["time"]) if is_clock(line.get("time")) else 0.0
             event = printable(str(line.get("event", "")))
             yield Incident(clock, rank, str(line["level"]), event, text[:400])
+
+
+def energy(events: Iterable[tuple[int, Line]]) -> dict[str, float]:
+    """Joules by source: of each launch of each rank the last reading, which is the largest."""
+    largest: dict[tuple[int, str, float], float] = {}
+    for rank, line in events:
+        source, launch, joules = (line.get(name) for name in ("source", "launch", "joules"))
+        numbers = all(isinstance(each, int | float) and math.isfinite(each) for each in (launch, joules))
+        if line.get("event") == "energy" and isinstance(source, str) and numbers:
+            key = (rank, printable(source), float(launch or 0))
+            largest[key] = max(largest.get(key, 0.0), float(joules or 0))
+    sums: dict[str, float] = {}
+    for (_, source, _), joules in largest.items():
+        sums[source] = sums.get(source, 0.0) + joules
+    return sums
 
 
 def printable(text: str) -> str:

@@ -20,7 +20,7 @@ from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
 from harness.errors import Interrupted
 from harness.format import chain, layout
-from harness.training import distributed, elastic, launch, remote, session, signals, startup
+from harness.training import distributed, elastic, energy, launch, remote, session, signals, startup
 from harness.training.evaluate import evaluate
 from harness.training.exchange import FAILED
 from harness.training.metrics import Events
@@ -75,6 +75,8 @@ def train(
         task = startup.build_task(workers, settings, loaded.path.parent)
         events = Events(startup.events_path(settings, workers.rank))
         stack.callback(events.close)
+        meter = energy.meter(workers.device, started.local_rank)
+        stack.callback(meter.close, events)
 
         # The state of the run: build, warm up, then tensors, data cursor and generators of the checkpoint.
         # Tensors are verified while they are read, so only now can a checkpoint turn out to be damaged.
@@ -163,6 +165,7 @@ def train(
             recorder.record(values, scores)
             if due:
                 recorder.save(step)
+                meter.note(events, step)
                 gc.collect()
             if step == start + 1:
                 ledger.scan(step)
