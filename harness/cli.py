@@ -21,6 +21,7 @@ VERBS = {
     "train": "start a run, or continue it when its folder holds a checkpoint",
     "fetch": "bring a run from an object store into a folder, to verify it there",
     "verify": "check a checkpoint or a run: signatures, files, digests, statements, lineage, log",
+    "gate": "let models through only if they verify: for CI, commit hooks, deployment",
     "show": "what made this checkpoint, in one screen",
     "diff": "compare two checkpoints or two runs",
     "lineage": "the graph of checkpoints, resumes and parents",

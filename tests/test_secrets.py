@@ -76,12 +76,13 @@ def test_no_byte_of_a_run_tells_a_secret_the_home_the_user_or_the_host(tmp_path:
     real = re.compile(rf"(?<!\w){re.escape(socket.gethostname())}(?!\w)".encode())
     planted = re.compile("|".join([SECRET, USER, HOST, re.escape(str(tmp_path))]).encode())
     assert list(leaks(place.run, planted)) == []
-    assert list(leaks(place.run / "checkpoints", real)) == []
+    # A short name may stand in a tensor by chance.
+    assert list(leaks(place.run, real, "*.json*")) == []
 
 
-def leaks(root: Path, sought: re.Pattern[bytes]) -> Iterator[str]:
-    """Where ``sought`` stands in the files below ``root``, base64 payloads included."""
-    for path in sorted(root.rglob("*")):
+def leaks(root: Path, sought: re.Pattern[bytes], names: str = "*") -> Iterator[str]:
+    """Where ``sought`` stands in the files ``names`` below ``root``, base64 payloads included."""
+    for path in sorted(root.rglob(names)):
         if not path.is_file():
             continue
         data = path.read_bytes()

@@ -20,9 +20,17 @@ _WIDTH = 86
 
 def render(report: Report) -> str:
     """The whole report, ending with the verdict's reasons."""
-    head = f"{style(report.verdict, _COLOURS[report.exit_code])}  {visible(str(report.target))}"
-    lines = [head, *_facts(report), *_tiers(report), *(_line("note", note) for note in report.notes)]
+    lines = [_head(report), *_facts(report), *_tiers(report), *(_line("note", note) for note in report.notes)]
     return "\n".join([*lines, *map(_finding, report.findings)])
+
+
+def brief(report: Report) -> str:
+    """The verdict and its reasons only."""
+    return "\n".join([_head(report), *map(_finding, report.findings)])
+
+
+def _head(report: Report) -> str:
+    return f"{style(report.verdict, _COLOURS[report.exit_code])}  {visible(str(report.target))}"
 
 
 def _facts(report: Report) -> list[str]:

@@ -13,20 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from harness.errors import VerificationFailed
 from harness.format import strict_json
-from harness.provenance.keys import PublicKey
+from harness.provenance.keys import PublicKey, sign_with
+from harness.provenance.ssh_agent import AgentKey
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 LIMIT = 16 << 20
 """Bytes of a bundle."""
 
-PrivateKey = Ed25519PrivateKey | ec.EllipticCurvePrivateKey
+PrivateKey = Ed25519PrivateKey | ec.EllipticCurvePrivateKey | AgentKey
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,7 @@ def pae(payload_type: str, payload: bytes) -> bytes:
 def sign(payload: bytes, private_key: PrivateKey, public_key: PublicKey) -> bytes:
     """The bundle of ``payload``; ``public_key`` is the other half, for the hint."""
     message = pae(PAYLOAD_TYPE, payload)
-    if isinstance(private_key, Ed25519PrivateKey):
-        signature = private_key.sign(message)
-    else:
-        signature = private_key.sign(message, ec.ECDSA(hashes.SHA256()))
+    signature = sign_with(private_key, message)
     return strict_json.dumps(
         {
             "mediaType": MEDIA_TYPE,

@@ -2,7 +2,8 @@
 
 OpenSSF Model Signing knows no Ed25519, so an identity is a pair. ``NAME.key`` holds both private keys
 (PKCS #8 PEM, mode 0600), ``NAME.ed25519.pub`` and ``NAME.p256.pub`` the public ones (SPKI PEM). An OpenSSH
-Ed25519 key signs statements too; it makes no model.sig.
+Ed25519 key signs statements too; it makes no model.sig. Where a file with OpenSSH public keys is named,
+ssh-agent signs with their private halves (`harness.provenance.ssh_agent`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from harness.errors import EnvironmentFault, UsageError
 from harness.format import files
+from harness.provenance import ssh_agent
+from harness.provenance.ssh_agent import AgentKey
 
 ENVIRONMENT = "HARNESS_SIGNING_KEY"
 
@@ -69,9 +72,9 @@ class PublicKey:
 class Signer:
     """A private identity."""
 
-    ed25519: Ed25519PrivateKey
-    p256: ec.EllipticCurvePrivateKey | None
-    """None for an OpenSSH key: no model.sig is made."""
+    ed25519: Ed25519PrivateKey | AgentKey
+    p256: ec.EllipticCurvePrivateKey | AgentKey | None
+    """None for an OpenSSH key alone: no model.sig is made."""
 
     @property
     def ed25519_id(self) -> str:
@@ -104,19 +107,25 @@ def create(out: Path) -> KeyFiles:
             raise UsageError("exists already", where=str(path), remedy="choose another --out")
     files.make_folder(out.parent)
     signer = Signer(Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1()))
-    keys = [key for key in (signer.ed25519, signer.p256) if key is not None]
-    _write_new(private, b"".join(map(_private_pem, keys)), 0o600)
+    halves = [
+        _private_pem(key) for key in (signer.ed25519, signer.p256) if not isinstance(key, AgentKey | None)
+    ]
+    _write_new(private, b"".join(halves), 0o600)
     for path, key in zip(public, public_keys(signer), strict=True):
         _write_new(path, key.pem, 0o644)
     return KeyFiles(private, public)
 
 
 def load_signer(path: Path) -> Signer:
-    """The identity in ``path``: a file of `create`, or an OpenSSH Ed25519 private key without passphrase.
+    """The identity in ``path``: a file of `create`, an OpenSSH Ed25519 private key without passphrase, or the
+    OpenSSH public keys of an identity whose private ones ssh-agent holds.
 
-    Raises `EnvironmentFault` when it is not there or others may read it, `UsageError` for other contents.
+    Raises `EnvironmentFault` when it is not there, others may read a private key or the agent lacks it,
+    `UsageError` for other contents.
     """
     data = _read(path)
+    if ssh_agent.is_public(data):
+        return _agent_signer(data, path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise EnvironmentFault(
@@ -136,6 +145,26 @@ def load_signer(path: Path) -> Signer:
     return Signer(ed25519[0], p256[0] if p256 else None)
 
 
+def _agent_signer(data: bytes, path: Path) -> Signer:
+    halves = ssh_agent.held(data, str(path))
+    ed25519 = [key for key in halves if key.kind == "ssh-ed25519"]
+    p256 = [key for key in halves if key.kind != "ssh-ed25519"]
+    if len(ed25519) != 1 or len(p256) > 1:
+        remedy = "one line ssh-ed25519, and at most one ecdsa-sha2-nistp256 for model.sig"
+        raise UsageError("names no single Ed25519 key", where=str(path), remedy=remedy)
+    return Signer(ed25519[0], p256[0] if p256 else None)
+
+
+def sign_with(private: Ed25519PrivateKey | ec.EllipticCurvePrivateKey | AgentKey, message: bytes) -> bytes:
+    """The signature over ``message``: 64 bytes, or ASN.1 of ECDSA with SHA-256 for a P-256 key.
+
+    Raises `EnvironmentFault` when an agent that holds the key does not sign.
+    """
+    if isinstance(private, ec.EllipticCurvePrivateKey):
+        return private.sign(message, ec.ECDSA(hashes.SHA256()))
+    return private.sign(message)
+
+
 def load_public(path: Path) -> PublicKey:
     """The public key in ``path``: SPKI PEM or an OpenSSH line. Raises `UsageError` for other contents."""
     return parse_public(_read(path), where=str(path))
@@ -144,7 +173,7 @@ def load_public(path: Path) -> PublicKey:
 def parse_public(data: bytes, *, where: str) -> PublicKey:
     """The public key in ``data``; `load_public` without the file."""
     try:
-        if data.lstrip().startswith(b"ssh-"):
+        if ssh_agent.is_public(data):
             key: object = serialization.load_ssh_public_key(data)
         elif b"PRIVATE KEY" in data:
             raise UsageError("is a private key", where=where, remedy="give auditors the .pub files")

@@ -22,12 +22,10 @@ from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files
 from harness.provenance import tiles
-from harness.provenance.keys import PublicKey, Signer, public_keys
+from harness.provenance.keys import PublicKey, Signer, public_keys, sign_with
 from harness.provenance.merkle import leaf_hash, node_hash, root_hash
 from harness.provenance.tiles import Edge
 
@@ -188,8 +186,7 @@ def read_under(folder: Path, head: Head) -> Log:
 def sign_note(head: Head, signer: Signer) -> bytes:
     """The signed note of ``head``: a tlog-checkpoint, named by its origin."""
     text = f"{head.origin}\n{head.size}\n{base64.b64encode(head.root).decode()}\n"
-    key: Ed25519PrivateKey = signer.ed25519
-    signature = _note_id(head.origin, public_keys(signer)[0]) + key.sign(text.encode())
+    signature = _note_id(head.origin, public_keys(signer)[0]) + sign_with(signer.ed25519, text.encode())
     return f"{text}\n— {head.origin} {base64.b64encode(signature).decode()}\n".encode()
 
 

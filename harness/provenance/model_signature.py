@@ -12,8 +12,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from harness.errors import VerificationFailed
 from harness.format import layout, strict_json
 from harness.provenance import envelope
@@ -32,9 +30,7 @@ SERIALIZATION = {
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
-def sign(
-    files: Iterable[tuple[str, str]], p256: ec.EllipticCurvePrivateKey, key: PublicKey, name: str
-) -> bytes:
+def sign(files: Iterable[tuple[str, str]], p256: envelope.PrivateKey, key: PublicKey, name: str) -> bytes:
     """The bundle over ``files`` (path, hex sha256) of the model folder ``name``."""
     ordered = sorted(files)
     statement = {
