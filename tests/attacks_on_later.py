@@ -111,6 +111,19 @@ def a_verdict_is_within_a_floor_that_is_not_said(scene: Scene) -> None:
     _lie(scene, later.REPLAY, lambda facts: facts.update(verdict="within floor"))
 
 
+@attack("says within floor, and is farther than its bound")
+def a_verdict_is_within_a_floor_that_it_exceeds(scene: Scene) -> None:
+    floor = {
+        "measure": "",
+        "measured": "1e-6",
+        "bound": "3e-6",
+        "distance": "4e-6",
+        "samples": 5,
+        "source": "",
+    }
+    _lie(scene, later.REPLAY, lambda facts: facts.update(verdict="within floor", floor=floor))
+
+
 @attack("has steps that end before they begin")
 def a_verdict_is_about_no_steps(scene: Scene) -> None:
     _lie(scene, later.REPLAY, lambda facts: facts.update(steps={"from": 20, "to": 20}))

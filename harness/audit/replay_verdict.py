@@ -5,6 +5,8 @@
   samples themselves are others, which no stack explains
 - ``inconclusive``: bits differ, and the stack, the number of processes or a kernel that does not repeat
   itself may be the reason
+- ``within floor``: they differ for such a reason, samples and random numbers do not, and no tensor is farther
+  from the record than a measured noise floor allows (`harness.audit.noise_floor`); ``outside`` when one is
 
 That a loss looks the same is never a reason. A good verdict says that the record follows from the signed
 start, code and data; it does not say that the data are what somebody claims.
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from harness.audit import noise_floor
 from harness.audit.divergence import Divergence
 from harness.audit.segment import Segment
 from harness.provenance.findings import visible
@@ -69,6 +72,8 @@ class Outcome:
     repeated: Repeated | None
     verdict: Verdict
     reason: str
+    floor: Mapping[str, Any] | None = None
+    """As in the statement; None when it was not measured."""
 
     @property
     def compared(self) -> dict[str, int]:
@@ -79,11 +84,41 @@ class Outcome:
 
 
 def judge(
-    segment: Segment, replayed: Replayed, divergence: Divergence | None, repeated: Repeated | None
+    segment: Segment,
+    replayed: Replayed,
+    divergence: Divergence | None,
+    repeated: Repeated | None,
+    floor: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """The verdict. ``repeated`` is wanted when there is a divergence on an equal stack."""
     verdict, reason = _judged(segment, replayed, divergence, repeated)
-    return Outcome(segment, replayed, divergence, repeated, verdict, reason)
+    whole = divergence is not None and len(replayed.steps) == len(segment.steps)
+    if floor is not None and whole and verdict == "inconclusive":
+        verdict, reason = _against(floor, _other_draws(segment, replayed), reason)
+    return Outcome(segment, replayed, divergence, repeated, verdict, reason, floor)
+
+
+def _other_draws(segment: Segment, replayed: Replayed) -> int | None:
+    """The first step with other random numbers."""
+    return _first_other("rng", segment, replayed)
+
+
+def _first_other(name: str, segment: Segment, replayed: Replayed) -> int | None:
+    pairs = zip(segment.steps, replayed.steps, strict=False)
+    return next((step.number for step, again in pairs if step.facts.get(name) != again.get(name)), None)
+
+
+def _against(floor: Mapping[str, Any], draws: int | None, reason: str) -> tuple[Verdict, str]:
+    """The verdict of the noise floor on a record whose bits differ for ``reason``."""
+    if draws is not None:
+        return "inconclusive", f"{reason}; random numbers of step {draws} are others, so no floor applies"
+    lacking = noise_floor.unusable(floor)
+    if lacking is not None:
+        return "inconclusive", f"{reason}; the noise floor says nothing: {lacking}"
+    wide = noise_floor.beyond(floor)
+    if wide is not None:
+        return "outside", f"{reason}; but the record is {wide}, {noise_floor.FACTOR} times which is allowed"
+    return "within floor", f"{reason}; {noise_floor.says(floor)}"
 
 
 def _judged(
@@ -98,8 +133,9 @@ def _judged(
         also = "" if not replayed.differences else ", although the stack or the number of processes differs"
         return "equal", f"all {count} steps have the recorded bits{also}"
     what = f"step {divergence.step} differs first, in {divergence.what}"
-    if _STACK_FREE in divergence.parts:
-        return "outside", f"{what}, which no stack explains"
+    foreign = _first_other(_STACK_FREE, segment, replayed)
+    if foreign is not None:
+        return "outside", f"{what}; the samples of step {foreign} are others, which no stack explains"
     if replayed.differences:
         return "inconclusive", f"{what}; bits may differ, since this is not the signed stack or world size"
     if repeated is None:
@@ -138,7 +174,7 @@ def predicate(outcome: Outcome, environment: Mapping[str, Any], harness: str) ->
             "same": not replayed.differences,
             "differences": [dict(each) for each in replayed.differences],
         },
-        "floor": None,
+        "floor": outcome.floor,
         "checkpoints": linked,
         "replayer": {"harness": harness, "environment": {**environment, **facts}},
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -195,6 +231,8 @@ def render(outcome: Outcome, written: str) -> str:
         _line("differs", f"{each['what']}: {each['before']} → {each['after']}")
         for each in outcome.replayed.differences[:_SHOWN]
     ]
+    if outcome.floor is not None:
+        lines += [_line(label, text) for label, text in noise_floor.lines(outcome.floor)]
     return "\n".join([*lines, _line("written", written)])
 
 

@@ -40,9 +40,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Literal
 
+from harness.audit import noise_floor
 from harness.format.ledger import Ledger, Row
 
 Name = Literal["1a", "1b", "2", "3"]
@@ -54,10 +54,6 @@ TITLES: Mapping[Name, str] = {
     "3": "a claim holds for other seeds and stacks",
 }
 NOT_SIGNED = "no signature was checked: give --key or --policy"
-LEAST_PERTURBATIONS = 5
-"""Independent honest executions from which a noise floor counts."""
-FLOOR_FACTOR = 3
-"""Times the floor, up to which a distance may be honest."""
 LEAST_SEEDS, LEAST_STACKS = 5, 2
 _DIGESTS = ("gradients", "state")
 _WORLD = frozenset({"launch.world_size", "launch.backend"})
@@ -306,45 +302,15 @@ def _floor(evidence: Evidence, replays: Sequence[Replay]) -> Tier:
         floor = each.predicate["floor"]
         if floor is None or each.verdict not in ("equal", "within floor"):
             continue
-        lacking = lacks(floor)
+        lacking = noise_floor.lacks(floor)
         if lacking is None:
-            good.append(_floor_line(each, floor))
+            good.append(f"{each.says}; {noise_floor.says(floor)}")
         else:
             reasons.append(f"{each.name}: {lacking}")
     if good:
         return Tier("2", tuple(good), ())
     return Tier(
         "2", (), tuple(reasons) or ("a replay beside a measured noise floor (harness replay --floor)",)
-    )
-
-
-def lacks(floor: Mapping[str, Any]) -> str | None:
-    """Why the noise floor of a replay's statement does not show that the replay lies within it; None: it
-    does. Decided by its numbers."""
-    if floor["samples"] < LEAST_PERTURBATIONS:
-        return f"{floor['samples']} independent perturbations, {LEAST_PERTURBATIONS} are the least"
-    if floor["distance"] is None:
-        return "no distance from the record"
-    if Decimal(floor["distance"]) > FLOOR_FACTOR * Decimal(floor["measured"]):
-        return f"a distance of {floor['distance']}, and a floor of {floor['measured']}"
-    wide = [
-        each["name"]
-        for each in floor["tensors"]
-        if Decimal(each["distance"]) > FLOOR_FACTOR * Decimal(each["floor"])
-    ]
-    if wide:
-        return f"beyond the floor in {', '.join(wide[:_SHOWN])}"
-    if floor["detectable"]["least"] is None:
-        return "none of the known changes was found, so the floor is too wide to say anything"
-    return None
-
-
-def _floor_line(replay: Replay, floor: Mapping[str, Any]) -> str:
-    least = floor["detectable"]
-    weak = f"; weak, since {floor['precision']} has a wide floor" if floor["weak"] else ""
-    return (
-        f"{replay.says}; distance {floor['distance']} of the update, floor {floor['measured']} from "
-        f"{floor['samples']} perturbations; would have found {least['what']} {least['least']}{weak}"
     )
 
 

@@ -11,34 +11,23 @@ verdict is signed into the checkpoint at the end of the segment. Exit code 0: eq
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import harness
 from harness import environment
-from harness.audit import attest, divergence, replay_verdict, rerun, segment
+from harness.audit import attest, divergence, replay_verdict, segment
 from harness.audit.replay_verdict import Outcome as Replay
 from harness.audit.replay_verdict import Repeated, Replayed
 from harness.audit.segment import Authentic, Segment
-from harness.commands import Outcome
+from harness.commands import Outcome, reexecute, replay_floor
 from harness.commands.trust import add_trust, trusted
-from harness.errors import EnvironmentFault, EvidenceIncomplete, HarnessError, UsageError
+from harness.errors import UsageError
 from harness.format.layout import RunFolder
 from harness.provenance import keys, later
-from harness.report.lines import Tail
-from harness.terminal import progress
 
 EXAMPLE = "harness replay runs/tiny --from 20 --to 40 --key alice.ed25519.pub alice.p256.pub"
-
-_POLL_SECONDS = 0.1
-_ERRORS: Mapping[int, type[HarnessError]] = {2: UsageError, 3: EnvironmentFault}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--random", type=int, metavar="N", help="N segments between checkpoints, drawn by --seed"
     )
     parser.add_argument("--seed", type=int, default=0, help="of --random; choose it after the run is signed")
+    parser.add_argument(
+        "--floor",
+        action="store_true",
+        help="measure how far honest executions end apart, by a dozen more, and hold the record against it",
+    )
     parser.add_argument("--stack-differs", action="store_true", help="go on with another stack or world size")
     parser.add_argument("--processes", type=int, metavar="N", help="ranks (the signed number)")
     parser.add_argument("--base", type=Path, metavar="DIR", help="folder in which the run's config lay")
@@ -68,6 +62,9 @@ def run(arguments: argparse.Namespace) -> Outcome:
     path, _ = keys.signing_key_path(arguments.signing_key, arguments.run)
     signer = keys.load_signer(path)
     chosen = _chosen(segment.authentic(run_folder, whom), arguments)
+    if arguments.floor:
+        for each in chosen:
+            replay_floor.check(each)
     environment.require_training()
     outcomes, texts, documents = [], [], []
     for each in chosen:
@@ -97,7 +94,7 @@ def _replay(chosen: Segment, arguments: argparse.Namespace) -> Replay:
     """Execute ``chosen`` again, and once more where it parts from the record."""
     signed = int(chosen.facts["launch"]["world_size"])
     ranks = arguments.processes or signed
-    lines = list(_executed(chosen, arguments, ranks, chosen.last, repeat=False))
+    lines = reexecute.executed(chosen, arguments, ranks)
     launches = [each["differences"] for each in lines if each["kind"] == "launch"]
     differences: list[Mapping[str, Any]] = launches[0] if launches else []
     broken = next((each["reason"] for each in lines if each["kind"] == "nonfinite"), None)
@@ -107,84 +104,9 @@ def _replay(chosen: Segment, arguments: argparse.Namespace) -> Replay:
     parted = divergence.compare(chosen.steps, steps, chosen.head)
     repeated = None
     if parted is not None and not differences:
-        again = _executed(chosen, arguments, ranks, parted.step, repeat=True)
+        again = reexecute.executed(chosen, arguments, ranks, last=parted.step, repeat=True)
         found = next((each for each in again if each["kind"] == "repeat"), None)
         if found is not None:
             repeated = Repeated(parted.step, found["repeats"], found["tensors"], found["varying"])
-    return replay_verdict.judge(chosen, replayed, parted, repeated)
-
-
-def _executed(
-    chosen: Segment, arguments: argparse.Namespace, ranks: int, last: int, *, repeat: bool
-) -> Iterator[Mapping[str, Any]]:
-    """The lines that the replaying processes write. Raises what stopped them."""
-    with tempfile.TemporaryDirectory(prefix="harness-replay-") as scratch:
-        answer, order = Path(scratch) / "answer.jsonl", Path(scratch) / "order.json"
-        order.write_text(json.dumps(_order(chosen, arguments, ranks, last, repeat, answer)))
-        with open(Path(scratch) / "console.log", "wb") as console:
-            process = subprocess.Popen(
-                _command(order, ranks),
-                env={**os.environ, **rerun.variables(chosen.facts)},
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-            )
-            try:
-                lines = _followed(process, answer, last - chosen.first, quiet=arguments.json)
-            finally:
-                process.kill()
-                process.wait()
-        error = next((each for each in lines if each["kind"] == "error"), None)
-        if error is not None:
-            kind = _ERRORS.get(error["exit_code"], EvidenceIncomplete)
-            raise kind(error["what"], where=error["where"], remedy=error["remedy"])
-        if process.returncode:
-            text = (Path(scratch) / "console.log").read_text(errors="replace").strip().splitlines()
-            raise EvidenceIncomplete(
-                f"the replay ended with {process.returncode}: {text[-1] if text else 'it printed nothing'}",
-                where=str(arguments.run),
-            )
-        yield from lines
-
-
-def _followed(
-    process: subprocess.Popen[bytes], answer: Path, steps: int, *, quiet: bool
-) -> list[Mapping[str, Any]]:
-    tail, lines = Tail(answer), list[Mapping[str, Any]]()
-    with progress(steps, "steps", "replay", quiet=quiet) as bar:
-        while True:
-            ended = process.poll() is not None
-            new = tail.read().lines
-            lines += new
-            bar.advance(sum(each["kind"] == "step" for each in new))
-            if ended:
-                return lines
-            time.sleep(_POLL_SECONDS)
-
-
-def _command(order: Path, ranks: int) -> Sequence[str]:
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [*launcher, "-m", "harness.training.replay", str(order)]
-
-
-def _order(
-    chosen: Segment, arguments: argparse.Namespace, ranks: int, last: int, repeat: bool, answer: Path
-) -> dict[str, Any]:
-    start = chosen.start
-    base = arguments.base or Path(rerun.config_place(list(chosen.facts["launch"]["command"])))
-    recorded = [step.facts for step in chosen.steps]
-    return {
-        "config": chosen.facts["config"]["text"],
-        "base": str(base),
-        "signed": chosen.facts,
-        "world_size": ranks,
-        "checkpoint": None if start is None else [str(start.folder), start.checkpoint_id],
-        "last": last,
-        "gradients": [facts["step"] for facts in recorded if facts.get("gradients")],
-        "state": [facts["step"] for facts in recorded if facts.get("state")],
-        "differences": arguments.stack_differs,
-        "repeat": repeat,
-        "answer": str(answer),
-    }
+    floor = replay_floor.measured(chosen, arguments, ranks) if arguments.floor else None
+    return replay_verdict.judge(chosen, replayed, parted, repeated, floor)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from harness.errors import UsageError, VerificationFailed
@@ -125,7 +126,26 @@ SCHEMAS: dict[str, Schema] = {
             ),
             fingerprint=closed(same=FLAG, differences=listing(_DIFFERENCE)),
             floor=either(
-                closed(measure=TEXT, measured=DECIMAL, bound=DECIMAL, samples=NATURAL, source=TEXT), NULL
+                closed(
+                    {
+                        "precision": TEXT,
+                        "weak": FLAG,
+                        "distance": either(DECIMAL, NULL),
+                        "tensors": listing(closed(name=TEXT, floor=DECIMAL, distance=DECIMAL)),
+                        "members": listing(closed(name=TEXT, distance=DECIMAL, own=FLAG, apart=FLAG)),
+                        "detectable": closed(
+                            {"tried": listing(closed(what=TEXT, size=TEXT, ratio=DECIMAL, found=FLAG))},
+                            what=TEXT,
+                            least=either(DECIMAL, NULL),
+                        ),
+                    },
+                    measure=TEXT,
+                    measured=DECIMAL,
+                    bound=DECIMAL,
+                    samples=NATURAL,
+                    source=TEXT,
+                ),
+                NULL,
             ),
             checkpoints=listing(_CHECKPOINT),
             replayer=closed(harness=TEXT, environment=mapping(FACT)),
@@ -248,5 +268,9 @@ def _check_sense(kind: str, predicate: Mapping[str, Any], where: str) -> None:
             raise VerificationFailed("has steps that end before they begin", where=where)
         if equal and (differs or not predicate["compared"]):
             raise VerificationFailed("says equal, and has a difference or compared nothing", where=where)
-        if predicate["verdict"] == "within floor" and predicate["floor"] is None:
-            raise VerificationFailed("says within floor, and has none", where=where)
+        if predicate["verdict"] == "within floor":
+            floor = predicate["floor"]
+            if floor is None:
+                raise VerificationFailed("says within floor, and has none", where=where)
+            if Decimal(floor.get("distance") or 0) > Decimal(floor["bound"]):
+                raise VerificationFailed("says within floor, and is farther than its bound", where=where)

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from harness import config
@@ -29,7 +30,8 @@ from harness.checkpoint import restore, rng
 from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
 from harness.errors import EvidenceIncomplete, HarnessError, TrainingFailed
-from harness.tasks.task import Batch
+from harness.settings import Settings
+from harness.tasks.task import Batch, Task
 from harness.training import distributed, elastic, launch, resume, session, startup
 from harness.training.readback import NonFinite, Readback, Values
 from harness.training.record import Segment
@@ -67,47 +69,7 @@ class Order:
     """File of JSON lines, written by rank 0."""
 
 
-def execute(order: Order) -> None:
-    """Carry ``order`` out. Raises `EvidenceIncomplete` when this is not what the statement says."""
-    settings = config.parse(order.config, "the signed config")
-    with ExitStack() as stack:
-        started = launch.detect(order.world_size)
-        determinism.apply(settings.determinism.mode)
-        elastic.pin_threads(settings)
-        distributed.connect(started)
-        prepare = session.accelerator(settings)
-        workers = distributed.join(started, prepare)
-        stack.callback(distributed.leave)
-        task = startup.build_task(workers, settings, Path(order.base))
-        loaded = config.Loaded(settings, {}, (Path(order.base) / "run.yaml",))
-        facts = startup.facts_of(loaded, started, workers, task, "0" * 32, None, Segment(0, "genesis"))
-        changes = workers.first_only(lambda: list(resume.changes(order.signed, facts)))
-        answer = _Answer(Path(order.answer), workers)
-        if changes is not None:
-            answer.write(
-                kind="launch", differences=[{"kind": kind, **asdict(each)} for kind, each in changes]
-            )
-        workers.first_only(partial(_refuse, changes or (), order.differences))
-        current = session.build(settings, task, workers, prepare)
-        stack.callback(current.batches.close)
-        first, stream = _begin(current, order)
-        runner = _Runner(current, stream)
-        for step in range(first + 1, order.last + 1):
-            if order.repeat and step == order.last:
-                answer.write(kind="repeat", step=step, **runner.repeat())
-                return
-            try:
-                line = runner.step(step, step in order.gradients, step in order.state)
-            except NonFinite as broken:
-                answer.write(kind="nonfinite", step=step, reason=str(broken))
-                return
-            for each in line:
-                answer.write(kind="step", **each)
-        for each in runner.rest():
-            answer.write(kind="step", **each)
-
-
-class _Answer:
+class Answer:
     """The lines for `harness replay`, each flushed at once."""
 
     def __init__(self, path: Path, workers: Workers) -> None:
@@ -117,6 +79,75 @@ class _Answer:
         if self._stream is not None:
             self._stream.write(json.dumps(fields) + "\n")
             self._stream.flush()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where steps can be executed again: the signed launch, as far as this machine has it."""
+
+    settings: Settings
+    base: Path
+    workers: Workers
+    prepare: Accelerator
+    answer: Answer
+
+    def task(self) -> Task:
+        """The signed task, with generators as at the beginning of a run."""
+        return startup.build_task(self.workers, self.settings, self.base)
+
+
+@contextmanager
+def launched(order: Order) -> Iterator[tuple[Place, Task]]:
+    """The place and a task for ``order``. Raises `EvidenceIncomplete` when this is not what was signed."""
+    settings = config.parse(order.config, "the signed config")
+    with ExitStack() as stack:
+        started = launch.detect(order.world_size)
+        determinism.apply(settings.determinism.mode)
+        elastic.pin_threads(settings)
+        distributed.connect(started)
+        prepare = session.accelerator(settings)
+        workers = distributed.join(started, prepare)
+        stack.callback(distributed.leave)
+        answer = Answer(Path(order.answer), workers)
+        place = Place(settings, Path(order.base), workers, prepare, answer)
+        task = place.task()
+        loaded = config.Loaded(settings, {}, (Path(order.base) / "run.yaml",))
+        facts = startup.facts_of(loaded, started, workers, task, "0" * 32, None, Segment(0, "genesis"))
+        changes = workers.first_only(lambda: list(resume.changes(order.signed, facts)))
+        if changes is not None:
+            answer.write(
+                kind="launch", differences=[{"kind": kind, **asdict(each)} for kind, each in changes]
+            )
+        workers.first_only(partial(_refuse, changes or (), order.differences))
+        yield place, task
+
+
+def execute(order: Order) -> None:
+    """Carry ``order`` out. Raises `EvidenceIncomplete` when this is not what the statement says."""
+    with launched(order) as (place, task):
+        current = session.build(place.settings, task, place.workers, place.prepare)
+        try:
+            _steps(order, current, place.answer)
+        finally:
+            current.batches.close()
+
+
+def _steps(order: Order, current: Session, answer: Answer) -> None:
+    first, stream = begin(current, order)
+    runner = _Runner(current, stream)
+    for step in range(first + 1, order.last + 1):
+        if order.repeat and step == order.last:
+            answer.write(kind="repeat", step=step, **runner.repeat())
+            return
+        try:
+            line = runner.step(step, step in order.gradients, step in order.state)
+        except NonFinite as broken:
+            answer.write(kind="nonfinite", step=step, reason=str(broken))
+            return
+        for each in line:
+            answer.write(kind="step", **each)
+    for each in runner.rest():
+        answer.write(kind="step", **each)
 
 
 def _refuse(changes: Sequence[tuple[str, Any]], accepted: bool) -> None:
@@ -140,7 +171,7 @@ def _listed(differences: Sequence[Any]) -> str:
     return told + (f"; and {len(differences) - 4} more" if len(differences) > 4 else "")
 
 
-def _begin(current: Session, order: Order) -> tuple[int, Iterator[Batch]]:
+def begin(current: Session, order: Order) -> tuple[int, Iterator[Batch]]:
     """The step that the state is of, and the micro-batches that follow."""
     if order.checkpoint is None:
         return 0, session.begin(current, None)
@@ -223,13 +254,16 @@ def _put_back(current: Session, generators: Mapping[str, Tensor], buffers: Mappi
             buffer.copy_(buffers[name])
 
 
-def main() -> int:
-    """Read the order, carry it out; the exit code of a `HarnessError` is its own."""
+def main(carry_out: Callable[[Order, Mapping[str, Any]], None] = lambda order, _: execute(order)) -> int:
+    """Read the order, carry it out; the exit code of a `HarnessError` is its own.
+
+    ``carry_out`` gets the order and what the file holds besides, under ``more``.
+    """
     fields = json.loads(Path(sys.argv[1]).read_text())
-    checkpoint = fields.pop("checkpoint")
+    checkpoint, more = fields.pop("checkpoint"), fields.pop("more", {})
     order = Order(checkpoint=None if checkpoint is None else (checkpoint[0], checkpoint[1]), **fields)
     try:
-        execute(order)
+        carry_out(order, more)
     except HarnessError as error:
         return _failed(order, error)
     except Exception as error:
