@@ -270,7 +270,8 @@ def test_strings_from_strangers_are_text_in_every_format(poisoned: Path) -> None
     assert "&lt;script&gt;" in page
     picture = ElementTree.fromstring(page[page.index("<svg") : page.index("</svg>") + len("</svg>")])
     tags = {element.tag.rpartition("}")[2] for element in picture.iter()}
-    assert tags == {"svg", "g", "title", "rect", "text", "path", "circle"}
+    assert tags == {"svg", "a", "title", "rect", "text", "path", "circle"}
+    assert all(re.fullmatch(r"#n\d+|#graph", link) for link in re.findall(r'href="([^"]*)"', page))
     assert "\x1b" not in drawn(poisoned).text
     for line in drawn(poisoned, "--format", "mermaid").text.splitlines()[2:]:
         assert MERMAID.fullmatch(line), line

@@ -1,0 +1,130 @@
+"""The lineage page in a real browser: cards by mouse and keyboard, bad parts red, no request to anywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import browser
+import pytest
+import run_folder
+from browser import Browser
+from test_lineage import drawn, key_words
+
+pytestmark = pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
+
+RED = "getComputedStyle(document.documentElement).getPropertyValue('--bad').trim()"
+OPEN = (
+    "[...document.querySelectorAll('.card')].filter(e=>getComputedStyle(e).display!='none')"
+    ".map(e=>e.innerText)"
+)
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Browser]:
+    """One browser for the module."""
+    shown = Browser()
+    yield shown
+    shown.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A child run that began with another run's checkpoint, resumed once, one checkpoint spoilt; verified."""
+    place = tmp_path_factory.mktemp("page")
+    signer = run_folder.identity(place / "me")
+    base = run_folder.SampleRun(place / "base", signer, name="base", values="a")
+    base.advance(10, 20)
+    child = run_folder.SampleRun(
+        place / "run", signer, name="child", values="b", start=base.saved[20].as_start(base)
+    )
+    child.advance(10)
+    child.resume("same-data", differences=[{"what": "world size", "before": "1", "after": "2"}])
+    child.advance(20, 30)
+    bundle = child.saved[20].folder / "provenance" / "checkpoint.sigstore.json"
+    bundle.write_bytes(bundle.read_bytes().replace(b'"sig":"', b'"sig":"AAAA'))
+    outcome = drawn(
+        place / "run", "--format", "html", "--with", str(place / "base"), *key_words(place / "run")
+    )
+    assert outcome.exit_code == 1
+    (place / "page.html").write_text(outcome.text)
+    return place / "page.html"
+
+
+def keep(window: Browser, name: str) -> None:
+    """Write a picture for a person where ``$SCREENSHOTS`` says."""
+    folder = os.environ.get("SCREENSHOTS")
+    if folder:
+        window.screenshot(Path(folder) / f"{name}.png")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_click_opens_a_card_and_close_closes_it(window: Browser, page: Path, width: int) -> None:
+    """Oracle: what the browser displays; a phone's first window shows checkpoints, and nothing overflows."""
+    window.open(page, width, 844)
+    assert window.requests == [page.as_uri()]
+    assert window.evaluate("document.documentElement.scrollWidth") <= width
+    assert window.evaluate(OPEN) == []
+    left, right = window.evaluate(
+        "(r=>[r.left,r.right])(document.querySelector('svg circle').getBoundingClientRect())"
+    )
+    assert 0 < left < right < width
+    keep(window, f"page-{width}")
+    window.click("svg a:not(.bad) circle.complete")
+    (card,) = window.evaluate(OPEN)
+    assert "child step 10" in card
+    assert "signatures, statements and file set verified" in card
+    keep(window, f"card-{width}")
+    box = window.evaluate(
+        "(r=>[r.left,r.top,r.right,r.bottom])(document.querySelector('.card:target').getBoundingClientRect())"
+    )
+    assert min(box) >= 0
+    assert box[2] <= width
+    assert box[3] <= 844
+    window.click(".card:target .close")
+    assert window.evaluate(OPEN) == []
+
+
+def test_the_keyboard_alone_walks_from_node_to_node(window: Browser, page: Path) -> None:
+    """Oracle: Tab reaches the first node, Enter opens its card, Tab and Enter there follow a link in it."""
+    window.open(page)
+    window.press("Tab")
+    while window.evaluate("!document.activeElement.matches('svg a')"):
+        window.press("Tab")
+    window.press("Enter")
+    (first,) = window.evaluate(OPEN)
+    while window.evaluate("!document.activeElement.matches('.card:target li a')"):
+        window.press("Tab")
+    window.press("Enter")
+    (second,) = window.evaluate(OPEN)
+    assert first != second
+
+
+def test_what_is_wrong_is_red_and_says_why_and_nothing_else_is(window: Browser, page: Path) -> None:
+    """Oracle: colours as the browser computes them; step 20 was spoilt, so step 30 has no parent."""
+    window.open(page)
+    red = window.evaluate(
+        f"(e=>(e.style.color={RED},document.body.append(e),getComputedStyle(e).color))"
+        "(document.createElement('i'))"
+    )
+    stroke = "[...document.querySelectorAll('svg a')].map(a=>[a.querySelector('.name').textContent,"
+    stroke += "getComputedStyle(a.querySelector('circle,rect')).stroke])"
+    reds = [name for name, colour in window.evaluate(stroke) if colour == red]
+    assert sorted(reds) == ["child step 30", "step-00000020"]
+    window.click("svg a.bad circle.unreadable")
+    (card,) = window.evaluate(OPEN)
+    assert "signed by none of the" in card
+    keep(window, "bad")
+
+
+def test_what_nobody_verified_is_not_green(window: Browser, page: Path) -> None:
+    """Oracle: the page without keys; the card of a checkpoint says that it was not verified."""
+    unchecked = page.with_name("unchecked.html")
+    unchecked.write_text(drawn(page.parent / "base", "--format", "html").text)
+    window.open(unchecked)
+    green = window.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--good')")
+    colours = "[...document.querySelectorAll('svg circle')].map(e=>getComputedStyle(e).fill)"
+    assert green not in window.evaluate(colours)
+    window.click("svg a circle.complete")
+    assert "not verified" in window.evaluate(OPEN)[0]
