@@ -1,10 +1,10 @@
 """Evaluate a checkpoint on the held-out split, keep every example's result, and sign what came out.
 
 The checkpoint is verified first, every byte. Config, data and code must be those of its statement. With
---chats the last answer of each held-out chat of a prepared corpus is generated and compared. The measures go
-into a signed test-result statement in CKPT/provenance/, with the sha256 of the file that holds the results of
-the single examples (JSON lines; evaluations/ of the run folder, or --items). --at-least and --at-most make it
-a test that can fail.
+--chats the last answer of each held-out chat of a prepared corpus is generated and compared; with --lm-eval
+tasks of EleutherAI's lm-eval are run. The measures go into a signed test-result statement in
+CKPT/provenance/, with the sha256 of the file that holds the results of the single examples (JSON lines;
+evaluations/ of the run folder, or --items). --at-least and --at-most make it a test that can fail.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chats", type=Path, metavar="CORPUS", help="generate the answers of this corpus' held-out chats"
     )
+    parser.add_argument(
+        "--lm-eval", nargs="+", default=[], metavar="TASK", help="tasks of lm-eval, defined in --tasks"
+    )
+    parser.add_argument("--tasks", type=Path, metavar="DIR", help="folder of lm-eval's YAML files and data")
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="longest answer (64)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest token (0)"
@@ -71,18 +75,24 @@ def run(arguments: argparse.Namespace) -> Outcome:
         raise UsageError("--examples and --new-tokens must be positive")
     if not 0 <= arguments.temperature < math.inf or arguments.seed < 0:
         raise UsageError("--temperature and --seed must not be negative")
+    if bool(arguments.lm_eval) != (arguments.tasks is not None) or (arguments.lm_eval and arguments.chats):
+        raise UsageError("--lm-eval and --tasks go together, and without --chats")
     bounds = [
         (word, *_bound(text)) for word in ("least", "most") for text in getattr(arguments, f"at_{word}")
     ]
     environment.require_training()
-    from harness.training import assess, converse
+    from harness.training import assess, converse, lm_eval_tasks
     from harness.training.generate import Decoding
 
     decoding = Decoding(arguments.new_tokens, arguments.temperature, arguments.seed)
     path, reason = keys.signing_key_path(arguments.signing_key, folder)
     signer = keys.load_signer(path)
     opened = verified(folder, trusted(arguments), quiet=arguments.json)
-    if arguments.chats is None:
+    if arguments.lm_eval:
+        asked = Asked(
+            lm_eval_tasks.procedure(arguments.lm_eval), lm_eval_tasks.suite_digest(arguments.tasks), None
+        )
+    elif arguments.chats is None:
         asked = Asked(assess.PROCEDURE, opened.statement.predicate["data"]["corpus_sha256"], {})
     else:
         asked = Asked(converse.PROCEDURE, prepared.claimed(arguments.chats).subject_id, decoding.facts)
@@ -90,13 +100,16 @@ def run(arguments: argparse.Namespace) -> Outcome:
     there = asked.among(opened.added, arguments.examples, tests) if arguments.once else None
     if there is not None:
         return _again(there, folder)
-    if arguments.chats is None:
-        found = assess.assess(opened, arguments.folder, arguments.examples, quiet=arguments.json)
+    limit, quiet = arguments.examples, arguments.json
+    if arguments.lm_eval:
+        found = lm_eval_tasks.run_tasks(opened, arguments.lm_eval, arguments.tasks, limit, quiet=quiet)
+    elif arguments.chats is None:
+        found = assess.assess(opened, arguments.folder, limit, quiet=quiet)
     else:
-        found = converse.converse(opened, arguments.chats, arguments.examples, decoding, quiet=arguments.json)
+        found = converse.converse(opened, arguments.chats, limit, decoding, quiet=quiet)
     passed, failed = _judged(bounds, found.metrics)
     items, digest = _kept(arguments.items or _place(folder), found.items)
-    predicate = _predicate(found, digest, arguments.examples)
+    predicate = _predicate(found, digest, limit)
     predicate |= {"result": "FAILED" if failed else "PASSED", "passedTests": passed, "failedTests": failed}
     added = attest.add(opened, later.TEST_RESULT, predicate, signer)
     document: dict[str, Any] = {
@@ -129,7 +142,8 @@ class Asked:
 
     procedure: str
     suite_sha256: str | None
-    decoding: Mapping[str, Any]
+    decoding: Mapping[str, Any] | None
+    """None when the suite says how."""
 
     def among(self, added: Sequence[Added], limit: int, tests: Sequence[str]) -> Added | None:
         """The verified statement that answers this, of at most ``limit`` examples and the same ``tests``."""
@@ -141,7 +155,7 @@ class Asked:
             same = (
                 told["procedure"]["name"] == self.procedure
                 and told["dataset"]["sha256"] == self.suite_sha256
-                and told["decoding"] == self.decoding
+                and self.decoding in (None, told["decoding"])
                 and told["procedure"]["settings"].get("limit") == limit
                 and sorted([*facts.get("passedTests", ()), *facts.get("failedTests", ())]) == tests
             )

@@ -47,7 +47,7 @@ def converse(
     counted = _require_same(opened, settings, tokens, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = optimizer.precision(settings.precision, device)
-    model, context = _model(settings, tokens)
+    model, context = decoder_of(settings, tokens.vocabulary)
     with_weights(model.to(device), opened, device)
     found = list(turns(tokens.held_out, counted.held_out, counted.end))
     if not found:
@@ -94,11 +94,12 @@ def _item(turn: Turn, made: list[int], encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _model(settings: Settings, tokens: TokenData) -> tuple[GPT, int]:
+def decoder_of(settings: Settings, vocabulary: int) -> tuple[GPT, int]:
+    """The decoder of ``settings`` and its context. Raises `UsageError` for another task."""
     if settings.model is None or settings.data is None:
         raise UsageError(f"the task {settings.task.kind} generates no text")
     context = settings.data.sequence_length
-    return GPT(shape_of(settings.model, context, tokens.vocabulary)), context
+    return GPT(shape_of(settings.model, context, vocabulary)), context
 
 
 def _require_same(opened: OpenedCheckpoint, settings: Settings, tokens: TokenData, folder: Path) -> Counted:

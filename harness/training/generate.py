@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,11 +30,19 @@ class Decoding:
 
 
 def answer(
-    model: nn.Module, prompt: Tensor, decoding: Decoding, *, end: int, context: int, number: int
+    model: nn.Module,
+    prompt: Tensor,
+    decoding: Decoding,
+    *,
+    end: int,
+    context: int,
+    number: int,
+    enough: Callable[[list[int]], bool] = lambda tokens: False,
 ) -> list[int]:
     """The tokens that follow ``prompt`` (time,), up to and with ``end``; fewer than ``context`` in all.
 
-    ``number``: of the example. The whole text is computed anew for each token: no cache, no other rounding.
+    ``number``: of the example; ``enough`` says when to stop besides. The whole text is computed anew for each
+    token: no cache, no other rounding.
     """
     generator = torch.Generator().manual_seed(decoding.seed + number)
     tokens = prompt[None]
@@ -46,7 +55,7 @@ def answer(
         else:
             token = int(logits.argmax())
         made.append(token)
-        if token == end:
+        if token == end or enough(made):
             break
         tokens = torch.cat((tokens, torch.tensor([[token]], device=tokens.device)), dim=1)
     return made
