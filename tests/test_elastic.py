@@ -40,21 +40,21 @@ def chain(run: Path) -> list[tuple[object, ...]]:
 def test_every_world_size_and_every_change_of_it_makes_the_same_run(place: Place) -> None:
     """Oracle: the run of one process: every digest of every step, every tensor of every checkpoint,
     generators included; of the run that changed its ranks, the signed classes, and replays of its end."""
-    for ranks in (1, 4):
-        name = write(place, f"{ranks}.yaml", place.root / f"run{ranks}")
+    for run, ranks, parallel in (("run1", 1, "ddp"), ("run4", 4, "ddp"), ("rows4", 4, "fsdp2")):
+        name = write(place, f"{run}.yaml", place.root / run, parallel=parallel)
         assert (done := place.harness("train", name, processes=ranks)).code == 0, done.err
         assert "8 shards added in a fixed tree: the same bits on 1, 2, 4, 8 ranks" in done.out
     slow = '{kind: "toy_task:Toy", options: {sharded: true, pause: 15}}'
     text = write(place, "toy.yaml", place.run, task=slow)
     for ranks, until in ((4, 6), (1, 12)):
         place.kill_at(place.start(["train", text], ranks), f"checkpoints/step-{until:08d}")
-    assert (done := place.harness("train", text, processes=2)).code == 0, done.err
+    assert (done := place.harness("train", text, "parallel=fsdp2", processes=2)).code == 0, done.err
     assert "exact: same stack at any world size" in done.out
 
     one = chain(place.root / "run1")
     assert len(one) == 24
     assert all(None not in line[:6] for line in one)
-    for run in (place.root / "run4", place.run):
+    for run in (place.root / "run4", place.root / "rows4", place.run):
         assert chain(run) == one
         same = place.harness("diff", str(place.root / "run1"), str(run), "--json")
         assert json.loads(same.out)["equal"] is True, same.out
@@ -82,9 +82,11 @@ def test_every_world_size_and_every_change_of_it_makes_the_same_run(place: Place
          "determinism.elastic needs a power of two of micro-batches"),
         ({"determinism": "{elastic: true, shards: 4}"}, 1, "determinism.shards is 4, and train.global_batch"),
         ({"determinism": "{shards: 8}"}, 1, "determinism.shards says nothing without determinism.elastic"),
-        ({"parallel": "fsdp2"}, 2, "determinism.elastic adds whole gradients"),
         ({"task": '{kind: "toy_task:Toy", options: {sharded: true, reads_rank: true}}'}, 2,
          "rank 1 gets other gradients than rank 0"),
+        ({"task": '{kind: "toy_task:Toy", options: {sharded: true, reads_rank: true}}', "parallel": "fsdp2"},
+         2,
+         "rank 1 gets other gradients than rank 0, in 1 of 1 units of FSDP2"),
         ({}, 3, "16 is not a multiple of train.micro_batch 2 x 3 processes"),
     ],
 )  # fmt: skip

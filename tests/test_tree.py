@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.determinism import tree
+from harness.training import tree_norm
+from harness.training.whole_lanes import WholeLanes
 
 
 def leaves(count: int, seed: int) -> torch.Tensor:
@@ -68,3 +70,65 @@ def test_other_numbers_of_leaves_are_refused(count: int):
     """Oracle: the definition has none for them."""
     with pytest.raises(ValueError, match="no power of two"):
         tree.summed(torch.zeros(count, 2))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 9), st.integers(1, 70), st.integers(0, 1000), st.data())
+def test_rows_have_the_same_squares_however_they_are_cut(
+    rows: int, width: int, seed: int, data: st.DataObject
+):
+    """Oracle: the rows of the whole matrix, bit for bit; float64 for their size."""
+    whole = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+    cut = data.draw(st.integers(0, rows))
+    of_whole = tree_norm.row_squares({"weight": whole, "other": whole[0]})["weight"]
+    parts = [
+        tree_norm.row_squares({"weight": part})["weight"] for part in (whole[:cut], whole[cut:]) if len(part)
+    ]
+    assert torch.equal(torch.cat(parts), of_whole)
+    torch.testing.assert_close(of_whole.double(), whole.double().square().sum(1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5, 1e9])
+def test_the_norm_is_that_of_all_gradients_and_clips_them(clip: float | None):
+    """Oracle: torch.nn.utils.clip_grad_norm_ on copies."""
+    gradients = {"a": torch.randn(5, 3), "b": torch.randn(7), "c": torch.randn(()), "d": torch.randn(2, 3, 4)}
+    copies = [torch.nn.Parameter(each.clone()) for each in gradients.values()]
+    for copy, each in zip(copies, gradients.values(), strict=True):
+        copy.grad = each.clone()
+    expected = torch.nn.utils.clip_grad_norm_(copies, float("inf") if clip is None else clip)
+    torch.testing.assert_close(tree_norm.gradient_norm(gradients, clip), expected)
+    for copy, each in zip(copies, gradients.values(), strict=True):
+        torch.testing.assert_close(each, copy.grad)
+
+
+def updated(kind: type[torch.optim.AdamW], sizes: list[int], ranks: int) -> list[torch.Tensor]:
+    """Parameters, both moments and a moving average after 10 updates of which each rank does its part."""
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(size, generator=generator) for size in sizes]
+    gradients = [[torch.randn(size, generator=generator) for size in sizes] for _ in range(10)]
+    parts: list[list[torch.Tensor]] = [[] for _ in range(4 * len(sizes))]
+    for rank in range(ranks):
+        own = [torch.nn.Parameter(torch.tensor_split(value, ranks)[rank].clone()) for value in values]
+        averages = [each.detach().clone() for each in own]
+        optimizer = kind(own, lr=1e-2, weight_decay=0.1, fused=True)
+        for update in gradients:
+            for parameter, gradient in zip(own, update, strict=True):
+                parameter.grad = torch.tensor_split(gradient, ranks)[rank].clone()
+            optimizer.step()
+            torch._foreach_lerp_(averages, [each.detach() for each in own], 0.01)
+        for at, (parameter, average) in enumerate(zip(own, averages, strict=True)):
+            moments = optimizer.state[parameter]
+            for kind_of, tensor in enumerate(
+                (parameter.detach(), moments["exp_avg"], moments["exp_avg_sq"], average)
+            ):
+                parts[4 * at + kind_of].append(tensor)
+    return [torch.cat(each) for each in parts]
+
+
+def test_an_update_has_the_same_bits_however_parameters_are_cut():
+    """Oracle: the update of whole parameters; torch's own is near, and not the same when cut."""
+    sizes = [3, 16, 17, 100, 1003]
+    whole = updated(WholeLanes, sizes, 1)
+    for ranks in (2, 4, 8):
+        assert all(map(torch.equal, updated(WholeLanes, sizes, ranks), whole))
+    torch.testing.assert_close(whole, updated(torch.optim.AdamW, sizes, 1))

@@ -3,6 +3,7 @@
 An update takes ``global_batch`` consecutive positions of the `Order`. Logical shard k of it is the positions
 [k x micro_batch, (k + 1) x micro_batch); a rank of ``world_size`` owns ``accumulation`` neighbouring shards.
 So the shards of an update are the same at every world size; only who computes them differs.
+``interleaved`` ranks own every ``world_size``-th shard instead.
 
 The global generators of python, numpy and torch are never touched, neither by seeking nor by iterating.
 """
@@ -59,6 +60,7 @@ class MicroBatches:
         rank: int,
         world_size: int,
         workers: int = 0,
+        interleaved: bool = False,
     ) -> None:
         if global_batch % (micro_batch * world_size):
             raise ConfigError(
@@ -73,7 +75,8 @@ class MicroBatches:
         self._order = order
         self._global_batch = global_batch
         self._micro_batch = micro_batch
-        self._first_slot = rank * self.accumulation * micro_batch
+        self.interleaved = interleaved
+        self._first, self._stride = (rank, world_size) if interleaved else (rank * self.accumulation, 1)
         self._workers = workers
         self._stream: _WorkerStream | None = None
 
@@ -101,10 +104,14 @@ class MicroBatches:
         epochs, indices = self._order.at(self._positions(number, 1))
         return self._task.batch(indices, epochs)
 
+    def shard(self, number: int) -> int:
+        """Which logical shard of an update this rank's micro-batch ``number`` of it is."""
+        return self._first + number * self._stride
+
     def _positions(self, number: int, count: int) -> NDArray[np.int64]:
         """Positions in the order of ``count`` micro-batches from ``number`` on."""
         updates, pieces = np.divmod(np.arange(number, number + count, dtype=np.int64), self.accumulation)
-        starts = updates * self._global_batch + self._first_slot + pieces * self._micro_batch
+        starts = updates * self._global_batch + (self._first + pieces * self._stride) * self._micro_batch
         positions: NDArray[np.int64] = starts[:, None] + np.arange(self._micro_batch, dtype=np.int64)
         return positions.reshape(-1)
 

@@ -35,6 +35,7 @@ BUCKET_BYTES = 25 << 20
 _ALIGNMENT = 64
 """Bytes at which a gradient starts in its bucket, as in memory of its own."""
 _THREADS = 1
+LOOK_FOR = "look for code that reads its rank, and for processors or GPUs of another kind"
 
 
 def shards(settings: Settings) -> int:
@@ -133,12 +134,12 @@ class ShardSums:
         if last and self._buckets:
             late = [position for each in self._buckets for position in each.waiting]
             if late:
-                raise _without_gradient(self._names[min(late)])
+                raise without_gradient(self._names[min(late)])
             return
         gradients = []
         for name, parameter in zip(self._names, self._parameters, strict=True):
             if parameter.grad is None:
-                raise _without_gradient(name)
+                raise without_gradient(name)
             gradients.append(parameter.grad)
             parameter.grad = None
         if not last:
@@ -169,6 +170,10 @@ class ShardSums:
         self._counter.clear()
         self._losses, self._next = [], 0
         return tree.summed(losses) / len(losses)
+
+    def examine(self, model: nn.Module, backward: Callable[[], object]) -> None:
+        """See `examine`."""
+        examine(self._workers, model, backward)
 
     def _laid_out(self) -> Iterator[_Bucket]:
         """Buckets in the order in which gradients come: roughly the parameters' from last to first."""
@@ -227,7 +232,8 @@ class ShardSums:
             self._next += 1
 
 
-def _without_gradient(name: str) -> TrainingFailed:
+def without_gradient(name: str) -> TrainingFailed:
+    """The error about a parameter that a micro-batch does not reach."""
     return TrainingFailed(
         f"`{name}` gets no gradient from a micro-batch, so its sum has no fixed tree",
         where="determinism.elastic",
@@ -235,14 +241,8 @@ def _without_gradient(name: str) -> TrainingFailed:
     )
 
 
-def refuse(settings: Settings, workers: Workers, generators: Sequence[str]) -> None:
-    """Raise `ConfigError` for what has no fixed tree or no generators of its own for each shard."""
-    if settings.parallel == "fsdp2" and workers.world_size > 1:
-        raise ConfigError(
-            "determinism.elastic adds whole gradients, and parallel: fsdp2 has shards of them",
-            where="determinism.elastic",
-            remedy="set parallel=ddp, or determinism.elastic=false",
-        )
+def refuse(generators: Sequence[str]) -> None:
+    """Raise `ConfigError` for a task with generators that follow a rank."""
     if generators:
         raise ConfigError(
             f"the task has generators of its own ({', '.join(generators)}), which follow a rank, not a shard",
@@ -269,12 +269,22 @@ def examine(workers: Workers, model: nn.Module, backward: Callable[[], object]) 
         f"from the same samples and generators rank {odd} gets other gradients than rank 0, in "
         f"{len(differ)} of {len(names)} tensors, first `{differ[0]}`",
         where="determinism.elastic",
-        remedy="look for code that reads its rank, and for processors or GPUs of another kind",
+        remedy=LOOK_FOR,
     )
 
 
 def _examined(model: nn.Module, backward: Callable[[], object]) -> tuple[list[str], Tensor]:
     """The names of the trained parameters, and a sum over the bits of each one's gradient."""
+    gradients = first_gradients(model, backward)
+    plan = Plan({name: Piece(each, each.numel()) for name, each in gradients.items()}, 0)
+    return plan.names, plan.sums().cpu()
+
+
+def first_gradients(model: nn.Module, backward: Callable[[], object]) -> dict[str, Tensor]:
+    """What ``backward`` leaves in the trained parameters, taken from them; buffers are as before.
+
+    Raises `TrainingFailed` for a buffer that changes, and for a parameter without a gradient.
+    """
     saved = set(model.state_dict())
     kept = {name: each.clone() for name, each in model.named_buffers()}
     backward()
@@ -294,8 +304,7 @@ def _examined(model: nn.Module, backward: Callable[[], object]) -> tuple[list[st
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             if parameter.grad is None:
-                raise _without_gradient(name)
+                raise without_gradient(name)
             gradients[name] = parameter.grad
             parameter.grad = None
-    plan = Plan({name: Piece(each, each.numel()) for name, each in gradients.items()}, 0)
-    return plan.names, plan.sums().cpu()
+    return gradients

@@ -41,12 +41,20 @@ class Exchange:
     """The step's all-gather; plain local values when there is one rank."""
 
     def __init__(
-        self, workers: Workers, accumulation: int, *, digests: bool, shard_generators: bool = False
+        self,
+        workers: Workers,
+        accumulation: int,
+        *,
+        digests: bool,
+        shard_generators: bool = False,
+        interleaved: bool = False,
     ) -> None:
-        """``shard_generators``: each micro-batch has generators of its own, not each rank."""
+        """``shard_generators``: each micro-batch has generators of its own, not each rank; ``interleaved``:
+        neighbouring micro-batches are those of neighbouring ranks."""
         self._group = workers.control
         self._digests = digests
         self._shard_generators = shard_generators
+        self._interleaved = interleaved
         self._generators = _DIGEST_BYTES * (accumulation if shard_generators else 1)
         size = 1 + (self._generators + _DIGEST_BYTES * accumulation if digests else 0)
         self._own = torch.zeros(size, dtype=torch.uint8)
@@ -82,9 +90,16 @@ class Exchange:
         return Told(
             flag,
             flags.index(flag),
-            _combined([view[split:] for view in self._views]),
-            _combined([view[1:split] for view in self._views]),
+            _combined(self._in_order([view[split:] for view in self._views])),
+            _combined(self._in_order([view[1:split] for view in self._views])),
         )
+
+    def _in_order(self, parts: list[memoryview]) -> list[memoryview]:
+        """The digests of each rank, in the order of the shards."""
+        if not self._interleaved:
+            return parts
+        starts = range(0, len(parts[0]), _DIGEST_BYTES)
+        return [part[start : start + _DIGEST_BYTES] for start in starts for part in parts]
 
 
 def _combined(parts: Sequence[bytes | memoryview]) -> bytes:

@@ -13,10 +13,12 @@ from torch.distributed.tensor import DTensor
 from harness.errors import EnvironmentFault, TrainingFailed
 from harness.settings import Optimizer as OptimizerSettings
 
-_CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
+CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
 
-def adamw(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
+def adamw(
+    model: nn.Module, settings: OptimizerSettings, kind: type[torch.optim.AdamW] = torch.optim.AdamW
+) -> torch.optim.AdamW:
     """Fused AdamW (arXiv 1711.05101); weight decay on parameters of two or more dimensions only.
 
     One kernel launch per group on CPU and CUDA. Raises `TrainingFailed` when nothing is trainable.
@@ -30,7 +32,7 @@ def adamw(model: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    return kind(
         [group for group in groups if group["params"]],
         lr=settings.lr,
         betas=(settings.beta1, settings.beta2),
@@ -48,12 +50,12 @@ def gradient_norm(gradients: list[Tensor], clip: float | None) -> Tensor:
     """
     first = gradients[0]
     if isinstance(first, DTensor):
-        return _sharded_norm([_local(each) for each in gradients], clip)
+        return _sharded_norm([local(each) for each in gradients], clip)
     if any(each.dtype != first.dtype or each.device != first.device for each in gradients):
         return _mixed_norm(gradients, clip)
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     if clip is not None:
-        torch._foreach_mul_(gradients, (clip / (norm + _CLIP_EPSILON)).clamp(max=1.0))
+        torch._foreach_mul_(gradients, (clip / (norm + CLIP_EPSILON)).clamp(max=1.0))
     return norm
 
 
@@ -62,18 +64,19 @@ def _sharded_norm(shards: list[Tensor], clip: float | None) -> Tensor:
     dist.all_reduce(square)
     norm: Tensor = square.sqrt()
     if clip is not None:
-        torch._foreach_mul_(shards, (clip / (norm + _CLIP_EPSILON)).clamp(max=1.0))
+        torch._foreach_mul_(shards, (clip / (norm + CLIP_EPSILON)).clamp(max=1.0))
     return norm
 
 
-def _local(gradient: Tensor) -> Tensor:
+def local(gradient: Tensor) -> Tensor:
+    """This rank's rows of ``gradient``, or all of it where it is not cut."""
     return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def _mixed_norm(gradients: list[Tensor], clip: float | None) -> Tensor:
     norm = nn.utils.get_total_norm(gradients)
     if clip is not None:
-        coefficient = (clip / (norm + _CLIP_EPSILON)).clamp(max=1.0)
+        coefficient = (clip / (norm + CLIP_EPSILON)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(coefficient.to(gradient.device))
     return norm

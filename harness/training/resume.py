@@ -198,8 +198,10 @@ def changes(before: Mapping[str, Any], facts: RunFacts) -> Iterator[tuple[str, D
     ``same-data``."""
     old = config.parse(before["config"]["text"], "the checkpoint's config")
     new = config.parse(str(facts.config["text"]), "this launch's config")
+    # Of an elastic run with the same shards, nothing depends on who computes them, nor on how they are cut.
+    elastic = old.determinism.elastic and new.determinism.elastic
     for item in config.compare(old, new):
-        if item.effect != "operational":
+        if item.effect != "operational" and not (elastic and item.key == "parallel"):
             effect = "config" if item.effect == "another-run" else item.effect
             yield effect, Difference(item.key, str(item.before), str(item.after))
     kinds = {
@@ -212,9 +214,7 @@ def changes(before: Mapping[str, Any], facts: RunFacts) -> Iterator[tuple[str, D
         yield from _compared(kind, f"data.{name}", before["data"].get(name), facts.data.get(name))
     for name in sorted({*before["code"], *facts.code}):
         yield from _compared("code", f"code.{name}", before["code"].get(name), facts.code.get(name))
-    # Of an elastic run with the same shards, nothing depends on who computes them.
-    bound = () if old.determinism.elastic and new.determinism.elastic else ("world_size", "backend")
-    for name in bound:
+    for name in () if elastic else ("world_size", "backend"):
         yield from _compared(
             "same-data", f"launch.{name}", before["launch"].get(name), facts.launch.get(name)
         )

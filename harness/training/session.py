@@ -39,12 +39,14 @@ from harness.errors import ConfigError, EnvironmentFault, TrainingFailed
 from harness.format import layout
 from harness.settings import Settings
 from harness.tasks.task import Batch, Task
-from harness.training import elastic, optimizer
+from harness.training import elastic, optimizer, tree_norm
 from harness.training.elastic import ShardSums
 from harness.training.exchange import Exchange, scalar_mean
 from harness.training.optimizer import Average, Precision
 from harness.training.schedule import LearningRate
+from harness.training.sharded_sums import ShardedSums
 from harness.training.step_digests import StepDigests, Sums
+from harness.training.whole_lanes import WholeLanes
 from harness.workers import Workers
 
 _WARM_UP_PASSES = 2
@@ -124,7 +126,7 @@ class Session:
     state_every: int
     """Steps between two digests of the state besides those of checkpoints; 0 takes none."""
     seed: int
-    sums: ShardSums | None = None
+    sums: ShardSums | ShardedSums | None = None
     """Adds what the logical shards give in a fixed tree; None when the run is not elastic."""
     updates: int = 0
     """Updates that the state is of."""
@@ -134,6 +136,8 @@ class Session:
         self._optimizer = self.state.optimizer
         self._scaler = self.state.scaler
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        self._names = [names[id(each)] for each in self._parameters]
         self._move = self.workers.device.type != "cpu"
         self._distributed = self.workers.world_size > 1
         self._sharded = self.wrapped if isinstance(self.wrapped, FSDPModule) else None
@@ -154,6 +158,7 @@ class Session:
             self.accumulation,
             digests=self.digests if digests is None else digests,
             shard_generators=self.sums is not None,
+            interleaved=self.batches.interleaved,
         )
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -196,14 +201,16 @@ class Session:
             raise TrainingFailed("an update has no micro-batch")
         return scalar_mean(total if count == 1 else total / count, self.workers)
 
-    def _tree(self, sums: ShardSums, stream: Iterator[Batch], ledger: Ledger, digests: list[bytes]) -> Tensor:
+    def _tree(
+        self, sums: ShardSums | ShardedSums, stream: Iterator[Batch], ledger: Ledger, digests: list[bytes]
+    ) -> Tensor:
         """The same, every shard with generators of its own, and all of them added in one order."""
         count = self.batches.accumulation
         of_all = count * self.workers.world_size
         self._shard_rng = []
         for number in range(count):
             batch = self._next_batch(stream, digests)
-            seed_shard(self.seed, self.workers.rank * count + number, self.updates)
+            seed_shard(self.seed, self.batches.shard(number), self.updates)
             with sums.last() if number == count - 1 else nullcontext():
                 loss = self._backward(batch, of_all, ledger)
             sums.take(loss)
@@ -236,6 +243,11 @@ class Session:
             self._scaler.unscale_(self._optimizer)
         if not self.wants_norm:
             return None
+        if self.sums is not None:
+            named = zip(self._names, self._parameters, strict=True)
+            return tree_norm.gradient_norm(
+                {name: p.grad for name, p in named if p.grad is not None}, self.clip
+            )
         return optimizer.gradient_norm([p.grad for p in self._parameters if p.grad is not None], self.clip)
 
     def gradient_sums(self, step: int) -> Sums | None:
@@ -276,6 +288,7 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
         rank=workers.rank,
         world_size=workers.world_size,
         workers=settings.train.data_workers,
+        interleaved=settings.determinism.elastic and _is_cut(settings, workers),
     )
     torch.manual_seed(settings.run.seed)
     model = task.build_model().to(workers.device)
@@ -284,16 +297,14 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
     if precision.name == "fp8":
         optimizer.convert_fp8(model)
     clip, wants_norm = settings.optimizer.clip, settings.determinism.step_digests
-    sums = None
-    if settings.determinism.elastic:
-        elastic.refuse(settings, workers, list(task.generators()))
-        trained = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
-        sums = ShardSums(workers, trained, batches.accumulation)
     # Before the optimizer, whose parameters are the shards under FSDP2.
     wrapped = _wrapped(model, settings, workers, prepare)
+    sums = _sums(model, task, workers, batches.accumulation) if settings.determinism.elastic else None
     scaler = optimizer.loss_scaler(workers.device) if precision.scaled else None
     average = Average(model, settings.optimizer.ema) if settings.optimizer.ema else None
-    adamw = optimizer.adamw(model, settings.optimizer)
+    # A GPU's fused kernel computes every element by the same instructions; the CPU's does not.
+    lanes = settings.determinism.elastic and workers.device.type == "cpu"
+    adamw = optimizer.adamw(model, settings.optimizer, WholeLanes if lanes else torch.optim.AdamW)
     session = Session(
         task=task,
         workers=workers,
@@ -314,7 +325,7 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
     )
     seed_rank(settings.run.seed, workers.rank)
     if sums is not None:
-        elastic.examine(workers, model, partial(_first_shard, session, settings.train.micro_batch))
+        sums.examine(model, partial(_first_shard, session, settings.train.micro_batch))
     elif workers.world_size > 1 or settings.compile:
         _warm_up(session, settings.train.micro_batch)
     return session
@@ -408,15 +419,36 @@ def begin(session: Session, weights: Loaded | None) -> Iterator[Batch]:
 
 
 def _wrapped(model: nn.Module, settings: Settings, workers: Workers, prepare: Accelerator) -> nn.Module:
-    if settings.determinism.elastic:
-        wrapped = model
-    elif settings.parallel == "fsdp2" and workers.world_size > 1:
+    if _is_cut(settings, workers):
         wrapped = _sharded(model, prepare)
+    elif settings.determinism.elastic:
+        wrapped = model
     else:
         wrapped = _replicated(model, workers, prepare)
     if settings.compile:
-        wrapped.compile()
+        for module in _units(model) if settings.determinism.elastic else [wrapped]:
+            module.compile()
     return wrapped
+
+
+def _units(model: nn.Module) -> list[nn.Module]:
+    """What FSDP2 gathers at a time, and an elastic run compiles at a time: between them FSDP2 interrupts what
+    is compiled, and other operators fused are other bits. The model itself where it names none."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [each for each in model.modules() if type(each).__name__ in names] or [model]
+
+
+def _is_cut(settings: Settings, workers: Workers) -> bool:
+    """Whether each rank holds rows of the parameters."""
+    return settings.parallel == "fsdp2" and workers.world_size > 1
+
+
+def _sums(model: nn.Module, task: Task, workers: Workers, count: int) -> ShardSums | ShardedSums:
+    elastic.refuse(list(task.generators()))
+    if isinstance(model, FSDPModule):
+        return ShardedSums(workers, model, count)
+    trained = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
+    return ShardSums(workers, trained, count)
 
 
 def _sharded(model: nn.Module, prepare: Accelerator) -> nn.Module:
