@@ -91,6 +91,36 @@ def test_memory_of_a_rank_follows_from_the_parameters() -> None:
     assert 1.7 < bigger / small.memory.activations < 2.3
 
 
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "lists", "sent", "times", "held"),
+    [
+        (1, "ddp", 4, 0.0, 0, 3.0),
+        (4, "ddp", 2, 1.5, 1, 3.0),
+        (8, "ddp", 1, 1.75, 1, 2.0),
+        (4, "fsdp2", 2, 1.5, 2, 0.25),
+        (8, "fsdp2", 1, 0.875, 1, 0.0),
+    ],
+)
+def test_the_price_of_the_same_bits_follows_from_shards_and_ranks(
+    ranks: int, parallel: str, lists: int, sent: float, times: int, held: float
+) -> None:
+    """Oracle: the formulas of docs/determinism.md for 8 shards, in units of all gradients."""
+    words = [
+        "determinism.elastic=true",
+        "train.global_batch=8",
+        "train.micro_batch=1",
+        f"parallel={parallel}",
+    ]
+    made = planned("tiny.yaml", ranks, *words)
+    gradients = 4 * made.parameters
+    assert made.elastic is not None
+    assert (made.elastic.shards, made.elastic.lists) == (8, lists)
+    assert made.elastic.sent_bytes == pytest.approx(sent * gradients, abs=8)
+    assert made.elastic.sent_bytes == made.elastic.plain_bytes * times
+    assert made.memory.elastic == pytest.approx(held * gradients, abs=8)
+    assert planned("tiny.yaml", ranks if ranks < 4 else 1).elastic is None
+
+
 def test_the_ranks_divide_the_batch() -> None:
     """Oracle: global batch 8 and micro-batch 4 of tiny.yaml."""
     assert [planned("tiny.yaml", ranks).accumulation for ranks in (1, 2)] == [2, 1]

@@ -105,12 +105,28 @@ def _rows(planned: Plan, settings: Settings) -> list[tuple[str, str]]:
         ("  gradients", human_bytes(memory.gradients)),
         ("  optimizer", human_bytes(memory.optimizer)),
         ("  average", human_bytes(memory.average)),
+        *([] if planned.elastic is None else [("  elastic", f"{human_bytes(memory.elastic)} at most")]),
         ("  activations", _total(memory.activations)),
         ("host memory", f"{human_bytes(memory.checkpoint_host)} on each rank at most, for checkpoints"),
         ("checkpoint", f"{human_bytes(planned.checkpoint_bytes)}, {planned.checkpoints} of them, {kept}"),
         ("disk", f"{human_bytes(planned.disk_bytes)} at most"),
         *_store(planned, settings),
+        *_elastic(planned, settings),
     ]
+
+
+def _elastic(planned: Plan, settings: Settings) -> list[tuple[str, str]]:
+    """The price of the same bits at any world size."""
+    price = planned.elastic
+    if price is None:
+        return []
+    beside = "a reduce-scatter" if settings.parallel == "fsdp2" else "a ring all-reduce"
+    text = f"{price.shards} shards in a fixed tree, {price.lists} lists of gradients at most"
+    if price.sent_bytes:
+        text += f"; a rank sends {human_bytes(price.sent_bytes)} of gradients a step, "
+        times = price.sent_bytes // price.plain_bytes
+        text += f"as many as {beside}" if times == 1 else f"{times} times {beside}"
+    return [("elastic", text)]
 
 
 def _store(planned: Plan, settings: Settings) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from harness.checkpoint.shards import Item, divide
 from harness.checkpoint.state import model_tensors
 from harness.data.cache import given_tokenizer
+from harness.determinism import tree
 from harness.errors import ConfigError
 from harness.model.gpt import GPT
 from harness.settings import Data, Model, Settings, Tokenizer
@@ -48,6 +49,9 @@ class Memory:
     optimizer: int
     average: int
     """The moving average of the weights."""
+    elastic: int
+    """What `determinism.elastic` adds at most: gradients that wait for their neighbours in the tree, and
+    buckets that are sent and received; 0 without it."""
     activations: int | None
     """What a micro-batch's forward pass keeps for the backward pass, and the gradient of its largest tensor;
     None when the model's forward pass depends on the values of its data."""
@@ -59,7 +63,20 @@ class Memory:
         """Everything that lies on the device."""
         if self.activations is None:
             return None
-        return self.weights + self.gradients + self.optimizer + self.average + self.activations
+        return self.weights + self.gradients + self.optimizer + self.average + self.elastic + self.activations
+
+
+@dataclass(frozen=True)
+class Elastic:
+    """What adding gradients in one fixed tree costs a rank."""
+
+    shards: int
+    lists: int
+    """Lists of gradients that are held at most, those that are just computed included."""
+    sent_bytes: int
+    """Bytes of gradients that a rank sends at each step."""
+    plain_bytes: int
+    """What it would send without: a ring all-reduce, or one reduce-scatter under FSDP2."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,8 @@ class Plan:
     fetches, where `checkpoint.store` is the only place."""
     store_bytes: int
     """The same in `checkpoint.store`; 0 without one."""
+    elastic: Elastic | None
+    """What `determinism.elastic` costs; None without it."""
 
 
 def plan(settings: Settings, base: Path, world_size: int) -> Plan:
@@ -117,6 +136,7 @@ def plan(settings: Settings, base: Path, world_size: int) -> Plan:
     written = -(-train.steps // settings.checkpoint.every)
     checkpoint = sizes["checkpoint"]
     shards = world_size if settings.parallel == "fsdp2" else 1
+    elastic = _elastic(sizes["trainable"], world_size, settings) if settings.determinism.elastic else None
     return Plan(
         parameters=sizes["parameters"],
         memory=Memory(
@@ -124,6 +144,7 @@ def plan(settings: Settings, base: Path, world_size: int) -> Plan:
             gradients=-(-sizes["trainable"] // shards),
             optimizer=-(-sizes["optimizer"] // shards),
             average=-(-sizes["average"] // shards),
+            elastic=0 if elastic is None else _held(elastic, sizes["trainable"], world_size, settings),
             activations=activations,
             checkpoint_host=_arena(model, settings, world_size),
         ),
@@ -138,7 +159,23 @@ def plan(settings: Settings, base: Path, world_size: int) -> Plan:
         checkpoints=written,
         disk_bytes=checkpoint * (1 if settings.checkpoint.store_only else _at_once(written, settings)),
         store_bytes=checkpoint * _at_once(written, settings) if settings.checkpoint.store else 0,
+        elastic=elastic,
     )
+
+
+def _elastic(gradients: int, world_size: int, settings: Settings) -> Elastic:
+    """``gradients``: bytes of all of them. Volumes as in docs/determinism.md."""
+    shards = settings.train.global_batch // settings.train.micro_batch
+    count = shards // world_size
+    once = gradients * (world_size - 1) // world_size
+    plain, sent = (once, once * count) if settings.parallel == "fsdp2" else (2 * once, 2 * once)
+    return Elastic(shards, tree.held_lists(count), sent, plain)
+
+
+def _held(elastic: Elastic, gradients: int, world_size: int, settings: Settings) -> int:
+    if settings.parallel == "fsdp2" and world_size > 1:
+        return (elastic.lists - 1) * -(-gradients // world_size)
+    return (elastic.lists - 1 + (2 if world_size > 1 else 0)) * gradients
 
 
 def _at_once(written: int, settings: Settings) -> int:
