@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -121,9 +122,10 @@ def main() -> int:
         print(f"undisturbed: {seconds:.0f} s", flush=True)
         chance = random.Random(arguments.seed)
         killed: list[dict[str, object]] = []
-        for number in range(arguments.kills):
-            # Later starts have less left to do: a moment in an equal share of the first one's time.
-            moment = seconds / arguments.kills * chance.random()
+        # Places in the undisturbed run: each start works from one to the next.
+        places = sorted(chance.uniform(0, seconds) for _ in range(arguments.kills))
+        for number, (before, place) in enumerate(itertools.pairwise([0.0, *places])):
+            moment = place - before
             process = started(cut, cut / "output")
             time.sleep(moment)
             if process.poll() is not None:
