@@ -23,12 +23,16 @@ APART = (
 """Settings that change no number of a run."""
 
 
+_LONGEST = 60
+"""Characters of settings that still make a name."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """Runs of one config."""
 
     label: str
-    """The settings that no other arm has, or ``all runs``."""
+    """The settings that no other arm has, or ``all runs``; a run's name where they are many."""
     runs: tuple[Run, ...]
 
     def values(self, name: str) -> dict[int, float]:
@@ -63,7 +67,12 @@ def group(runs: Sequence[Run]) -> list[Arm]:
         key: ", ".join(f"{name} {claims.shown(table.get(name, '—'))}" for name in varying)
         for key, table in settings.items()
     }
-    return [Arm(labels[key] or "all runs", tuple(found)) for key, found in members.items()]
+    return [Arm(_label(labels[key], found), tuple(found)) for key, found in members.items()]
+
+
+def _label(settings: str, runs: Sequence[Run]) -> str:
+    """The settings that tell the arm from others; of a single run with many of them its name."""
+    return runs[0].name if len(runs) == 1 and len(settings) > _LONGEST else settings or "all runs"
 
 
 def _kept(run: Run) -> dict[str, Any]:

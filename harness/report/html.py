@@ -39,7 +39,9 @@ code{background:var(--panel);padding:1px 4px;border-radius:4px;overflow-wrap:any
 pre{background:var(--panel);padding:12px 16px;border-radius:6px;overflow-x:auto}
 .status{border-left:4px solid;background:var(--panel);padding:8px 14px;margin:8px 0;border-radius:0 6px 6px 0}
 .good{border-color:var(--good)}.bad{border-color:var(--bad)}.open{border-color:var(--open)}
-figure{margin:16px 0}svg{max-width:100%;height:auto}
+td code{overflow-wrap:normal;white-space:nowrap}
+figure{margin:16px 0;overflow-x:auto}svg{max-width:100%;height:auto}
+@media(max-width:600px){main{padding:20px 14px 48px}svg{max-width:none;width:620px}}
 summary{cursor:pointer;color:var(--soft)}
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"

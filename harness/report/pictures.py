@@ -94,7 +94,9 @@ def _evaluation_figure(study: Study, name: str) -> Figure:
         return _banded(f"Held-out {words}", words, known)
     runs = study.runs
     curves = tuple(
-        Series(_label(run, runs), run.evaluation(name), index, dots=True) for index, run in enumerate(runs)
+        Series(_label(run, runs), run.evaluation(name), index, dots=True)
+        for index, run in enumerate(runs)
+        if run.evaluation(name)
     )
     return Figure(f"Held-out {words}", "step", words, curves, _resume_marks(runs))
 
@@ -118,7 +120,10 @@ def _label(run: Run, runs: Sequence[Run]) -> str:
 
 def _resume_marks(runs: Sequence[Run]) -> tuple[Mark, ...]:
     return tuple(
-        Mark(float(one.resumed_from), f"resume ({one.kind})")
+        Mark(
+            float(one.resumed_from),
+            f"{run.name}: resume ({one.kind})" if len(runs) > 1 else f"resume ({one.kind})",
+        )
         for run in runs
         for one in claims.segments(run)
         if one.resumed_from is not None

@@ -24,6 +24,8 @@ from harness.report.study import Study
 
 _INCIDENTS = 20
 _NAMED_IN_TITLE = 3
+_NOTHING = {"—", "null", "[]"}
+"""How settings are shown that are not set."""
 
 
 def compose(study: Study) -> list[Block]:
@@ -144,7 +146,9 @@ def _settings(study: Study) -> Iterator[Block]:
     differing = claims.differing_settings([arm.runs[0] for arm in arms])
     # With several seeds in an arm, the seed of its first run says nothing.
     hidden = set() if len(arms) == len(study.runs) else {"run.seed"}
-    rows = [[f"`{key}`", *values] for key, values in differing if key not in hidden]
+    # A section that one config lacks has keys that say nothing in the other.
+    said = {key: values for key, values in differing if set(values) - _NOTHING}
+    rows = [[f"`{key}`", *values] for key, values in said.items() if key not in hidden]
     if rows:
         names = [_names([run.name for run in arm.runs]) for arm in arms]
         yield Heading(3, "Settings that differ")
@@ -291,7 +295,8 @@ def _environment_rows(facts: Facts) -> Iterator[tuple[str, str]]:
     code, data = facts["code"], facts["data"]
     state = {True: " with uncommitted changes", False: "", None: " (state unknown)"}[code.get("dirty")]
     yield "harness", str(code.get("harness"))
-    yield "code", f"`{str(code.get('git_commit') or 'not a git checkout')[:12]}`{state}"
+    commit = code.get("git_commit")
+    yield "code", f"`{str(commit)[:12]}`{state}" if commit else f"not a git checkout{state}"
     yield "data", f"{data.get('kind')}, corpus `{str(data.get('corpus_sha256'))[:16]}`"
     for name, value in facts["environment"].items():
         if isinstance(value, str | int | bool):
