@@ -65,6 +65,25 @@ def a_state_digest_is_another(scene: Scene) -> None:
     scene.restate(20, lambda each: each["predicate"]["state"].update(sha256="0" * 64))
 
 
+@attack("holds other rows than the statement says")
+def a_statement_counts_fewer_rows_than_the_ledger_has(scene: Scene) -> None:
+    scene.restate(20, lambda each: each["predicate"]["determinism"]["ledger"].update(rows=999))
+
+
+@attack("holds other coverage.observed than the statement says")
+def a_statement_says_that_all_was_observed(scene: Scene) -> None:
+    def claim(each: dict[str, Any]) -> None:
+        coverage = each["predicate"]["determinism"]["ledger"]["coverage"]
+        coverage["observed"] = not coverage["observed"]
+
+    scene.restate(20, claim)
+
+
+@attack("the statement says strict")
+def a_statement_claims_the_strict_mode(scene: Scene) -> None:
+    scene.restate(20, lambda each: each["predicate"]["determinism"].update(mode="strict"))
+
+
 @attack("has the data cursor at step 19, not 20")
 def a_cursor_is_behind_its_step(scene: Scene) -> None:
     scene.restate(20, lambda each: each["predicate"]["cursor"].update(step=19))

@@ -214,7 +214,7 @@ class Doubled(torch.autograd.Function):
 
 
 def test_custom_operators_and_functions_are_never_silently_clean():
-    """Oracle: both names in the document, none in the rows."""
+    """Oracle: both names in the document, as rows that say that nothing is known."""
 
     @torch.library.custom_op("harness_test::noise", mutates_args=())
     def noise(value: torch.Tensor) -> torch.Tensor:
@@ -227,7 +227,10 @@ def test_custom_operators_and_functions_are_never_silently_clean():
         noise(torch.ones(2))
     parsed = document.Ledger.parse(ledger.to_bytes(), "test")
     assert parsed.unclassified == ("harness_test.noise", "test_ledger.Doubled")
-    assert parsed.rows == ()
+    assert {(row.op, row.evidence) for row in parsed.rows} == {
+        ("harness_test.noise", "unknown"),
+        ("test_ledger.Doubled", "unknown"),
+    }
 
 
 def test_a_custom_operator_tagged_as_nondeterministic_is_a_documented_row():
@@ -308,7 +311,9 @@ def test_a_document_with_a_field_of_another_kind_is_refused(data):
     index_step(ledger, 1)
     value = json.loads(ledger.to_bytes())
     target = data.draw(st.sampled_from([value, value["rows"][0], value["coverage"][0], value["catalogue"]]))
-    name = data.draw(st.sampled_from(sorted(target)))
+    # The fields of later versions may be absent or null.
+    later = {"module", "ulp", "budget", "not_executed_twice"}
+    name = data.draw(st.sampled_from(sorted(target.keys() - later)))
     old = target.pop(name)
     new = data.draw(VALUES)
     if data.draw(st.booleans()):

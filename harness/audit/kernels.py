@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from harness.format.ledger import EVIDENCE, Coverage, Ledger, Row
+from harness.format.ledger import EVIDENCE, SUSPECTED, Coverage, Ledger, Row
 from harness.provenance.findings import visible
 
 _SHOWN_NAMES = 8
@@ -27,11 +27,14 @@ _ITEMS = {
     "codegen": "generated file",
     "graph": "graph node",
     "profiler": "kernel call",
+    "double": "compared tensor",
 }
 _MEANING = {
+    "measured": "executed twice from the same state with different bits",
     "documented": "on the framework's list of nondeterministic operations, and ran",
     "observed": "known to add in no fixed order, and seen by sampling",
-    "measured": "executed twice from the same state with different bits",
+    "unknown": "ran, and no list says anything about it",
+    "refuted": "suspected above, and the same bits in every double execution so far",
 }
 
 
@@ -74,8 +77,20 @@ def _gaps(ledger: Ledger, coverage: dict[str, Coverage]) -> Iterator[str]:
         yield f"no list says anything about {_names(ledger.unclassified)}"
     if any(row.device not in ("cpu", "meta") for row in ledger.rows) and "profiler" not in coverage:
         yield "kernel names: the profiler did not run"
-    if not any(row.evidence == "measured" for row in ledger.rows):
-        yield "double execution: no row is measured, so no difference of bits has been looked for or found"
+    yield _double_gap(ledger, coverage.get("double"))
+
+
+def _double_gap(ledger: Ledger, double: Coverage | None) -> str:
+    if double is None:
+        why = "; ".join(ledger.not_executed_twice) or "no micro-step was executed twice"
+        return f"double execution: {why}, so differences of bits were not looked for"
+    pairs = f"{_count(double.steps, 'micro-step')} executed twice on {_ranks(double)}"
+    return f"double execution: {pairs}; what differs in fewer than {bound(double.steps)} was likely missed"
+
+
+def bound(clean: int) -> str:
+    """Largest rate, with 95 % confidence, of what ``clean`` executions did not show: the rule of three."""
+    return f"{min(1.0, 3 / clean):.2g} of all"
 
 
 def _compiled_gap(ledger: Ledger, codegen: Coverage | None) -> str:
@@ -104,6 +119,9 @@ def _lines(ledger: Ledger) -> Iterator[str]:
     yield from (_coverage(entry) for entry in ledger.coverage)
     if not ledger.coverage:
         yield "  nothing"
+    if ledger.budget is not None:
+        spent, limit = (f"{each / 10_000:.2g} %" for each in (ledger.budget.spent, ledger.budget.limit))
+        yield f"  it cost {spent} of the time of {_count(ledger.budget.steps, 'step')}; the budget is {limit}"
     yield "not looked at"
     yield from (f"  {gap}" for gap in not_looked_at(ledger))
 
@@ -118,7 +136,8 @@ def _headline(ledger: Ledger) -> str:
         for kind in EVIDENCE
         if _has(ledger, kind)
     )
-    return f"{_count(len(ledger.rows), 'order-dependent operator')}: {counts}"
+    suspected = sum(row.evidence in SUSPECTED for row in ledger.rows)
+    return f"{_count(suspected, 'order-dependent operator')}: {counts}"
 
 
 def _has(ledger: Ledger, kind: str) -> bool:
@@ -130,7 +149,15 @@ def _row(row: Row) -> Iterator[str]:
     yield f"  {row.op}  {row.backend} {row.device} {row.dtype}{place}"
     if row.kernel:
         yield f"      kernel   {row.kernel}"
-    yield f"      seen     {_count(row.count, 'time')}, steps {row.first_step} to {row.last_step}"
+    if row.module:
+        yield f"      in       {row.module}"
+    steps = f"steps {row.first_step} to {row.last_step}"
+    if row.evidence == "refuted":
+        rate = f"differs in at most {bound(row.count)} (95 %)"
+        yield f"      clean    {_count(row.count, 'time')}, {steps}: {rate}"
+        return
+    far = "" if row.ulp is None else f", by up to {_count(row.ulp, 'unit')} in the last place"
+    yield f"      seen     {_count(row.count, 'time')}, {steps}{far}"
     yield f"      source   {row.source}"
     yield f"      instead  {row.alternative or 'nothing known'}"
 

@@ -182,7 +182,8 @@ def _point(node: Node, points: Mapping[str, tuple[float, float]]) -> Iterator[st
     yield f"<title>{_text('  '.join([node.title, *facts]))}</title>"
     yield f'<circle class="{node.state}" stroke-width="2.5" cx="{x:.1f}" cy="{y:.1f}" r="8"/>'
     yield f'<text class="name" x="4" y="{y - 3:.1f}">{_text(_cut(node.title))}</text>'
-    yield f'<text class="soft" x="4" y="{y + 13:.1f}">{_text(_cut(" · ".join(shown), _CHARACTERS + 4))}</text>'
+    second = _cut(" · ".join(shown), _CHARACTERS + 4)
+    yield f'<text class="soft" x="4" y="{y + 13:.1f}">{_text(second)}</text>'
 
 
 def _text(value: str) -> str:

@@ -6,7 +6,7 @@ In this order, so that nothing is interpreted before it is authenticated:
 - signatures, statements and the manifest, by the rules of `harness.provenance.verifier`
 - the folder holds exactly the manifest's files: regular, one link, of the listed sizes, and nothing else
 - safetensors headers describe exactly the manifest's tensors
-- trainer.json, read with its digest checked, agrees with the statement
+- trainer.json and ledger.json, read with their digests checked, agree with the statement
 
 A resume then hashes each payload file while it loads it; `harness verify` hashes them all.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +37,7 @@ ENTRY_LIMIT = 1_000_000
 """Most files and folders of a checkpoint that are looked at."""
 _PATH_LIMIT = 3072
 """Bytes of a folder's path; with the longest name it stays below the 4096 of Linux."""
-_TRAINER_LIMIT = 64 << 20
+_FACTS_LIMIT = 64 << 20
 _SIGNATURES = (layout.MANIFEST, layout.MODEL_SIGNATURE, layout.CHECKPOINT_BUNDLE, layout.SLSA_BUNDLE)
 
 
@@ -158,8 +158,12 @@ def _examine(
     for path in sorted({entry.path for entry in manifest.files} & present.keys()):
         if path.endswith(".safetensors"):
             findings.attempt("headers", check_header, folder, path, manifest)
-    if layout.TRAINER in present:
-        _check_trainer(folder, manifest, statement, findings)
+    for path, check in (
+        (layout.TRAINER, verifier.trainer_disagreements),
+        (layout.LEDGER, verifier.ledger_disagreements),
+    ):
+        if path in present:
+            _check_facts(folder / path, path, check, manifest, statement, findings)
     sizes = {entry.path: entry.size for entry in manifest.files}
     opened = OpenedCheckpoint(
         folder=folder,
@@ -259,20 +263,22 @@ def check_header(folder: Path, path: str, manifest: Manifest) -> None:
         raise VerificationFailed(what, where=str(folder / path))
 
 
-def _check_trainer(
-    folder: Path, manifest: Manifest, statement: CheckpointStatement, findings: Findings
+def _check_facts(
+    file: Path,
+    path: str,
+    check: Callable[[bytes, CheckpointStatement, str], Iterator[tuple[str, str]]],
+    manifest: Manifest,
+    statement: CheckpointStatement,
+    findings: Findings,
 ) -> None:
-    where = str(folder / layout.TRAINER)
+    """That ``check`` finds no disagreement of a small file with the statement, once its digest is right."""
+    where = str(file)
     digests = {entry.path: entry.sha256 for entry in manifest.files}
-    data = findings.attempt("sizes", files.read_limited, folder / layout.TRAINER, _TRAINER_LIMIT)
-    if data is None or layout.TRAINER not in digests:
+    data = findings.attempt("sizes", files.read_limited, file, _FACTS_LIMIT)
+    if data is None or path not in digests:
         return
-    if hashlib.sha256(data).hexdigest() != digests[layout.TRAINER]:
-        findings.bad("trainer.json", "the sha256 is not the one in MANIFEST.json", where)
+    if hashlib.sha256(data).hexdigest() != digests[path]:
+        findings.bad(path, "the sha256 is not the one in MANIFEST.json", where)
         return
-    found = findings.attempt("trainer.json", _listed, data, statement, where)
-    findings.all_of("trainer.json", iter(found or ()))
-
-
-def _listed(data: bytes, statement: CheckpointStatement, where: str) -> list[tuple[str, str]]:
-    return list(verifier.trainer_disagreements(data, statement, where))
+    found = findings.attempt(path, lambda: list(check(data, statement, where)))
+    findings.all_of(path, iter(found or ()))

@@ -15,7 +15,7 @@ from harness.audit import kernels, tier_evidence, tier_text, tiers
 from harness.audit import story as stories
 from harness.audit.story import Story
 from harness.errors import EvidenceIncomplete, VerificationFailed
-from harness.format.ledger import Ledger
+from harness.format.ledger import EVIDENCE, SUSPECTED, Ledger
 from harness.provenance.findings import visible
 from harness.terminal import style
 
@@ -197,10 +197,11 @@ def _result(story: Story) -> Iterator[Line]:
 def _ledger_summary(summary: Mapping[str, Any] | None) -> str:
     if summary is None:
         return "none"
-    kinds = ", ".join(f"{summary[kind]} {kind}" for kind in ("documented", "observed", "measured"))
+    kinds = ", ".join(f"{summary[kind]} {kind}" for kind in EVIDENCE if kind in summary)
     if not summary["coverage"].get("observed", False):
         return f"not observed ({kinds})"
-    return f"{_count(summary['rows'], 'order-dependent operator')} seen ({kinds})"
+    suspected = sum(summary[kind] for kind in SUSPECTED)
+    return f"{_count(suspected, 'order-dependent operator')} seen ({kinds})"
 
 
 def _variations(story: Story, facts: Mapping[str, Any]) -> Iterator[str]:
@@ -222,7 +223,7 @@ def _variations(story: Story, facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _rows(ledger: Ledger) -> Iterator[str]:
-    names = sorted({row.op for row in ledger.rows})
+    names = sorted({row.op for row in ledger.rows if row.evidence in SUSPECTED})
     if names:
         more = f" and {len(names) - _NAMED_OPERATORS} more" if len(names) > _NAMED_OPERATORS else ""
         yield f"adds in no fixed order: {', '.join(names[:_NAMED_OPERATORS])}{more}"

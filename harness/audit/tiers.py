@@ -13,8 +13,8 @@ Tier 1a, the same bits again on the same stack with as many processes:
 - a replay on the signed stack, with the signed number of processes, was equal over a whole segment between
   two checkpoints
 - no operator was measured to differ between two executions
-- an operator that is documented, observed or unknown is in the way, unless clean double executions have
-  refuted it, or it was at work in steps that a replay found equal
+- an operator that is documented, observed or unknown is in the way, unless enough clean double executions
+  have refuted it, or it was at work in steps that a replay found equal
 - the bound is told: segments that were replayed of all, so that an altered one would have been found with
   that chance
 
@@ -55,6 +55,8 @@ TITLES: Mapping[Name, str] = {
 }
 NOT_SIGNED = "no signature was checked: give --key or --policy"
 LEAST_SEEDS, LEAST_STACKS = 5, 2
+LEAST_CLEAN = 30
+"""Clean double executions from which an operator counts as refuted: it differs in at most one of ten."""
 _DIGESTS = ("gradients", "state")
 _WORLD = frozenset({"launch.world_size", "launch.backend"})
 """What another number of processes changes in a statement: one process needs no backend. An elastic run,
@@ -258,10 +260,15 @@ def _in_the_way(evidence: Evidence, equal: Sequence[Replay]) -> Iterator[str]:
     measured = [row for row in ledger.rows if row.evidence == "measured"]
     if measured:
         yield f"kernels that repeat their bits: {_named(measured)} differed when executed twice"
+    refuted = {row.op for row in ledger.rows if row.evidence == "refuted" and row.count >= LEAST_CLEAN} - {
+        row.op for row in measured
+    }
     open_rows = [
         row
         for row in ledger.rows
-        if row.evidence not in ("measured", "refuted") and not _was_at_work(row, equal)
+        if row.evidence not in ("measured", "refuted")
+        and row.op not in refuted
+        and not _was_at_work(row, equal)
     ]
     if open_rows:
         yield f"a double execution or a replay of steps with {_named(open_rows)}, order-dependent or unknown"

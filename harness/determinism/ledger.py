@@ -21,6 +21,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from time import perf_counter_ns
 from typing import Any
 
@@ -29,13 +30,15 @@ from torch import Tensor
 
 from harness.determinism import census, codegen, graph, kernels
 from harness.determinism.catalogue import STRICT, Entry, catalogue
+from harness.determinism.double import Checked, Difference
 from harness.determinism.settings import Mode
 from harness.format import ledger as document
-from harness.format.ledger import Catalogue, Coverage, Mitigated, Row, Source
+from harness.format.ledger import Budget, Catalogue, Coverage, Mitigated, Row, Source
 
 _NEVER = sys.maxsize
 _IDLE: AbstractContextManager[None] = nullcontext()
 _STRICT_SETTING = "determinism.mode=strict"
+_REFUTABLE = ("documented", "observed", "unknown")
 _ATOMICS = "atomic additions in code that inductor generated"
 _TUNING = "inductor chooses the launch of this reduction by timing it, which may end otherwise each time"
 
@@ -57,6 +60,17 @@ class Ledger:
         self._sample: _Sample | None = None
         self._scanned: dict[str, codegen.Scanned | None] = {}
         self._findings = document.Ledger(mode=mode)
+        self.spent_ns = 0
+        """What looking has cost in this launch."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether anything is looked at."""
+        return self._mode != "off"
+
+    def put_off(self, step: int) -> None:
+        """No census before ``step``: they cost more than the budget has."""
+        self._next_step = max(self._next_step, step)
 
     def observe(self, step: int) -> AbstractContextManager[None]:
         """A context around the forward, backward and optimizer work of update ``step``.
@@ -110,6 +124,28 @@ class Ledger:
             coverage=(self._covered("codegen", step, len(modules), perf_counter_ns() - started),),
         )
 
+    def doubled(self, step: int, checked: Checked) -> None:
+        """Add what a double execution in update ``step`` has shown."""
+        if checked.refused:
+            self._add(rows=[], not_executed_twice=checked.refused)
+            return
+        named = self._suspected() if checked.clean else {}
+        self._add(
+            rows=[
+                *(_measured_row(each, step) for each in checked.differences),
+                *(_refuted_row(named[op], step) for op in sorted(checked.operators & named.keys())),
+            ],
+            coverage=(self._covered("double", step, checked.tensors, checked.nanoseconds),),
+        )
+
+    def _suspected(self) -> dict[str, Row]:
+        """A row of each operator that something speaks against, or that nobody knows."""
+        return {row.op: row for row in self._findings.rows if row.evidence in _REFUTABLE}
+
+    def budgeted(self, budget: Budget) -> None:
+        """What looking may cost, and has cost."""
+        self._findings = replace(self._findings, budget=budget)
+
     def rows(self) -> tuple[Row, ...]:
         """Every finding so far, sorted."""
         return self._findings.rows
@@ -138,6 +174,10 @@ class Ledger:
             rows=[
                 *(_census_row(finding, count, step) for finding, count in found if finding not in mitigated),
                 *_kernel_rows(sample.kernels, self._device, step),
+                *(
+                    _unknown_row(name, self._device, step)
+                    for name in sorted({*taken.unclassified, *walked.custom_functions})
+                ),
             ],
             mitigated=tuple(
                 Mitigated(finding.op, finding.device, _STRICT_SETTING, count)
@@ -159,6 +199,7 @@ class Ledger:
         return tuple(looked)
 
     def _covered(self, observer: str, step: int, items: int, nanoseconds: int) -> Coverage:
+        self.spent_ns += nanoseconds
         return Coverage(observer, 1, step, step, (self._rank,), items, nanoseconds // 1000)
 
     def _add(self, *, rows: Iterable[Row], **found: Any) -> None:
@@ -272,6 +313,63 @@ def _code_row(finding: codegen.Finding, step: int, *, counted: bool) -> Row:
     )
 
 
+def _unknown_row(name: str, device: torch.device, step: int) -> Row:
+    return Row(
+        op=name,
+        kernel=None,
+        backend="eager",
+        device=device.type,
+        dtype="unknown",
+        call_site=None,
+        evidence="unknown",
+        count=1,
+        first_step=step,
+        last_step=step,
+        alternative=None,
+        source="no list says anything about it",
+    )
+
+
+def _measured_row(difference: Difference, step: int) -> Row:
+    return Row(
+        op=difference.op,
+        kernel=None,
+        backend="eager",
+        device=difference.device,
+        dtype=difference.dtype,
+        call_site=difference.call_site,
+        evidence="measured",
+        count=1,
+        first_step=step,
+        last_step=step,
+        alternative=difference.alternative or _alternative(difference),
+        source=difference.source,
+        module=difference.module,
+        ulp=difference.ulp,
+    )
+
+
+def _alternative(difference: Difference) -> str | None:
+    found = _gradient_entry(difference.op, difference.device)
+    return None if found is None else found.alternative
+
+
+def _refuted_row(suspected: Row, step: int) -> Row:
+    """One clean double execution of an operator that ``suspected`` is about."""
+    return replace(
+        suspected,
+        kernel=None,
+        call_site=None,
+        evidence="refuted",
+        count=1,
+        first_step=step,
+        last_step=step,
+        source="double execution: all results had the same bits",
+        module=None,
+        ulp=None,
+    )
+
+
 def _kernel_rows(counts: dict[str, int], device: torch.device, step: int) -> list[Row]:
     known = [(name, count, kernels.known_kernel(name)) for name, count in counts.items()]
     return [
@@ -302,4 +400,4 @@ def summary(data: bytes) -> dict[str, Any]:
 def merge(ranks: Iterable[bytes]) -> bytes:
     """One `ledger.json` of those of several ranks: counts added up, ranks and rows united."""
     parsed = [document.Ledger.parse(data, f"ledger of rank {rank}") for rank, data in enumerate(ranks)]
-    return document.merge(parsed).to_bytes()
+    return document.unite(parsed).to_bytes()

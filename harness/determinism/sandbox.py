@@ -63,7 +63,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
         found = [
             f"parameter `{name}` has a hook that runs when its gradient is there"
             for name, each in self._model.named_parameters()
-            if getattr(each, "_post_accumulate_grad_hooks", None) or each._backward_hooks
+            if each._backward_hooks or any(map(_acts, _hooks_after(each)))
         ]
         known = set(map(id, self._generators.values()))
         for name, module in self._model.named_modules():
@@ -100,6 +100,18 @@ class Sandbox(AbstractContextManager["Sandbox"]):
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
+
+
+IDLE = "idle_in_a_sandbox"
+"""Attribute of a gradient hook that does nothing but in an update of the run."""
+
+
+def _hooks_after(parameter: nn.Parameter) -> list[object]:
+    return list((getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values())
+
+
+def _acts(hook: object) -> bool:
+    return not getattr(hook, IDLE, False)
 
 
 class _Attributes:

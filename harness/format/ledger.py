@@ -4,7 +4,10 @@ Strict JSON without floats. Evidence kinds are kept apart:
 
 - ``documented``: an operator of the framework's own list of nondeterministic operations ran.
 - ``observed``: a kernel or backend known to be order-dependent ran, seen by sampling.
-- ``measured``: the same step was executed twice from the same state and bits differed.
+- ``measured``: the same micro-step was executed twice from the same state and bits differed; ``count`` pairs.
+- ``refuted``: an operator that one of the rows above or below is about came out alike in ``count`` double
+  executions; it differs in at most 3/count of all, with 95 % confidence (the rule of three).
+- ``unknown``: an operator that no list says anything about ran.
 
 A document without rows says "deterministic" only as far as its ``coverage`` reaches; without coverage it
 says nothing. Counts are what the observers saw, not what the run executed: a census looks at one step in
@@ -29,11 +32,16 @@ from harness.errors import VerificationFailed
 from harness.format import strict_json
 
 FORMAT = "harness-ledger/1"
-EVIDENCE = ("documented", "observed", "measured")
+EVIDENCE = ("measured", "documented", "observed", "unknown", "refuted")
+"""From what was seen to differ to what was seen not to."""
+SUSPECTED = ("measured", "documented", "observed")
+"""Those that say that an operator has no fixed order."""
 MODES = ("off", "warn", "strict")
 MAX_ROWS = 100_000
 
 Record = TypeVar("Record")
+
+_LATER = frozenset({"module", "ulp", "budget", "not_executed_twice"})
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,15 @@ class Row:
     """What to use instead."""
     source: str
     """Who says that it is nondeterministic."""
+    module: str | None = None
+    """Name of the module that called it, or of the parameter whose gradient it is; of measured rows."""
+    ulp: int | None = None
+    """Largest difference that was measured, in units in the last place; of measured rows."""
 
     @property
     def key(self) -> tuple[str, ...]:
         """What makes two rows the same finding: everything but count and steps."""
-        shown = dataclasses.replace(self, count=0, first_step=0, last_step=0)
+        shown = dataclasses.replace(self, count=0, first_step=0, last_step=0, ulp=None)
         return tuple(str(value) for value in dataclasses.astuple(shown))
 
 
@@ -99,6 +111,16 @@ class Coverage:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What looking may cost, and has cost in the newest launch, in millionths of the time of its steps."""
+
+    limit: int
+    spent: int
+    steps: int
+    """Steps of the launch by then."""
+
+
+@dataclass(frozen=True)
 class Catalogue:
     """Which list of nondeterministic operators was used: its digest and its sizes."""
 
@@ -124,6 +146,10 @@ class Ledger:
     sources: tuple[Source, ...] = ()
     catalogue: Catalogue | None = None
     coverage: tuple[Coverage, ...] = field(default=())
+    budget: Budget | None = None
+    """None when nothing limits what looking costs."""
+    not_executed_twice: tuple[str, ...] = ()
+    """Why no micro-step could be executed twice."""
 
     @property
     def observed_anything(self) -> bool:
@@ -167,6 +193,10 @@ def flat_coverage(ledger: Ledger) -> dict[str, str | int | bool]:
     }
     if ledger.catalogue is not None:
         flat["catalogue_sha256"] = ledger.catalogue.sha256
+    if ledger.budget is not None:
+        flat |= {"budget_limit_ppm": ledger.budget.limit, "budget_spent_ppm": ledger.budget.spent}
+    if ledger.not_executed_twice:
+        flat["not_executed_twice"] = "; ".join(ledger.not_executed_twice)
     for entry in ledger.coverage:
         flat[f"{entry.observer}_steps"] = entry.steps
         flat[f"{entry.observer}_first_step"] = entry.first_step
@@ -192,16 +222,38 @@ def merge(ledgers: Sequence[Ledger]) -> Ledger:
         sources=_merge_sources(source for ledger in ledgers for source in ledger.sources),
         catalogue=next((entry.catalogue for entry in reversed(ledgers) if entry.catalogue), None),
         coverage=merge_coverage(entry for ledger in ledgers for entry in ledger.coverage),
+        budget=next((entry.budget for entry in reversed(ledgers) if entry.budget), None),
+        not_executed_twice=tuple(sorted({why for each in ledgers for why in each.not_executed_twice})),
     )
 
 
+def unite(ranks: Sequence[Ledger]) -> Ledger:
+    """One ledger of ranks that look at the same steps: as `merge`, but a step that all of them looked at is
+    one step. The first rank's counts go back to earlier launches."""
+    merged = merge(ranks)
+    steps = {
+        name: max(each.steps for ledger in ranks for each in ledger.coverage if each.observer == name)
+        for name in {each.observer for each in merged.coverage}
+    }
+    coverage = tuple(dataclasses.replace(each, steps=steps[each.observer]) for each in merged.coverage)
+    return dataclasses.replace(merged, coverage=coverage, budget=_widest(ranks))
+
+
+def _widest(ranks: Sequence[Ledger]) -> Budget | None:
+    """The budget of the rank that has spent most."""
+    budgets = [each.budget for each in ranks if each.budget is not None]
+    return max(budgets, key=lambda budget: budget.spent, default=None)
+
+
 def merge_rows(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Rows of the same finding added up, sorted."""
+    """Rows of the same finding added up, sorted. An operator that was measured to differ is not refuted."""
     merged: dict[tuple[str, ...], Row] = {}
     for row in rows:
         known = merged.get(row.key)
         merged[row.key] = row if known is None else _add(known, row)
-    return tuple(merged[key] for key in sorted(merged))
+    differ = {row.op for row in merged.values() if row.evidence == "measured"}
+    chosen = (merged[key] for key in sorted(merged))
+    return tuple(row for row in chosen if row.evidence != "refuted" or row.op not in differ)
 
 
 def merge_coverage(entries: Iterable[Coverage]) -> tuple[Coverage, ...]:
@@ -219,6 +271,7 @@ def _add(one: Row, other: Row) -> Row:
         count=one.count + other.count,
         first_step=min(one.first_step, other.first_step),
         last_step=max(one.last_step, other.last_step),
+        ulp=max((each for each in (one.ulp, other.ulp) if each is not None), default=None),
     )
 
 
@@ -260,16 +313,21 @@ def _check(ledger: Ledger, where: str) -> None:
 
 
 def _record(kind: type[Record], value: Any, where: str) -> Record:
-    """A ``kind`` from a JSON object that has exactly its fields, each of its type."""
+    """A ``kind`` from a JSON object that has exactly its fields, each of its type.
+
+    Fields of a later version, those of `_LATER`, may be absent.
+    """
     if not isinstance(value, Mapping):
         raise VerificationFailed(f"`{kind.__name__.lower()}` is not an object", where=where)
     hints = get_type_hints(kind)
-    if set(value) != set(hints):
-        odd = ", ".join(sorted(set(value) ^ set(hints)))[:200]
+    odd_ones = set(value) ^ (set(hints) - (_LATER - set(value)))
+    if odd_ones:
+        odd = ", ".join(sorted(odd_ones))[:200]
         raise VerificationFailed(
             f"missing or unknown fields in `{kind.__name__.lower()}`: {odd}", where=where
         )
-    return kind(**{name: _value(hint, value[name], f"{where} {name}") for name, hint in hints.items()})
+    given = {name: hint for name, hint in hints.items() if name in value}
+    return kind(**{name: _value(hint, value[name], f"{where} {name}") for name, hint in given.items()})
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

@@ -94,6 +94,7 @@ SCHEMA: Schema = {
             settings=mapping(SCALAR),
             ledger=either(
                 closed(
+                    {"unknown": NATURAL, "refuted": NATURAL},
                     sha256=HEX64,
                     rows=NATURAL,
                     documented=NATURAL,

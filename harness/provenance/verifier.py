@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import layout, strict_json
+from harness.format import ledger as ledgers
 from harness.format.manifest import Manifest, checkpoint_id, dir_hash, state_digest
 from harness.provenance import envelope, later, model_signature, statements
 from harness.provenance import policy as policies
@@ -167,6 +168,25 @@ def trainer_disagreements(
     for key, value in expected.items():
         if strict_json.dumps(document.get(key)) != strict_json.dumps(value):
             yield f"has {key} {_short(document.get(key))}, the statement {_short(value)}", where
+
+
+def ledger_disagreements(
+    data: bytes, statement: CheckpointStatement, where: str
+) -> Iterator[tuple[str, str]]:
+    """What ledger.json holds otherwise than the statement counts.
+
+    Earlier statements count fewer kinds of rows; what they do count must be right. Raises
+    `VerificationFailed` for what is no ledger.
+    """
+    facts = statement.predicate["determinism"]
+    found = ledgers.summary(data, where)
+    for key, stated in (facts["ledger"] or {}).items():
+        place = _first_difference(stated, found[key], key)
+        if place is not None and key != "sha256":
+            yield f"holds other {place} than the statement says", where
+    mode = ledgers.Ledger.parse(data, where).mode
+    if mode != facts["mode"]:
+        yield f"was kept in mode {mode}, the statement says {facts['mode']}", where
 
 
 def _path(evidence: Evidence, name: str) -> str:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from harness.determinism import tree
 from harness.determinism.bit_sums import Piece, Plan
+from harness.determinism.sandbox import IDLE
 from harness.errors import ConfigError, TrainingFailed
 from harness.settings import Settings
 from harness.workers import Workers
@@ -221,6 +222,7 @@ class ShardSums:
             bucket.waiting.remove(position)
             self._send()
 
+        setattr(arrived, IDLE, True)
         return arrived
 
     def _send(self) -> None:

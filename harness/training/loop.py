@@ -108,7 +108,9 @@ def train(
         start, head = 0, chain.GENESIS
         if found is not None:
             start, head = found.trainer["step"], bytes.fromhex(found.trainer["chain"])
-            ledger.load(found.files[layout.LEDGER])
+            if workers.first:  # its counts would be added once for each rank
+                ledger.load(found.files[layout.LEDGER])
+        current.doubling = startup.doubling(settings, workers, current, ledger, start)
         desk = workers.first_only(
             lambda: startup.open_desk(
                 opened, launched, loaded, task, workers, events, screen, start, accept, store

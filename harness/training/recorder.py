@@ -256,6 +256,9 @@ class Recorder:
     def _snapshot(self, step: int, outcome: str) -> Save:
         """Copy this rank's part of the state into the arena; the rest of the facts are frozen here too."""
         generators = self._workers.gather_bytes(captured_rng(self._session))
+        if self._session.doubling is not None:
+            self._session.doubling.settle(step)
+        seen = self._workers.gather_bytes(self._ledger.to_bytes())
         training = self._session.state
         tensors = state.tensors_of(training)
         parts = self._parts(tensors)
@@ -263,15 +266,15 @@ class Recorder:
         if self._desk is None:
             return Save(step, images)
         ranks = [image_of(state.rng_file(rank), data) for rank, data in enumerate(generators) if data]
-        publication = self._publication(self._desk, step, outcome, parts, sum(image.size for image in ranks))
+        size = sum(image.size for image in ranks)
+        publication = self._publication(self._desk, step, outcome, parts, size, ledgers.merge(seen))
         return Save(step, [*images, *ranks], publication)
 
     def _publication(
-        self, desk: Desk, step: int, outcome: str, parts: Sequence[Part], others: int
+        self, desk: Desk, step: int, outcome: str, parts: Sequence[Part], others: int, ledger: bytes
     ) -> Publication:
         desk.metrics.flush()
         training = self._session.state
-        ledger = self._ledger.to_bytes()
         facts = StepFacts(
             step=step,
             cursor=self._cursor(step),

@@ -40,6 +40,7 @@ from harness.format import layout
 from harness.settings import Settings
 from harness.tasks.task import Batch, Task
 from harness.training import elastic, optimizer, tree_norm
+from harness.training.doubling import Doubling
 from harness.training.elastic import ShardSums
 from harness.training.exchange import Exchange, scalar_mean
 from harness.training.optimizer import Average, Precision
@@ -130,6 +131,8 @@ class Session:
     """Adds what the logical shards give in a fixed tree; None when the run is not elastic."""
     updates: int = 0
     """Updates that the state is of."""
+    doubling: Doubling | None = None
+    """Executes micro-steps twice, now and then; None when nothing is looked at."""
 
     def __post_init__(self) -> None:
         self._step_digests = StepDigests(self.workers, self.state)
@@ -188,6 +191,8 @@ class Session:
             dist.broadcast(buffer, 0)
         for number in range(count):
             batch = self._next_batch(stream, digests)
+            if number == 0:
+                self._look_twice(batch)
             if self._sharded is not None:
                 self._sharded.set_requires_gradient_sync(number == count - 1)
                 loss = self._backward(batch, count, ledger)
@@ -211,6 +216,8 @@ class Session:
         for number in range(count):
             batch = self._next_batch(stream, digests)
             seed_shard(self.seed, self.batches.shard(number), self.updates)
+            if number == 0:
+                self._look_twice(batch)
             with sums.last() if number == count - 1 else nullcontext():
                 loss = self._backward(batch, of_all, ledger)
             sums.take(loss)
@@ -225,6 +232,18 @@ class Session:
         if self._move:
             batch = tuple(tensor.to(self.workers.device, non_blocking=True) for tensor in batch)
         return batch
+
+    def _look_twice(self, batch: Batch) -> None:
+        """Before the first micro-batch of an update is used: execute it twice, when it is time to."""
+
+        def execute() -> Tensor:
+            with self.autocast():
+                loss = self.task.loss(self.wrapped, batch)
+            (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+            return loss.detach()
+
+        if self.doubling is not None:
+            self.doubling.look(self.updates + 1, execute)
 
     def _backward(self, batch: Batch, count: int, ledger: Ledger) -> Tensor:
         if self.precision.autocast is None:

@@ -15,6 +15,7 @@ from harness.checkpoint.publisher import Publisher, durable_rename
 from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Loaded
 from harness.checkpoint.writer import CheckpointWriter
 from harness.determinism import settings as determinism
+from harness.determinism.ledger import Ledger
 from harness.errors import ResumeRefused, TrainingFailed
 from harness.format import files as durable
 from harness.format import layout, strict_json
@@ -26,6 +27,7 @@ from harness.tasks.task import Batch, Task
 from harness.terminal import human_seconds
 from harness.training import distributed, elastic, failure, remote, resume, session
 from harness.training import start as begin
+from harness.training.doubling import Doubling
 from harness.training.launch import Launch
 from harness.training.metrics import Events, MetricsLog, read_steps, rewind
 from harness.training.record import RunFacts, Segment, plain
@@ -281,6 +283,24 @@ def _peak(task: Task, facts: RunFacts, settings: Settings, *, started_world: int
     device = facts.environment.get("stack", {}).get("device")
     peak = peak_flops(str(device), settings.precision) if device else None
     return None if peak is None or task.flops_per_sample() is None else peak * started_world
+
+
+def doubling(
+    settings: Settings, workers: Workers, current: Session, ledger: Ledger, start: int
+) -> Doubling | None:
+    """What executes micro-steps twice; None when the config lets nothing be looked at."""
+    if not ledger.looks or settings.determinism.budget == 0:
+        return None
+    return Doubling(
+        ledger,
+        workers,
+        current.model,
+        current.wrapped,
+        current.task.generators(),
+        (current.task,),
+        start=start,
+        budget=settings.determinism.budget,
+    )
 
 
 def evaluation_batches(task: Task, settings: Settings) -> Sequence[Batch]:

@@ -1,0 +1,171 @@
+"""Double execution in runs: what a planted fault leaves in the ledger, that no bit changes, what it costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import orjson
+import pytest
+import torch
+from conftest import Place
+from planted_models import Sound, micro_step
+from test_train import keys, predicate
+from toy_task import config
+
+from harness.determinism.ledger import Ledger
+from harness.format import ledger as document
+from harness.training.doubling import FIRST, SECOND, Doubling
+from harness.workers import Workers
+
+RESTLESS = """
+import os
+
+import torch
+from toy_task import Toy
+
+
+@torch.library.custom_op("planted::restless", mutates_args=())
+def restless(x: torch.Tensor) -> torch.Tensor:
+    made = x.clone()
+    made.view(-1).view(torch.int32)[int.from_bytes(os.urandom(4), "little") % made.numel()] ^= 1
+    return made
+
+
+restless.register_autograd(lambda context, gradient: gradient)
+restless.register_fake(torch.empty_like)
+
+
+class Layer(torch.nn.Module):
+    def forward(self, x):
+        return restless(x)
+
+
+class Restless(Toy):
+    def build_model(self):
+        first, last = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
+        return torch.nn.Sequential(first, Layer(), torch.nn.ReLU(), last)
+"""
+
+
+@pytest.mark.slow
+def test_an_operator_that_differs_is_measured_on_all_ranks_named_and_signed(place: Place) -> None:
+    """Oracle: the planted operator flips the last bit of one element, in the layer named 1; two ranks."""
+    (place.root / "restless_task.py").write_text(RESTLESS)
+    task = '{kind: "restless_task:Restless"}'
+    place.write("toy.yaml", config(place.run, task=task))
+    assert (done := place.harness("train", "toy.yaml", processes=2)).code == 0, done.err
+    whom = keys(place)
+    shown = json.loads(place.harness("kernels", str(place.run), *whom, "--json").out)
+    rows = {each["evidence"]: each for each in shown["rows"] if each["op"] == "planted.restless"}
+    assert rows.keys() == {"measured", "unknown"}
+    assert (rows["measured"]["module"], rows["measured"]["ulp"]) == ("1", 1)
+    assert rows["measured"]["call_site"].startswith("restless_task.py:")
+    assert rows["measured"]["call_site"].endswith("forward")
+    double = next(each for each in shown["coverage"] if each["observer"] == "double")
+    assert double["ranks"] == [0, 1]
+    assert double["steps"] >= 2
+    assert shown["budget"]["limit"] == 10_000
+    stated = predicate(place.run / "checkpoints" / "step-00000024")["determinism"]["ledger"]  # type: ignore[index]
+    counted = {kind: sum(row["evidence"] == kind for row in shown["rows"]) for kind in document.EVIDENCE}
+    assert {kind: stated[kind] for kind in document.EVIDENCE} == counted  # type: ignore[index]
+    text = place.harness("kernels", str(place.run), *whom).out
+    assert "by up to 1 unit in the last place" in text
+    assert place.harness("verify", str(place.run), *whom).code == 0
+
+
+SHARDED = '{kind: "toy_task:Toy", options: {sharded: true}}'
+
+
+def chain(run: Path) -> list[str]:
+    """The chain of a run: every loss, norm, gradient, state and generator."""
+    return [orjson.loads(line)["chain"] for line in (run / "metrics.jsonl").read_bytes().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "more"),
+    [
+        (1, {}),
+        (2, {}),
+        (2, {"parallel": "fsdp2", "task": '{kind: "toy_task:Toy", options: {sharded: true}}'}),
+    ],
+)
+def test_a_run_has_the_same_bits_with_and_without_it(
+    place: Place, processes: int, more: dict[str, str]
+) -> None:
+    """Oracle: the run in which nothing is looked at; dropout, batch statistics, five generators."""
+    looked = 0
+    for name, section in (("off", "{mode: off}"), ("half", "{budget: 0.5}")):
+        run = place.root / name
+        place.write(f"{name}.yaml", config(run, determinism=section, **more))
+        assert (done := place.harness("train", f"{name}.yaml", processes=processes)).code == 0, done.err
+        ledger = json.loads((run / "checkpoints" / "step-00000024" / "ledger.json").read_bytes())
+        looked += sum(each["steps"] for each in ledger["coverage"] if each["observer"] == "double")
+    assert looked >= 2
+    assert chain(place.root / "off") == chain(place.root / "half")
+
+
+class Clock:
+    """Nanoseconds that pass as a test wants."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.mark.parametrize("budget", [0.01, 0.1])
+def test_what_it_costs_stays_within_the_budget(budget: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: a clock of its own: steps of 10 ms and executions of 25 ms, and the sum at every step."""
+    clock, steps = Clock(), 3000
+    model = Sound()
+    ledger = Ledger("warn", 50, 0, torch.device("cpu"))
+    doubling = Doubling(ledger, Workers.alone(), model, model, {}, (), start=0, budget=budget, clock=clock)
+    execute = micro_step(model)
+    checked = doubling._double.check(execute, fine=True)
+    taken = []
+
+    def check(*_: object, **__: object) -> object:
+        taken.append(step)
+        clock.now += 25_000_000
+        return type(checked)(True, (), frozenset(), 1, 25_000_000)
+
+    monkeypatch.setattr(doubling._double, "check", check)
+    for step in range(1, steps + 1):
+        doubling.look(step, execute)
+        clock.now += 10_000_000
+        if step > 1000:
+            assert len(taken) * 25 <= budget * step * 10 * 1.01
+    assert taken[:2] == [FIRST, SECOND]
+    assert len(taken) * 25 >= budget * steps * 10 * 0.9
+    doubling.settle(steps)
+    told = document.Ledger.parse(ledger.to_bytes(), "test").budget
+    assert told is not None
+    assert told.steps == steps
+    assert told.spent <= told.limit == round(budget * 1_000_000)
+
+
+def test_clean_executions_refute_a_suspicion() -> None:
+    """Oracle: a row of the documented index_put, then fine executions of it on one thread."""
+    table = torch.nn.Parameter(torch.randn(6, 4))
+    model = torch.nn.Module()
+    model.table = table
+    tokens = torch.tensor([1, 2, 2])
+
+    def execute() -> torch.Tensor:
+        loss = table[tokens].pow(2).sum()
+        loss.backward()
+        return loss.detach()
+
+    ledger = Ledger("warn", 50, 0, torch.device("cpu"))
+    with ledger.observe(1):
+        execute()
+    table.grad = None
+    doubling = Doubling(ledger, Workers.alone(), model, model, {}, (), start=0, budget=0.5)
+    for _ in range(3):
+        ledger.doubled(4, doubling._double.check(execute, fine=True))
+    rows = {(row.op, row.evidence): row.count for row in ledger.rows() if row.op == "aten.index_put"}
+    assert rows[("aten.index_put", "refuted")] == 3
+    assert ("aten.index_put", "documented") in rows
