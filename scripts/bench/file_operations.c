@@ -6,9 +6,11 @@
  *
  *   file_operations_watch(root, log)   from now on, changes below `root` go to the file `log`; NULL: no log
  *   file_operations_mark(text)         a line of the program's own in the log
- *   file_operations_fail(n, how)       the n-th call from now on that could fail in the way `how` does so:
- *                                      an errno; SHORT: a write takes half; n = 0: none
- *   file_operations_failed()           what failed last, as text, and forgets it; "" when nothing did
+ *   file_operations_fail(n, how, last) the n-th call from now on that could fail in the way `how` does so:
+ *                                      an errno; SHORT: a write takes half; n = 0: none. `last`: ONCE; FULL: so
+ *                                      does every later call that takes space, and only these are counted;
+ *                                      DEAD: every later call
+ *   file_operations_failed()           what failed first, as text, and forgets it; "" when nothing did
  *   file_operations_count()            calls counted since file_operations_fail
  *
  * A record is a header line of tab-separated words and then, for `write`, that many raw bytes:
@@ -32,6 +34,9 @@
 #include <unistd.h>
 
 #define SHORT (-1)
+#define ONCE 0
+#define FULL 1
+#define DEAD 2
 #define PATH_LIMIT 4096
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
 
@@ -39,7 +44,7 @@ static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static char root[PATH_LIMIT];
 static int log_file = -1;
 static long counted, fail_at;
-static int fail_how;
+static int fail_how, fail_lasts;
 static char failed[PATH_LIMIT + 64];
 
 void file_operations_watch(const char *folder, const char *log) {
@@ -50,9 +55,9 @@ void file_operations_watch(const char *folder, const char *log) {
     pthread_mutex_unlock(&lock);
 }
 
-void file_operations_fail(long n, int how) {
+void file_operations_fail(long n, int how, int lasts) {
     pthread_mutex_lock(&lock);
-    counted = 0, fail_at = n, fail_how = how, failed[0] = 0;
+    counted = 0, fail_at = n, fail_how = how, fail_lasts = lasts, failed[0] = 0;
     pthread_mutex_unlock(&lock);
 }
 
@@ -134,9 +139,10 @@ static unsigned long inode(int descriptor) {
 /* Whether this call is the one to fail; `writing`: it could also be cut short. */
 static int fails(const char *call, const char *path, int writing) {
     if (fail_how == SHORT && !writing) return 0;
+    if (fail_lasts == FULL && !writing && !strstr("open fallocate mkdir", call)) return 0;
     counted++;
-    if (!fail_at || counted != fail_at) return 0;
-    snprintf(failed, sizeof failed, "%s %s", call, path + strlen(root));
+    if (!fail_at || (fail_lasts == ONCE ? counted != fail_at : counted < fail_at)) return 0;
+    if (!failed[0]) snprintf(failed, sizeof failed, "%s %s", call, path + strlen(root));
     if (fail_how != SHORT) errno = fail_how;
     return 1;
 }

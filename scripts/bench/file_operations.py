@@ -24,6 +24,8 @@ Model = Literal["kill", "ext4", "posix"]
 MODELS: tuple[Model, ...] = ("kill", "ext4", "posix")
 SHORT = -1
 """Instead of an errno for `Library.fail`: a write takes only half."""
+ONCE, FULL, DEAD = 0, 1, 2
+"""Which calls fail after the first: none, those that take space, all."""
 _ROOT = 0
 """Inode of the folder that is watched."""
 
@@ -161,9 +163,9 @@ class Library:
         """Put ``text`` into the log."""
         self._library.file_operations_mark(text.encode())
 
-    def fail(self, number: int, how: int) -> None:
+    def fail(self, number: int, how: int, lasts: int = ONCE) -> None:
         """Let the ``number``-th call from now on fail with errno ``how``, or be `SHORT`; 0: only count."""
-        self._library.file_operations_fail(ctypes.c_long(number), ctypes.c_int(how))
+        self._library.file_operations_fail(ctypes.c_long(number), ctypes.c_int(how), ctypes.c_int(lasts))
 
     def failed(self) -> str:
         """The call that was made to fail, and its path; nothing when there was none."""
