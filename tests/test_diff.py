@@ -406,3 +406,20 @@ def test_the_verb_runs_without_torch_and_numpy(root: Path, tmp_path: Path, signe
         "assert code == 1 and not {'torch', 'numpy', 'pydantic'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, "diff", str(root), str(other)], check=True, stdout=-3)
+
+
+def test_with_keys_both_sides_are_verified_first(root: Path, tmp_path: Path, signer: Signer) -> None:
+    """Oracle: a good twin, a stranger's key, then one flipped bit; without keys it says so."""
+    twin = run_folder.build(tmp_path / "twin", signer)
+    words = ["--key", str(tmp_path / "me.ed25519.pub"), str(tmp_path / "me.p256.pub")]
+    assert compared(root, twin).text.startswith("not verified: ")
+    good = compared(root, twin, *words)
+    assert good.text.startswith("verified: both sides, signed by ")
+    assert good.document["verified"]
+    run_folder.identity(tmp_path / "stranger")
+    with pytest.raises(VerificationFailed, match="accepted keys"):
+        compared(root, twin, "--key", str(tmp_path / "stranger.ed25519.pub"))
+    file = run_folder.checkpoint(twin, 30) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x55")
+    with pytest.raises(VerificationFailed, match=r"head\.bias"):
+        compared(root, twin, *words)

@@ -109,7 +109,7 @@ def test_a_changed_manifest_is_refused_with_a_key(root: Path) -> None:
 def test_a_run_folder_means_its_newest_checkpoint_and_says_so(root: Path) -> None:
     """Oracle: the highest step."""
     outcome = shown(root)
-    assert "step-00000030, the newest of /" in outcome.text
+    assert "step-00000030, the newest that is in /" in outcome.text
     assert outcome.document["newest_of"] == str(root)
     assert shown(run_folder.checkpoint(root, 10)).document["newest_of"] is None
 

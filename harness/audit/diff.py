@@ -1,7 +1,8 @@
 """Two checkpoints, or every step that two runs have in common: tensors by their bytes, statements by facts.
 
-Tensors decide. The facts (`harness.audit.facts`) say what may have caused a difference and what did not. No
-signature is checked: two folders can be equal and both forged, which `harness verify` is for.
+Tensors decide. The facts (`harness.audit.facts`) say what may have caused a difference and what did not.
+Without a policy no signature is checked: two folders can be equal and both forged, which the result says.
+With one, both sides are verified first, payload bytes included (`verified`).
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.audit import facts, story, tensors
+from harness.audit import facts, story, tensors, verify
 from harness.audit.facts import Fact
 from harness.audit.tensors import Compared, Difference, Folder
 from harness.errors import EvidenceIncomplete, HarnessError, UsageError
 from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.format.ledger import Ledger
+from harness.provenance.policy import Policy
 
 ELEMENTS = 1 << 18
 """Elements of a differing tensor that are measured unless more are asked for; about 0.1 s in pure Python."""
@@ -75,6 +77,8 @@ class Result:
     plan: Plan
     steps: tuple[Step, ...]
     notes: tuple[str, ...]
+    trust: str | None = None
+    """Whose signatures were verified; None when none were."""
 
     @property
     def equal(self) -> bool:
@@ -93,7 +97,7 @@ class Result:
             "a": str(self.plan.a),
             "b": str(self.plan.b),
             "equal": self.equal,
-            "verified": False,
+            "verified": self.trust is not None,
             "first": None
             if first is None
             else {"step": first[0].step, "part": first[1].part, "tensor": first[1].name},
@@ -127,10 +131,27 @@ def plan(a: Path, b: Path) -> Plan:
     return Plan(a, b, pairs, _others(a, common), _others(b, common))
 
 
-def compare(planned: Plan, limit: int, advance: Callable[[int], None]) -> Result:
+def verified(planned: Plan, policy: Policy, *, quiet: bool) -> str:
+    """Verify both sides as `harness verify` does; returns who has signed them.
+
+    Raises `VerificationFailed` or `EvidenceIncomplete` with the first reason when a side is not good.
+    """
+    signers: dict[str, None] = {}
+    for side in (planned.a, planned.b):
+        report = verify.verify(side, policy, quiet=quiet)
+        if report.exit_code:
+            wrong = [each for each in report.findings if not each.missing]
+            raise (wrong or list(report.findings))[0].error
+        signers |= dict.fromkeys(name for each in report.checkpoints for name in each.signers)
+    return ", ".join(signers)
+
+
+def compare(planned: Plan, limit: int, advance: Callable[[int], None], trust: str | None = None) -> Result:
     """Compare all pairs; at most ``limit`` elements of a differing tensor are measured.
 
-    ``advance`` is told the bytes that are done. Raises `VerificationFailed` for a file that ends early.
+    ``trust``: what `verified` returned, if it was called. ``advance`` is told the bytes that are done.
+
+    Raises `VerificationFailed` for a file that ends early.
     """
     steps, notes = [], []
     for pair in planned.pairs:
@@ -138,7 +159,7 @@ def compare(planned: Plan, limit: int, advance: Callable[[int], None]) -> Result
         found, remarks = _facts(pair)
         notes += remarks
         steps.append(Step(pair.name, pair.step, compared, found))
-    return Result(planned, tuple(steps), tuple(notes))
+    return Result(planned, tuple(steps), tuple(notes), trust)
 
 
 def _pair(a: Path, b: Path) -> Pair:

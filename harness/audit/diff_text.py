@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from harness.audit import story
 from harness.audit.diff import Result, Step
 from harness.audit.facts import TOPICS, Fact
 from harness.audit.tensors import Difference
@@ -22,6 +23,10 @@ def render(result: Result) -> str:
 
 
 def _lines(result: Result) -> Iterator[str]:
+    if result.trust is None:
+        yield style(story.NOT_VERIFIED, "yellow")
+    else:
+        yield style(f"verified: both sides, signed by {visible(result.trust)}", "green")
     yield _line("A", str(result.plan.a))
     yield _line("B", str(result.plan.b))
     width = max(len(step.name) for step in result.steps)
@@ -109,7 +114,7 @@ def _verdict(result: Result) -> str:
     steps = _count(len(result.steps), "step") if result.steps[0].step is not None else "the pair"
     first = result.first
     if first is None:
-        return f"{style('equal', 'green')}  every tensor of {steps}, bit for bit (signatures: harness verify)"
+        return f"{style('equal', 'green')}  every tensor of {steps}, bit for bit"
     step, difference = first
     where = f"{step.name}, {difference.part} `{visible(difference.name)}`"
     return f"{style('different', 'red')}  first at {where}"

@@ -76,7 +76,7 @@ def repeatability(story: Story) -> dict[str, Any]:
 
 def _identity(story: Story, newest_of: str | None) -> Iterator[Line]:
     facts = story.statement.predicate
-    where = "" if newest_of is None else f", the newest of {newest_of}"
+    where = "" if newest_of is None else f", the newest that is in {newest_of}"
     kind = "" if story.kind == "complete" else f"  {story.kind.upper()}"
     yield "checkpoint", f"{story.folder.name}{kind}{where}"
     yield "id", story.statement.subject_id

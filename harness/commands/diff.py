@@ -7,7 +7,8 @@ two runs apart (ids, folders, keys, command, parents, log, clock) is listed as i
 
 Tensors alone decide the exit code. 0: every tensor of every common step is equal, bit for bit, even when the
 statements differ. 1: some tensor differs, or one side lacks it. 4: no step is common, or payload is missing.
-No signature is checked here; that is what `harness verify` does.
+With --key or --policy both sides are verified first, payload included, and nothing is compared when one is
+not good. Without, the first line says that nothing was verified.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from harness.audit import diff, diff_text
 from harness.commands import Outcome
+from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
 from harness.terminal import progress
 
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="elements of a differing tensor to measure in ULP and L2 (default: %(default)s); "
         "differing elements are always all counted",
     )
+    add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
@@ -42,6 +45,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if arguments.elements < 1:
         raise UsageError("--elements is not positive", where=str(arguments.elements))
     planned = diff.plan(arguments.a, arguments.b)
+    whom = trusted(arguments)
+    trust = None if whom is None else diff.verified(planned, whom, quiet=arguments.json)
     with progress(planned.size, "B", "diff", quiet=arguments.json) as bar:
-        result = diff.compare(planned, arguments.elements, bar.advance)
+        result = diff.compare(planned, arguments.elements, bar.advance, trust)
     return Outcome(result.document(), diff_text.render(result), 0 if result.equal else 1)
