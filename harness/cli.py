@@ -26,6 +26,7 @@ VERBS = {
     "diff": "compare two checkpoints or two runs",
     "lineage": "the graph of checkpoints, resumes and parents",
     "export": "a checkpoint's weights as a Hugging Face folder, provenance carried along",
+    "merge": "the weighted sum of several checkpoints as one signed folder",
     "kernels": "the ledger of nondeterministic kernels",
     "report": "a research report of one or more runs, with curves and checked claims",
     "replay": "execute steps again, compare every digest, sign the verdict",

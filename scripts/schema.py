@@ -9,13 +9,14 @@ import json
 import sys
 from pathlib import Path
 
-from harness.provenance import corpora, later, policy_file
+from harness.provenance import corpora, exports, later, policy_file
 from harness.provenance.statements import SCHEMA
 
 TARGET = Path(__file__).parent.parent / "docs" / "schema"
 SCHEMAS = {
     "checkpoint-v1": SCHEMA,
     "corpus-v1": corpora.SCHEMA,
+    "export-v1": exports.SCHEMA,
     "policy-v1": policy_file.SCHEMA,
     "replay-v1": later.SCHEMAS[later.REPLAY],
     "svr-v0.1": later.SCHEMAS[later.SVR],

@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING
 
 import orjson
 import pytest
+from hypothesis import settings
 from kill_at_step import kill_tree
 
 if TYPE_CHECKING:
     from object_store import Bucket, Server
+
+# A machine that others use too can take 200 ms for anything.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 TESTS = Path(__file__).parent
 TIMEOUT = 240

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -136,7 +136,6 @@ PATHS = ("run.dir", "data.cache", "tokenizer.file", "signing.key")
 
 
 @given(st.sampled_from(LEAVES), ANYTHING)
-@settings(deadline=None)  # it writes files, on a disk that others use too
 def test_any_value_of_any_key_is_taken_as_it_is_or_one_line_of_error(
     tmp_path_factory: pytest.TempPathFactory, key: str, value: Any
 ) -> None:

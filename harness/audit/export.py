@@ -8,6 +8,7 @@
   exports, and names the checkpoint; ``provenance/source.sigstore.json`` is the checkpoint's own statement,
   unchanged; model.sig covers payload and MANIFEST.json
 - the folder appears by one rename; the weights' bytes are a function of the checkpoint alone
+- a merge is the same of several checkpoints, whose tensors a `Mix` makes one
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +45,17 @@ _BYTES_VOCABULARY = 257
 
 
 @dataclass(frozen=True)
+class Mix:
+    """How several checkpoints become one."""
+
+    weights: tuple[str, ...]
+    """One decimal a checkpoint, as they are signed."""
+    combine: Callable[[str, Sequence[bytes]], bytes]
+    """Of a safetensors dtype and a tensor's bytes in each checkpoint, the bytes of the result; raises
+    `ValueError` for what it cannot make one."""
+
+
+@dataclass(frozen=True)
 class Exported:
     """What was written."""
 
@@ -51,7 +63,7 @@ class Exported:
     export_id: str
     """Hex sha256 of its MANIFEST.json."""
     layout: Layout
-    source: Mapping[str, Any]
+    sources: tuple[Mapping[str, Any], ...]
     notes: tuple[str, ...]
 
 
@@ -63,67 +75,116 @@ def export(
     Raises `UsageError` when ``target`` exists, `VerificationFailed` or `EvidenceIncomplete` when the
     checkpoint does not verify; then nothing is left behind.
     """
+    return merge([checkpoint], target, policy, signer, None, quiet=quiet)
+
+
+def merge(
+    checkpoints: Sequence[Path],
+    target: Path,
+    policy: Policy,
+    signer: Signer,
+    mix: Mix | None,
+    *,
+    quiet: bool = False,
+) -> Exported:
+    """The same of several checkpoints of one shape, made one by ``mix``.
+
+    Raises `UsageError` besides when their tensors, config.json or tokenizer.json are not alike.
+    """
     if target.exists() or target.is_symlink():
         raise UsageError("the target exists", where=str(target), remedy="name a new folder")
-    if layout.kind_of(checkpoint) != "checkpoint":
-        what = "is a run folder, and which of its checkpoints is meant is not said"
-        raise UsageError(what, where=str(checkpoint), remedy=f"name one of {checkpoint}/{layout.CHECKPOINTS}")
-    opened = opening.open_checkpoint(checkpoint, policy)
-    if opened.kind == "nonfinite":
-        raise VerificationFailed("is the state of a run that became non-finite", where=str(checkpoint))
+    opened = [_opened(checkpoint, policy) for checkpoint in checkpoints]
+    _check_alike(opened)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{layout.TEMPORARY}{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        exported = _write(opened, temporary, target.name, signer, quiet)
+        exported = _write(opened, temporary, target.name, signer, mix, quiet)
         files.publish(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Exported(target, *exported)
 
 
+def _opened(checkpoint: Path, policy: Policy) -> OpenedCheckpoint:
+    if layout.kind_of(checkpoint) != "checkpoint":
+        what = "is a run folder, and which of its checkpoints is meant is not said"
+        raise UsageError(what, where=str(checkpoint), remedy=f"name one of {checkpoint}/{layout.CHECKPOINTS}")
+    opened = opening.open_checkpoint(checkpoint, policy)
+    if opened.kind == "nonfinite":
+        raise VerificationFailed("is the state of a run that became non-finite", where=str(checkpoint))
+    return opened
+
+
+def _check_alike(opened: Sequence[OpenedCheckpoint]) -> None:
+    """Weights of other shapes, or that read other tokens, cannot be made one."""
+    first = opened[0]
+    for other in opened[1:]:
+        shapes = [{(each.name, each.dtype, each.shape) for each in _model(side)} for side in (first, other)]
+        if shapes[0] != shapes[1]:
+            named = sorted(name for name, *_ in shapes[0] ^ shapes[1])
+            what = f"its tensors are not those of {first.folder}: `{named[0]}` is of another shape"
+            raise UsageError(what, where=str(other.folder), remedy="merge checkpoints of one model")
+        for path in (_CONFIG, _TOKENIZER):
+            if _small(first, path) != _small(other, path):
+                what = f"its {path} is not that of {first.folder}"
+                raise UsageError(what, where=str(other.folder), remedy="merge checkpoints of one model")
+
+
+def _model(opened: OpenedCheckpoint) -> list[TensorEntry]:
+    return [each for each in opened.manifest.tensors if each.file.startswith("model")]
+
+
 def _write(
-    opened: OpenedCheckpoint, folder: Path, name: str, signer: Signer, quiet: bool
-) -> tuple[str, Layout, Mapping[str, Any], tuple[str, ...]]:
+    several: Sequence[OpenedCheckpoint], folder: Path, name: str, signer: Signer, mix: Mix | None, quiet: bool
+) -> tuple[str, Layout, tuple[Mapping[str, Any], ...], tuple[str, ...]]:
+    opened = several[0]
     config, tokenizer = (_small(opened, path) for path in (_CONFIG, _TOKENIZER))
     document = None if config is None else _object(config, str(opened.folder / _CONFIG))
     end, notes = _end(document, tokenizer)
     chosen = hugging_face.choose(document, end)
     contents = _small_files(chosen, config, tokenizer)
-    weights, tensors = _weights(opened, chosen, folder / _WEIGHTS, quiet)
+    weights, tensors = _weights(several, mix, chosen, folder / _WEIGHTS, quiet)
     for path, data in contents.items():
         (folder / path).write_bytes(data)
     entries = [FileEntry(path, len(data), _sha256(data)) for path, data in contents.items()]
     manifest = Manifest(tuple(sorted([*entries, weights], key=lambda each: each.path)), tuple(tensors))
-    source = exports.source_of(opened.statement, opened.bundle_sha256)
+    sources = tuple(exports.source_of(each.statement, each.bundle_sha256) for each in several)
+    merged = (
+        {}
+        if mix is None
+        else {"merge": {"method": exports.AVERAGE, "weights": list(mix.weights), "others": list(sources[1:])}}
+    )
     predicate = {
-        "source": source,
+        **merged,
+        "source": sources[0],
         "layout": chosen.name,
         "reason": chosen.reason,
         "harness": harness.__version__,
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
-    identity = _seal(opened, manifest, folder, name, predicate, signer)
-    return identity, chosen, source, notes
+    identity = _seal(several, manifest, folder, name, predicate, signer)
+    return identity, chosen, sources, notes
 
 
 def _seal(
-    opened: OpenedCheckpoint,
+    several: Sequence[OpenedCheckpoint],
     manifest: Manifest,
     folder: Path,
     name: str,
     predicate: Mapping[str, Any],
     signer: Signer,
 ) -> str:
-    """Manifest, statement, the checkpoint's own statement, and model.sig."""
+    """Manifest, statement, the checkpoints' own statements, and model.sig."""
     data = manifest.to_bytes()
     Manifest.parse(data, where=name)
     identity = checkpoint_id(data)
     covered = [(entry.path, entry.sha256) for entry in manifest.files] + [(layout.MANIFEST, identity)]
-    bundle = files.read_limited(opened.folder / layout.CHECKPOINT_BUNDLE, envelope.LIMIT)
-    if _sha256(bundle) != opened.bundle_sha256:
-        raise VerificationFailed("changed while it was exported", where=str(opened.folder))
+    bundles = [files.read_limited(each.folder / layout.CHECKPOINT_BUNDLE, envelope.LIMIT) for each in several]
+    for opened, bundle in zip(several, bundles, strict=True):
+        if _sha256(bundle) != opened.bundle_sha256:
+            raise VerificationFailed("changed while it was exported", where=str(opened.folder))
     ed25519, *p256 = public_keys(signer)
     statement = exports.export_statement(
         export_id=identity, dir_hash=dir_hash(covered), name=name, predicate=predicate
@@ -131,7 +192,8 @@ def _seal(
     (folder / layout.PROVENANCE).mkdir()
     (folder / layout.MANIFEST).write_bytes(data)
     (folder / layout.EXPORT_BUNDLE).write_bytes(envelope.sign(statement, signer.ed25519, ed25519))
-    (folder / layout.SOURCE_BUNDLE).write_bytes(bundle)
+    for number, bundle in enumerate(bundles):
+        (folder / layout.source_bundle(number)).write_bytes(bundle)
     if signer.p256 is not None:
         signature = model_signature.sign(covered, signer.p256, p256[0], name)
         (folder / layout.MODEL_SIGNATURE).write_bytes(signature)
@@ -173,10 +235,11 @@ def _end(config: Mapping[str, Any] | None, tokenizer: bytes | None) -> tuple[int
 
 
 def _weights(
-    opened: OpenedCheckpoint, chosen: Layout, path: Path, quiet: bool
+    several: Sequence[OpenedCheckpoint], mix: Mix | None, chosen: Layout, path: Path, quiet: bool
 ) -> tuple[FileEntry, list[TensorEntry]]:
     """Stream the model's tensors into one file. Raises `VerificationFailed` for a byte that nobody signed."""
-    sources = [each for each in opened.manifest.tensors if each.file.startswith("model")]
+    sources = _model(several[0])
+    entries = [{each.name: each for each in _model(opened)} for opened in several]
     pieces = {each: chosen.pieces(each) for each in sources}
     named = [(piece.name, source.dtype, piece.shape) for source in sources for piece in pieces[source]]
     header, spans = safetensors_header.build(named, {"format": "pt"})
@@ -185,7 +248,10 @@ def _weights(
     with open(path, "wb") as out, progress(len(sources), "tensors", "export", quiet=quiet) as bar:
         out.write(header)
         for source in sources:
-            data = _tensor(opened, source)
+            read = [
+                _tensor(opened, known[source.name]) for opened, known in zip(several, entries, strict=True)
+            ]
+            data = read[0] if mix is None else _mixed(mix, source, read)
             digest.update(data)
             out.write(data)
             start = 0
@@ -203,6 +269,13 @@ def _weights(
         raise VerificationFailed("the export's header does not fit its tensors", where=str(path))
     ordered = sorted(tensors, key=lambda each: (each.start, each.name))
     return FileEntry(path.name, offset, digest.hexdigest()), ordered
+
+
+def _mixed(mix: Mix, source: TensorEntry, read: Sequence[bytes]) -> bytes:
+    try:
+        return mix.combine(source.dtype, read)
+    except ValueError as error:
+        raise UsageError(f"cannot be merged: {error}", where=f"tensor `{source.name}`") from error
 
 
 def _tensor(opened: OpenedCheckpoint, source: TensorEntry) -> bytes:

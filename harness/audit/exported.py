@@ -7,7 +7,9 @@ checkpoint can export it again, which gives the same bytes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from harness.audit import opening, payload, sealed
 from harness.errors import VerificationFailed
@@ -18,7 +20,7 @@ from harness.provenance.exports import ExportStatement
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
 
-_SIGNATURES = {layout.MANIFEST, layout.MODEL_SIGNATURE, layout.EXPORT_BUNDLE, layout.SOURCE_BUNDLE}
+_SIGNATURES = {layout.MANIFEST, layout.MODEL_SIGNATURE, layout.EXPORT_BUNDLE}
 
 
 def is_export(path: Path) -> bool:
@@ -33,19 +35,21 @@ def examine(folder: Path, policy: Policy, findings: Findings) -> tuple[list[payl
     if statement is None:
         return [], []
     times = [str(statement.predicate["created"])]
-    findings.attempt("source statement", _source, folder, policy, statement)
+    bundles = [layout.source_bundle(number) for number in range(len(statement.sources))]
+    for bundle, named in zip(bundles, statement.sources, strict=True):
+        findings.attempt("source statement", _source, folder / bundle, policy, named)
     manifest = findings.attempt("manifest", sealed.manifest, folder, statement)
     if manifest is None:
         return [], times
-    sealed.check_files(folder, manifest, present, _SIGNATURES, findings)
+    sealed.check_files(folder, manifest, present, _SIGNATURES | set(bundles), findings)
     for entry in manifest.files:
         if entry.path.endswith(".safetensors") and entry.path in present:
             findings.attempt("headers", opening.check_header, folder, entry.path, manifest)
     sealed.check_model_signature(folder, policy, manifest, statement, present, findings)
-    source = statement.source
-    findings.note(
-        f"exported from step {source['step']} of the run {source['name']}, checkpoint {source['checkpoint']}"
-    )
+    made = "merged" if "merge" in statement.predicate else "exported"
+    for source in statement.sources:
+        of = f"step {source['step']} of the run {source['name']}, checkpoint {source['checkpoint']}"
+        findings.note(f"{made} from {of}")
     work = payload.jobs(folder, manifest, [each.path for each in manifest.files if each.path in present])
     return work, times
 
@@ -62,24 +66,26 @@ def _statement(folder: Path, policy: Policy) -> ExportStatement:
     data = files.read_limited(folder / layout.EXPORT_BUNDLE, envelope.LIMIT)
     opened = envelope.open_bundle(data, policy.statement_keys, where=where)
     statement = exports.parse_export(opened.payload, where=where)
-    source, created = statement.source, str(statement.predicate["created"])
+    created = str(statement.predicate["created"])
     signer = policy.identity(opened.key)
-    objection = signer.objection(str(source["run"]), str(source["name"]), created, policies.EXPORT)
-    if objection is not None:
-        raise VerificationFailed(objection, where=where)
-    revoked = {statement.subject_id, str(source["checkpoint"])} & policy.revoked
+    for source in statement.sources:
+        objection = signer.objection(str(source["run"]), str(source["name"]), created, policies.EXPORT)
+        if objection is not None:
+            raise VerificationFailed(objection, where=where)
+    of = {str(source["checkpoint"]) for source in statement.sources}
+    revoked = {statement.subject_id, *of} & policy.revoked
     if revoked:
         raise VerificationFailed(f"{min(revoked)} is revoked", where=where)
     return statement
 
 
-def _source(folder: Path, policy: Policy, statement: ExportStatement) -> None:
+def _source(bundle: Path, policy: Policy, named: Mapping[str, Any]) -> None:
     """The checkpoint's own statement, under the same policy, is the one that the export names."""
-    where = str(folder / layout.SOURCE_BUNDLE)
-    data = files.read_limited(folder / layout.SOURCE_BUNDLE, envelope.LIMIT)
+    where = str(bundle)
+    data = files.read_limited(bundle, envelope.LIMIT)
     opened = envelope.open_bundle(data, policy.statement_keys, where=where)
     told = statements.parse_checkpoint(opened.payload, where=where)
-    if exports.source_of(told, hashlib.sha256(data).hexdigest()) != dict(statement.source):
+    if exports.source_of(told, hashlib.sha256(data).hexdigest()) != dict(named):
         raise VerificationFailed("is not the statement of the checkpoint that the export names", where=where)
     created = str(told.predicate["created"])
     signer = policy.identity(opened.key)

@@ -73,9 +73,15 @@ def code(node: Node) -> str:
 
 
 def export(node: Node) -> str:
-    """Layout of an export, the checkpoint that it was made of, and its own id."""
-    facts, source = node.facts, node.facts["source"]
-    made = f"{facts['layout']} of {source['name']} step {source['step']} {short(source['checkpoint'])}"
+    """Layout of an export, the checkpoints that it was made of, and its own id."""
+    facts = node.facts
+    merge = facts.get("merge", {"others": [], "weights": []})
+    sources = [
+        f"{source['name']} step {source['step']} {short(source['checkpoint'])}"
+        for source in (facts["source"], *merge["others"])
+    ]
+    merged = f", merged {' : '.join(merge['weights'])}" if merge["others"] else ""
+    made = f"{facts['layout']} of {' and '.join(sources)}{merged}"
     return f"{node.title}  {made}  id {short(facts['id'])}"
 
 

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     path, reason = keys.signing_key_path(arguments.sign_with, arguments.target)
     signer = keys.load_signer(path)
     made = exporting.export(arguments.checkpoint, arguments.target, policy, signer, quiet=arguments.json)
-    source = made.source
+    (source,) = made.sources
     document = {
         "path": str(made.folder),
         "export": made.export_id,

@@ -31,6 +31,13 @@ SLSA_BUNDLE = "provenance/slsa.sigstore.json"
 EXPORT_BUNDLE = "provenance/export.sigstore.json"
 SOURCE_BUNDLE = "provenance/source.sigstore.json"
 """In an exported folder: its own statement, and that of the checkpoint that it was made of."""
+
+
+def source_bundle(number: int) -> str:
+    """In a merged folder: the statement of its source ``number``, from 0."""
+    return SOURCE_BUNDLE if number == 0 else f"{PROVENANCE}/source-{number + 1}.sigstore.json"
+
+
 CORPUS_BUNDLE = "provenance/corpus.sigstore.json"
 """In a prepared corpus: its statement."""
 TRAINER = "trainer.json"

@@ -183,14 +183,16 @@ class _Builder:
         known.setdefault((member.statement.run_id, member.statement.subject_id), node.key)
 
     def add_export(self, export: Export) -> None:
-        """The node of an export, and the edge from its checkpoint, which may not be here."""
-        statement, source = export.statement, export.statement.source
+        """The node of an export, and the edges from what it was made of, which may not be here."""
+        statement = export.statement
         facts = {"id": statement.subject_id, "name": export.name, **statement.predicate}
         key = _key("export", [statement.subject_id, export.name])
         node = self.add(Node(key, "export", export.name, facts=facts))
-        title = f"{source['name']} step {source['step']}"
-        found = self._find(source["run"], source["checkpoint"], source["step"], title)
-        self.edges.append(Edge(found, node, "exported"))
+        weights = statement.predicate.get("merge", {}).get("weights", [""])
+        for source, weight in zip(statement.sources, weights, strict=True):
+            title = f"{source['name']} step {source['step']}"
+            found = self._find(source["run"], source["checkpoint"], source["step"], title)
+            self.edges.append(Edge(found, node, "exported", f"weight {weight}" if weight else ""))
 
     def add_corpus(self, corpus: Corpus) -> None:
         """The node of a prepared corpus, and edges to the data set and the tokenizer that came of it, where a
