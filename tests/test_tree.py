@@ -44,6 +44,7 @@ def test_every_division_among_ranks_gives_the_bits_of_the_tree(count: int, seed:
         parts.append(counter.carried(0, mine[-1].clone()))
     assert torch.equal(tree.summed(torch.stack(parts)), by_definition(values))
     assert torch.equal(tree.summed(values), by_definition(values))
+    assert torch.equal(tree.folded(values.clone()), by_definition(values))
 
 
 def test_the_order_shows_in_these_leaves():
@@ -70,6 +71,8 @@ def test_other_numbers_of_leaves_are_refused(count: int):
     """Oracle: the definition has none for them."""
     with pytest.raises(ValueError, match="no power of two"):
         tree.summed(torch.zeros(count, 2))
+    with pytest.raises(ValueError, match="no power of two"):
+        tree.folded(torch.zeros(count, 2))
 
 
 @settings(deadline=None, max_examples=40)

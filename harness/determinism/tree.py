@@ -30,10 +30,19 @@ def summed(leaves: Tensor) -> Tensor:
 
     Raises `ValueError` for another length.
     """
+    return folded(leaves.clone())
+
+
+def folded(leaves: Tensor) -> Tensor:
+    """`summed` in the memory of ``leaves``, which are lost: the sum is their first.
+
+    Raises `ValueError` as `summed`.
+    """
     if not is_power_of_two(len(leaves)):
         raise ValueError(f"a tree of {len(leaves)} leaves, which is no power of two")
     while len(leaves) > 1:
-        leaves = leaves[0::2] + leaves[1::2]
+        leaves[0::2].add_(leaves[1::2])
+        leaves = leaves[0::2]
     return leaves[0]
 
 

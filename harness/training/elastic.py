@@ -155,7 +155,7 @@ class ShardSums:
         for bucket in self._buckets:
             if bucket.work is not None:
                 bucket.work.wait()
-            own = tree.summed(bucket.pieces)
+            own = tree.folded(bucket.pieces)
             gathered.append(dist.all_gather_into_tensor(bucket.whole, own, async_op=True))
         for bucket, work in zip(self._buckets, gathered, strict=True):
             if work is not None:

@@ -6,7 +6,7 @@ other. Cutting a parameter among ranks makes last elements of others: measured, 
 ranks had other second moments after 6 steps. Here the last elements of all parameters are put into registers
 together.
 
-A GPU's kernel computes all elements by the same instructions, and is left alone.
+A GPU's fused kernel, whose threads all run the same instructions, is left alone; not tried on one.
 """
 
 from __future__ import annotations

@@ -102,8 +102,9 @@ def compared(folder: Path, steps: int, ranks: list[int], precision: str, mode: s
             launched(folder, name, count, f"checkpoint.every={steps}", f"parallel={parallel}", *common)
             found[f"{parallel} {count}"] = digest(folder / name)
             print(f"{name}  {found[f'{parallel} {count}']}  {time.monotonic() - begun:.0f} s", flush=True)
-    name, parts = f"{precision}-{mode}-changing", len(CHANGES)
-    for number, (count, parallel) in enumerate(CHANGES, 1):
+    changes = [each for each in CHANGES if each[0] in ranks]
+    name, parts = f"{precision}-{mode}-changing", len(changes)
+    for number, (count, parallel) in enumerate(changes, 1):
         until = None if number == parts else f"step-{steps // parts * number:08d}"
         every = f"checkpoint.every={steps // parts}"
         launched(folder, name, count, every, f"parallel={parallel}", *common, until=until)
@@ -126,7 +127,7 @@ def contenders(workers: Workers) -> dict[str, Callable[[], float]]:
 
     def by_tree() -> None:
         dist.all_to_all_single(received, flat.view(received.shape))
-        dist.all_gather_into_tensor(flat, tree.summed(received))
+        dist.all_gather_into_tensor(flat, tree.folded(received))
 
     def step_by_tree() -> None:
         with sums.last():
