@@ -91,7 +91,11 @@ def digest(run: Path) -> str:
 
 def compared(folder: Path, steps: int, ranks: list[int], precision: str, mode: str) -> dict[str, str]:
     """Run → digest, for every number of ranks with both shardings, and for the run that changes."""
-    common = [f"precision={precision}", f"compile={str(mode == 'compiled').lower()}", f"train.steps={steps}"]
+    changes = [each for each in CHANGES if each[0] in ranks]
+    # Every checkpoint adds a digest of the state to the chain, so all runs make them at the same steps.
+    every = steps // len(changes)
+    common = [f"precision={precision}", f"compile={str(mode == 'compiled').lower()}"]
+    common += [f"train.steps={steps}", f"checkpoint.every={every}"]
     found = {}
     for parallel in ("ddp", "fsdp2"):
         for count in ranks:
@@ -99,15 +103,13 @@ def compared(folder: Path, steps: int, ranks: list[int], precision: str, mode: s
                 continue
             name = f"{precision}-{mode}-{parallel}-{count}"
             begun = time.monotonic()
-            launched(folder, name, count, f"checkpoint.every={steps}", f"parallel={parallel}", *common)
+            launched(folder, name, count, f"parallel={parallel}", *common)
             found[f"{parallel} {count}"] = digest(folder / name)
             print(f"{name}  {found[f'{parallel} {count}']}  {time.monotonic() - begun:.0f} s", flush=True)
-    changes = [each for each in CHANGES if each[0] in ranks]
-    name, parts = f"{precision}-{mode}-changing", len(changes)
+    name = f"{precision}-{mode}-changing"
     for number, (count, parallel) in enumerate(changes, 1):
-        until = None if number == parts else f"step-{steps // parts * number:08d}"
-        every = f"checkpoint.every={steps // parts}"
-        launched(folder, name, count, every, f"parallel={parallel}", *common, until=until)
+        until = None if number == len(changes) else f"step-{every * number:08d}"
+        launched(folder, name, count, f"parallel={parallel}", *common, until=until)
     found["changing"] = digest(folder / name)
     print(f"{name}  {found['changing']}", flush=True)
     return found
