@@ -289,6 +289,8 @@ def _evidence(kind: str, findings: Findings, opened: Sequence[OpenedCheckpoint])
     """Nothing counts beside a failure; an export carries no evidence of its own."""
     if findings.failed:
         return Evidence(nothing=f"the verification ended with: {_VERDICTS[findings.exit_code]}")
+    if kind == "corpus":
+        return Evidence(nothing="a run: a corpus has nothing to replay")
     if kind == "export":
         return Evidence(nothing="an export carries no replays: verify the run that it names")
     return tier_evidence.of_checkpoints(opened)
