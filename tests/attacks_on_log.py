@@ -86,6 +86,13 @@ def a_tile_of_the_log_is_edited(scene: Scene) -> None:
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
 
 
+@attack("has other lines up to step 10 than this checkpoint has signed")
+def a_learning_rate_in_the_metrics_is_another(scene: Scene) -> None:
+    """It is in no chain, and in the digest of the launch's lines."""
+    path = scene.root / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"lr":0.001', b'"lr":0.002', 1))
+
+
 @attack("is no file of a log of 3 records")
 def a_file_lies_beside_the_head_of_the_log(scene: Scene) -> None:
     (_log(scene) / "tile" / "evil.py").write_text("import os\n")

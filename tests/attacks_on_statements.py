@@ -333,3 +333,17 @@ def a_signature_uses_another_hash(scene: Scene) -> None:
     signature = scene.signer.p256.sign(message, ec.ECDSA(hashes.SHA384()))
     encoded = [{"sig": base64.b64encode(signature).decode(), "keyid": ""}]
     edit_json(path, lambda bundle: bundle["dsseEnvelope"].update(signatures=encoded))
+
+
+@attack("has changed where no signature reaches: layout, base64 or key hint")
+def the_key_hint_of_the_slsa_statement_is_another(scene: Scene) -> None:
+    path = scene.checkpoint(20) / layout.SLSA_BUNDLE
+    document = json.loads(path.read_bytes())
+    document["verificationMaterial"]["publicKey"]["hint"] = "0" * 64
+    path.write_bytes(strict_json.dumps(document))
+
+
+@attack("has changed where no signature reaches: layout, base64 or key hint")
+def a_blank_is_put_into_the_model_signature(scene: Scene) -> None:
+    path = scene.checkpoint(20) / layout.MODEL_SIGNATURE
+    path.write_bytes(path.read_bytes().replace(b'":{', b'": {', 1))

@@ -107,6 +107,8 @@ class SampleRun:
     """Newest checkpoint of each step."""
     _last: dict[str, Any] = field(default_factory=dict)
     """The newest line of the metrics."""
+    _lines: bytes = b""
+    """The lines of this launch."""
 
     def __post_init__(self) -> None:
         self.folder.checkpoints.mkdir(parents=True)
@@ -127,8 +129,10 @@ class SampleRun:
         with open(self.folder.metrics, "ab") as stream:
             for step in range(self.step + 1, until + 1):
                 line = self._line(step)
-                stream.write(strict_json.dumps(line))
+                data = strict_json.dumps(line)
+                stream.write(data)
                 self._last = line
+                self._lines += data
                 self.head, self.step = bytes.fromhex(line["chain"]), step
 
     def save(self) -> Saved:
@@ -173,6 +177,7 @@ class SampleRun:
         self.step = 0 if self.parent is None else self.parent.step
         lines = self.folder.metrics.read_bytes().splitlines(keepends=True)[: self.step]
         self.folder.metrics.write_bytes(b"".join(lines))
+        self._lines = b""
         self._last = strict_json.loads(lines[-1], where="metrics") if lines else {}
         self.head = bytes.fromhex(self._last["chain"]) if lines else bytes(32)
 
@@ -281,7 +286,8 @@ class SampleRun:
                 "sha256": state_digest(manifest.tensors), "tensors": len(manifest.tensors), "parameters": 15,
             },
             "metrics": {
-                "chain": self.head.hex(), "loss": repr(line["loss"]), "grad_norm": repr(line["grad_norm"]),
+                "chain": self.head.hex(), "lines": _sha256(self._lines),
+                "loss": repr(line["loss"]), "grad_norm": repr(line["grad_norm"]),
                 "gradients": line["gradients"], "state": line.get("state"),
                 "evaluation": {"accuracy": "0.5"} if self.step >= 10 else {},
             },

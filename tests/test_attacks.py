@@ -6,8 +6,6 @@ must say. Oracle: the run before the change verifies with exit code 0 and no fin
 
 from __future__ import annotations
 
-import base64
-import json
 import shutil
 from pathlib import Path
 
@@ -78,14 +76,9 @@ def test_the_registers_are_large_and_every_module_adds_to_them() -> None:
     assert {attack.mutate.__module__ for attack in ATTACKS.values()} == {each.__name__ for each in MODULES}
 
 
-def _unread(path: Path, run: Path) -> bool:
-    """Older partial tiles stay behind as tlog-tiles allows; nobody reads them."""
-    return path.is_relative_to(run / "log" / "tile") and path.parent.name == "000.p" and path.name != "3"
-
-
 def test_every_file_is_needed(scene: Scene) -> None:
     """Oracle: a run without any one of its files is not verified; a finding names the file or its kind."""
-    for path in [each for each in scene.root.rglob("*") if each.is_file() and not _unread(each, scene.root)]:
+    for path in [each for each in scene.root.rglob("*") if each.is_file()]:
         kept = path.rename(scene.root.parent / "kept")
         code, messages = judge(scene)
         assert code in (1, 4), path
@@ -97,28 +90,11 @@ def test_every_file_is_needed(scene: Scene) -> None:
 @given(data=st.data())
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_flipped_bit_anywhere_is_found(scene: Scene, data: st.DataObject) -> None:
-    """Oracle: the run before the flip; only what no signature covers may change, and none of it is a fact.
-
-    That is: learning rate, speed and time of a metrics line; hints and last bits of base64 in a bundle that
-    the log does not name.
-    """
-    files = sorted(each for each in scene.root.rglob("*") if each.is_file() and not _unread(each, scene.root))
+    """Oracle: the run before the flip, which verifies; scripts/bench/flips.py goes through every byte."""
+    files = sorted(each for each in scene.root.rglob("*") if each.is_file())
     path = data.draw(st.sampled_from(files))
     before = path.read_bytes()
     flip(path, data.draw(st.integers(0, len(before) - 1)), 1 << data.draw(st.integers(0, 7)))
     code, _ = judge(scene)
-    if code == 0:
-        assert path.name in ("metrics.jsonl", "slsa.sigstore.json", "model.sig")
-        assert _same_facts(path.name, before, path.read_bytes())
+    assert code, path
     path.write_bytes(before)
-
-
-def _same_facts(name: str, before: bytes, after: bytes) -> bool:
-    """Whether a file that still passes says the same: its chain, or its payload."""
-    if name == "metrics.jsonl":
-        kept = ("step", "loss", "grad_norm", "batch", "rng", "gradients", "state", "chain", "evaluation")
-        lines = ([json.loads(line) for line in each.splitlines()] for each in (before, after))
-        one, other = ([{key: line.get(key) for key in kept} for line in each] for each in lines)
-        return one == other
-    payloads = [json.loads(each)["dsseEnvelope"]["payload"] for each in (before, after)]
-    return base64.b64decode(payloads[0]) == base64.b64decode(payloads[1])

@@ -6,14 +6,15 @@
 - each line's chain follows from the line before and the line's own batch, rng, loss, gradient norm and the
   digests of gradients and state that it has
 - at each checkpoint, the head, the loss, the gradient norm, the digests and the newest evaluation are the
-  signed ones
+  signed ones, and so is the digest of all bytes of the launch's lines, since what a line says besides
+  (learning rate, speed, time) is not in the chain (a statement of an older version does not have it)
 
-What a line says besides (learning rate, speed, time, an evaluation that a newer one follows before the next
-checkpoint) is not in the chain. A last line without an end belongs to a step that no checkpoint has yet.
+A last line without an end belongs to a step that no checkpoint has yet.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,6 +36,10 @@ class Anchor:
     step: int
     head: str | None
     """Hex; None when step digests were off."""
+    lines: str | None
+    """Hex sha256 of the launch's lines up to here; None in a statement of a version that did not sign it."""
+    since: int
+    """The step that the launch went on from."""
     loss: str | None
     grad_norm: str | None
     gradients: str | None
@@ -63,6 +68,7 @@ def check(
     waiting = {anchor.step: anchor for anchor in anchors}
     ahead = deque(sorted(waiting))
     gap_free = dict(gaps)
+    launches = _Launches(waiting.values())
     head, last = chain.GENESIS, 0
     evaluation: Any = {}
     for number, raw in enumerate(lines, start=1):
@@ -93,13 +99,43 @@ def check(
         if reason is not None:
             yield Broken(reason, place)
         evaluation = line.get("evaluation", evaluation)
+        launches.add(step, raw)
         anchor_here = waiting.pop(step, None)
         if anchor_here is not None:
+            if anchor_here.lines not in (None, launches.digest(anchor_here.since)):
+                what = f"{where} has other lines up to step {step} than this checkpoint has signed"
+                yield Broken(what, anchor_here.where)
             yield from _compare(anchor_here, head, {**line, "evaluation": evaluation}, where)
         last = step
     for step in sorted(waiting):
         if waiting[step].head is not None:
             yield Broken(f"{where} ends at step {last}, before this checkpoint's", waiting[step].where)
+
+
+class _Launches:
+    """The digest of each launch's lines, as far as they have come by."""
+
+    def __init__(self, anchors: Iterable[Anchor]) -> None:
+        last: dict[int, int] = {}
+        for anchor in anchors:
+            last[anchor.since] = max(anchor.step, last.get(anchor.since, 0))
+        self._pending = deque(sorted(last.items()))
+        self._running: dict[int, tuple[int, hashlib._Hash]] = {}
+
+    def add(self, step: int, line: bytes) -> None:
+        """A line counts for each launch that began before it and still has a checkpoint to come."""
+        while self._pending and self._pending[0][0] < step:
+            since, end = self._pending.popleft()
+            self._running[since] = (end, hashlib.sha256())
+        for since, (end, digest) in list(self._running.items()):
+            if step > end:
+                del self._running[since]
+            else:
+                digest.update(line)
+
+    def digest(self, since: int) -> str | None:
+        """Hex digest of the lines after the step ``since``; None when there are none."""
+        return self._running[since][1].hexdigest() if since in self._running else None
 
 
 def _line(raw: bytes, where: str) -> dict[str, Any]:

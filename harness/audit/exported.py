@@ -64,7 +64,7 @@ def claimed(folder: Path) -> ExportStatement:
 def _statement(folder: Path, policy: Policy) -> ExportStatement:
     where = str(folder / layout.EXPORT_BUNDLE)
     data = files.read_limited(folder / layout.EXPORT_BUNDLE, envelope.LIMIT)
-    opened = envelope.open_bundle(data, policy.statement_keys, where=where)
+    opened = envelope.open_own(data, policy.statement_keys, where=where)
     statement = exports.parse_export(opened.payload, where=where)
     created = str(statement.predicate["created"])
     signer = policy.identity(opened.key)
@@ -83,7 +83,7 @@ def _source(bundle: Path, policy: Policy, named: Mapping[str, Any]) -> None:
     """The checkpoint's own statement, under the same policy, is the one that the export names."""
     where = str(bundle)
     data = files.read_limited(bundle, envelope.LIMIT)
-    opened = envelope.open_bundle(data, policy.statement_keys, where=where)
+    opened = envelope.open_own(data, policy.statement_keys, where=where)
     told = statements.parse_checkpoint(opened.payload, where=where)
     if exports.source_of(told, hashlib.sha256(data).hexdigest()) != dict(named):
         raise VerificationFailed("is not the statement of the checkpoint that the export names", where=where)

@@ -88,7 +88,7 @@ def examine(
 def _statement(folder: Path, policy: Policy) -> CorpusStatement:
     where = str(folder / layout.CORPUS_BUNDLE)
     data = files.read_limited(folder / layout.CORPUS_BUNDLE, envelope.LIMIT)
-    opened = envelope.open_bundle(data, policy.statement_keys, where=where)
+    opened = envelope.open_own(data, policy.statement_keys, where=where)
     statement = corpora.parse_corpus(opened.payload, where=where)
     created = str(statement.predicate["created"])
     signer = policy.identity(opened.key)

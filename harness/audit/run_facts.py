@@ -45,9 +45,12 @@ def metrics_lines(path: Path) -> Iterator[bytes]:
 
 def _anchor(entry: Entry) -> chain.Anchor:
     metrics = entry.statement.predicate["metrics"]
+    source = entry.statement.segment["resumed_from"]
     return chain.Anchor(
         entry.statement.step_to,
         metrics["chain"],
+        metrics.get("lines"),
+        0 if source is None else source["step"],
         metrics["loss"],
         metrics["grad_norm"],
         metrics["gradients"],

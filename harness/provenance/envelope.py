@@ -1,7 +1,8 @@
 """One signature over the raw bytes of a statement: DSSE 1.0.2 in a sigstore bundle v0.3.
 
 The verifier checks the signature before it parses the payload, takes key and algorithm from its caller only,
-and treats the key hint of the bundle as what it is: unauthenticated. A bundle has exactly one signature.
+and never chooses by the key hint of the bundle, which is unauthenticated. A bundle has exactly one signature.
+The bundles that are made with a checkpoint have one layout, so that no byte of them can change unnoticed.
 Sources: github.com/secure-systems-lab/dsse (protocol.md), github.com/sigstore/protobuf-specs (bundle v0.3).
 """
 
@@ -9,6 +10,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,31 +50,49 @@ def pae(payload_type: str, payload: bytes) -> bytes:
 def sign(payload: bytes, private_key: PrivateKey, public_key: PublicKey) -> bytes:
     """The bundle of ``payload``; ``public_key`` is the other half, for the hint."""
     message = pae(PAYLOAD_TYPE, payload)
-    signature = sign_with(private_key, message)
-    return strict_json.dumps(
-        {
-            "mediaType": MEDIA_TYPE,
-            "verificationMaterial": {"publicKey": {"hint": public_key.hint}, "tlogEntries": []},
-            "dsseEnvelope": {
-                "payload": base64.b64encode(payload).decode(),
-                "payloadType": PAYLOAD_TYPE,
-                "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
-            },
-        }
-    )
+    return _written(payload, sign_with(private_key, message), public_key)
 
 
 def open_bundle(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Opened:
     """The payload that one of ``keys`` has signed. Raises `VerificationFailed` for anything else."""
     payload, signature = _parts(data, where)
-    message = pae(PAYLOAD_TYPE, payload)
-    for key in keys:
-        if key.verifies(signature, message):
+    return Opened(payload, _signer(payload, signature, keys, where))
+
+
+def open_own(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Opened:
+    """The same for a bundle without a byte that could change: JSON, base64 and the key hint leave room that a
+    signature does not cover, and the bundles that are made with a checkpoint use none of it.
+
+    Its keys may come in another order than `sign` has, as the official signer of models writes them. Raises
+    as `open_bundle`.
+    """
+    match = _OWN.fullmatch(data) if len(data) <= LIMIT else None
+    if match is not None and not (len(match[1]) % 4 or len(match[2]) % 4):
+        payload, signature = base64.b64decode(match[1]), base64.b64decode(match[2])
+        key = _signer(payload, signature, keys, where)
+        if data == _written(payload, signature, key):
             return Opened(payload, key)
-    raise VerificationFailed(
-        f"is signed by none of the {len(keys)} accepted keys",
-        where=where,
-        remedy="check the key or the policy",
+    opened = open_bundle(data, keys, where=where)
+    if not _is_tight(data, opened, where):
+        raise VerificationFailed(
+            "is signed, and has changed where no signature reaches: layout, base64 or key hint",
+            where=where,
+            remedy="get the file from its maker again",
+        )
+    return opened
+
+
+def _is_tight(data: bytes, opened: Opened, where: str) -> bool:
+    bundle = strict_json.loads(data, where=where, limit=LIMIT)
+    tight = json.dumps(bundle, ensure_ascii=False, separators=(",", ":")).encode()
+    inner = bundle["dsseEnvelope"]
+    signature = inner["signatures"][0]
+    encoded = base64.b64encode(_base64(signature["sig"], where)).decode()
+    return (
+        data in (tight, tight + b"\n")
+        and inner["payload"] == base64.b64encode(opened.payload).decode()
+        and signature == {"sig": encoded, "keyid": ""}
+        and bundle["verificationMaterial"] == {"publicKey": {"hint": opened.key.hint}, "tlogEntries": []}
     )
 
 
@@ -80,6 +102,34 @@ def unauthenticated_payload(data: bytes, *, where: str) -> bytes:
     Raises `VerificationFailed` when it is no bundle.
     """
     return _parts(data, where)[0]
+
+
+def _signer(payload: bytes, signature: bytes, keys: Sequence[PublicKey], where: str) -> PublicKey:
+    """The one of ``keys`` that has signed ``payload``."""
+    message = pae(PAYLOAD_TYPE, payload)
+    for key in keys:
+        if key.verifies(signature, message):
+            return key
+    raise VerificationFailed(
+        f"is signed by none of the {len(keys)} accepted keys",
+        where=where,
+        remedy="check the key or the policy",
+    )
+
+
+_FRAME = (
+    b'{"dsseEnvelope":{"payload":"',
+    b'","payloadType":"application/vnd.in-toto+json","signatures":[{"keyid":"","sig":"',
+    b'"}]},"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json","verificationMaterial":{"publicKey":{"hint":"',
+    b'"},"tlogEntries":[]}}\n',
+)
+"""What lies around payload, signature and hint in a bundle of ours: canonical JSON."""
+_OWN = re.compile(rb"([A-Za-z0-9+/]*={0,2})".join(map(re.escape, _FRAME)))
+
+
+def _written(payload: bytes, signature: bytes, key: PublicKey) -> bytes:
+    parts = (base64.b64encode(payload), base64.b64encode(signature), key.hint.encode(), b"")
+    return b"".join(itertools.chain.from_iterable(zip(_FRAME, parts, strict=True)))
 
 
 def _parts(data: bytes, where: str) -> tuple[bytes, bytes]:

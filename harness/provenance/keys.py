@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -31,6 +31,8 @@ ENVIRONMENT = "HARNESS_SIGNING_KEY"
 
 _PEM_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\r?\n.*?-----END \1-----\r?\n?", re.DOTALL)
 _FILE_LIMIT = 64 << 10
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, InternalError)
+"""What cryptography raises for bytes that are no key; the last one for some that OpenSSL chokes on."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def parse_public(data: bytes, *, where: str) -> PublicKey:
             raise UsageError("is a private key", where=where, remedy="give auditors the .pub files")
         else:
             key = serialization.load_pem_public_key(data)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise UsageError("is not a public key", where=where, remedy="expected SPKI PEM or OpenSSH") from error
     return _public(key, where)
 
@@ -244,7 +246,7 @@ def _private_keys(data: bytes, path: Path) -> list[Ed25519PrivateKey | ec.Ellipt
                 key: object = serialization.load_ssh_private_key(block, password=None)
             else:
                 key = serialization.load_pem_private_key(block, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except _UNREADABLE as error:
             remedy = "an encrypted key cannot sign unattended; make one: harness keys new"
             raise UsageError("cannot be read as a private key", where=str(path), remedy=remedy) from error
         odd_curve = isinstance(key, ec.EllipticCurvePrivateKey) and not isinstance(key.curve, ec.SECP256R1)

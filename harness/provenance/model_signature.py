@@ -53,7 +53,7 @@ def verify(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Mapping[str
     Raises `VerificationFailed`, also for a signer's choice to ignore paths, follow links or sign nothing.
     """
     accepted = [key for key in keys if key.algorithm == "p256"]
-    statement = strict_json.loads(envelope.open_bundle(data, accepted, where=where).payload, where=where)
+    statement = strict_json.loads(envelope.open_own(data, accepted, where=where).payload, where=where)
     if not isinstance(statement, dict) or statement.get("_type") != STATEMENT_TYPE:
         raise VerificationFailed("is no in-toto statement", where=where)
     if statement.get("predicateType") != PREDICATE_TYPE:

@@ -107,6 +107,7 @@ SCHEMA: Schema = {
         ),
         state=closed(sha256=HEX64, tensors=NATURAL, parameters=NATURAL),
         metrics=closed(
+            {"lines": either(HEX64, NULL)},
             chain=either(HEX64, NULL),
             loss=either(DECIMAL, NULL),
             grad_norm=either(DECIMAL, NULL),

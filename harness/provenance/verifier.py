@@ -122,7 +122,7 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
         return None
     whole = policy
     policy = policy.as_of(evidence.seen.get(_sha256(bundle)))
-    opened = findings.attempt("signature", envelope.open_bundle, bundle, policy.statement_keys, where=path)
+    opened = findings.attempt("signature", envelope.open_own, bundle, policy.statement_keys, where=path)
     if opened is None:
         return None
     statement = findings.attempt("statement", statements.parse_checkpoint, opened.payload, where=path)
@@ -315,7 +315,7 @@ def _check_slsa(
 
 def _slsa(data: bytes, policy: Policy, statement: CheckpointStatement, where: str) -> None:
     keys = _entitled(policy, statement, policies.SLSA).statement_keys
-    payload = envelope.open_bundle(data, keys, where=where).payload
+    payload = envelope.open_own(data, keys, where=where).payload
     expected = statements.slsa_statement(
         checkpoint_id=statement.subject_id,
         dir_hash=statement.dir_hash,

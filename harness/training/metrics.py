@@ -6,6 +6,7 @@ be run again; they are moved to events/ as they were, so nothing is lost and no 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import traceback
@@ -66,10 +67,18 @@ class MetricsLog:
         # The first sync of the file alone would leave its name to a power cut.
         durable.fsync_folder(path.parent)
         self._flushed = time.monotonic()
+        self._digest = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of the lines that this launch has written."""
+        return self._digest.hexdigest()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one step's line."""
-        self._stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        self._digest.update(data)
+        self._stream.write(data)
         now = time.monotonic()
         if now - self._flushed > _FLUSH_SECONDS:
             self._flushed = now

@@ -85,6 +85,8 @@ class StepFacts:
     """The numbers and digests of the newest step; None when this launch has taken none."""
     evaluation: Mapping[str, float] = field(default_factory=dict)
     outcome: str = "ok"
+    lines: str | None = None
+    """Hex sha256 of the lines of metrics.jsonl that this launch has written; None where there is no chain."""
 
 
 def predicate(
@@ -112,6 +114,7 @@ def predicate(
         "state": _state(manifest),
         "metrics": {
             "chain": now.chain,
+            "lines": now.lines,
             **_numbers(now.latest),
             "evaluation": {name: repr(value) for name, value in now.evaluation.items()},
         },

@@ -280,6 +280,7 @@ class Recorder:
             cursor=self._cursor(step),
             ledger=ledgers.summary(ledger),
             chain=self._head.hex() if self._session.digests else None,
+            lines=desk.metrics.digest if self._session.digests else None,
             latest=self._latest,
             evaluation=dict(self.evaluation),
             outcome=outcome,
