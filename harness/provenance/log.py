@@ -232,6 +232,9 @@ def _note_id(name: str, key: PublicKey) -> bytes:
 
 def _decode(text: str, where: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise VerificationFailed("has broken base64", where=where) from error
+    if base64.b64encode(data).decode() != text:
+        raise VerificationFailed("has base64 with bits beyond its end", where=where)
+    return data
