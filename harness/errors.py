@@ -23,7 +23,7 @@ import errno
 from pathlib import Path
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_STORAGE = (*_NO_SPACE, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+_STORAGE = (*_NO_SPACE, errno.EFBIG, errno.EINTR, errno.EIO, errno.EROFS, errno.ESTALE)
 
 
 class HarnessError(Exception):

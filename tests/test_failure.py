@@ -13,7 +13,9 @@ from harness.errors import EnvironmentFault, HarnessError, TrainingFailed
 from harness.training import failure
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EINTR, errno.EIO, errno.EROFS]
+)
 def test_a_disk_that_fails_in_the_training_thread_is_a_fault_of_the_environment(
     tmp_path: Path, number: int
 ) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import obstore
 import pytest
 from object_store import Bucket, Server
-from test_writer import CONFIG, RUN_ID, save_of
+from test_writer import CONFIG, RUN_ID, TENSORS, images_of, save_of
 
 from harness.audit import story
 from harness.audit.verify import verify_run
@@ -201,8 +201,13 @@ def test_an_upload_that_was_cut_off_sends_again_only_what_is_missing(
 ) -> None:
     """Oracle: the names of what is put, and the modification times that the server tells."""
     here = launched(tmp_path / "run", bucket.url, signer)
+    create = ObjectStore.create
+
+    def only_claims(self: ObjectStore, path: str, data: bytes) -> str:
+        return create(self, path, data) if path.startswith("claims/") else unreachable()
+
     with monkeypatch.context() as patched:
-        patched.setattr(ObjectStore, "create", unreachable)
+        patched.setattr(ObjectStore, "create", only_claims)
         assert isinstance(here.failure(1), EnvironmentFault)
     assert bucket.checkpoints() == []
     payload = [name for name in bucket.names() if name.startswith("checkpoints/")]
@@ -213,7 +218,7 @@ def test_an_upload_that_was_cut_off_sends_again_only_what_is_missing(
     assert {name: bucket.modified(name) for name in payload} == before
 
 
-def unreachable(*_: object) -> str:
+def unreachable() -> str:
     """What a store that is gone does."""
     raise EnvironmentFault("the store does not answer as it should")
 
@@ -255,6 +260,48 @@ def test_two_writers_at_the_same_instant_leave_one_whole_checkpoint(
         assert isinstance(other.failure(1), ObjectExistsError)
     assert taken(bucket, tmp_path / "read") == ["step-00000001"]
     assert verdict(tmp_path / "read", signer) == 0
+
+
+def test_two_writers_of_other_bits_at_the_same_instant_do_not_mix_them(
+    bucket: Bucket,
+    tmp_path: Path,
+    signer: keys.Signer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Oracle: `harness verify` of the first one's checkpoint; the second one comes when its payload was sent
+    and its manifest was not. A launch takes over the claim of one that was cut off there."""
+    one = launched(tmp_path / "one", bucket.url, signer)
+    other = launched(tmp_path / "other", bucket.url, signer)
+    others = replace(save_of(1), images=images_of({name: value + 1 for name, value in TENSORS.items()}))
+    put_large, told = ObjectStore.put_large, []
+
+    def meanwhile(self: ObjectStore, *words: Any) -> None:
+        put_large(self, *words)
+        if self is one.store and not told:
+            told.append("now")
+            other.writer.save(others)
+            with pytest.raises(ObjectExistsError, match="claims/step-00000001"):
+                other.writer.wait()
+
+    monkeypatch.setattr(ObjectStore, "put_large", meanwhile)
+    one.save(1)
+    assert told
+    assert taken(bucket, tmp_path / "read") == ["step-00000001"]
+    assert verdict(tmp_path / "read", signer) == 0
+    assert not [name for name in bucket.names() if name.startswith("claims/")]
+    tag = ObjectStore.tag
+
+    def cut_off(self: ObjectStore, path: str) -> str | None:
+        if path.startswith("claims/"):
+            raise EnvironmentFault("the network is gone")
+        return tag(self, path)
+
+    with monkeypatch.context() as cut:
+        cut.setattr(ObjectStore, "tag", cut_off)
+        assert isinstance(one.failure(2), EnvironmentFault)
+    assert "claims/step-00000002" in bucket.names()
+    again(one.publisher, one.store, 1)
+    assert taken(bucket, tmp_path / "read") == ["step-00000001", "step-00000002"]
 
 
 def test_an_answer_that_was_lost_is_not_taken_for_a_second_writer(

@@ -10,13 +10,17 @@ added. The order makes every state of the store a good one for a reader:
 
 Any of it may be cut off; the next `Mirror.sync` completes it, without sending again what has arrived.
 
-Of two writers one wins: each looks at the log's head before it sends anything (`Mirror.alone`), and what is
-made or replaced in 1 to 3 must be what this writer knows. The other one gets `ObjectExistsError`.
+Of two writers one wins: each looks at the log's head before it sends anything (`Mirror.alone`), then makes
+``claims/NAME``, which must not be there yet, before the first byte of payload; and what is made or replaced
+in 1 to 3 must be what this writer knows. The other one gets `ObjectExistsError` and has sent nothing. A claim
+goes once its manifest is there. One that was there when this launch began is of an upload that was cut off,
+and is taken over; whoever loses a claim in that way finds out before the manifest.
 """
 
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +40,8 @@ from harness.stores.fetch import SMALL_FILES
 
 _LIMIT = 64 << 20
 _HEAD = f"{layout.LOG}/{log.HEAD}"
+_CLAIMS = "claims"
+"""Folder in the store of what is being sent: NAME → a number that this launch has drawn."""
 
 
 def upload(
@@ -68,6 +74,11 @@ class Mirror:
     _objects: dict[str, int] = field(default_factory=dict, repr=False)
     _tag: str | None = None
     """Version of the log's head that the store has."""
+    _launch: bytes = field(default_factory=lambda: secrets.token_hex(16).encode(), repr=False)
+    _left: dict[str, str] = field(default_factory=dict, repr=False)
+    """Claims that were there when this launch began, by path → version tag."""
+    _claimed: dict[str, str] = field(default_factory=dict, repr=False)
+    """The same of this launch."""
     _small: dict[str, bytes] = field(default_factory=dict, repr=False)
     _damaged: set[str] = field(default_factory=set, repr=False)
     _metrics_end: tuple[int, int] = (0, 0)
@@ -85,6 +96,8 @@ class Mirror:
             note, self._tag = self.store.get_tagged(_HEAD, _LIMIT)
             if log.claimed_size(note, where=self.store.at(_HEAD)) > self._own_size():
                 raise self.store.conflict(_HEAD)
+        claims = [path for path in self._objects if path.startswith(f"{_CLAIMS}/")]
+        self._left = {path: tag for path in claims if (tag := self.store.tag(path)) is not None}
         for name in self._contents.names:
             number = layout.parse_checkpoint_name(name.removeprefix(layout.PRUNED))
             if number is not None and number > step:
@@ -95,6 +108,11 @@ class Mirror:
         """Raise `ObjectExistsError` when somebody else has written to the store's log meanwhile."""
         if self.store.tag(_HEAD) != self._tag:
             raise self.store.conflict(_HEAD)
+
+    def enter(self, name: str) -> None:
+        """Become the one that sends the checkpoint ``name``. Raises `ObjectExistsError` when another does."""
+        self.alone()
+        self._claim(name)
 
     def sync(self, without: Collection[str] = ()) -> None:
         """Send what the store lacks, and remove there what `checkpoint.keep` does not want.
@@ -124,6 +142,7 @@ class Mirror:
         data = durable.read_limited(folder / layout.MANIFEST, _LIMIT)
         manifest = Manifest.parse(data, where=str(folder / layout.MANIFEST))
         there = f"{layout.CHECKPOINTS}/{name}/"
+        claim = self._claim(name)
         self._objects.update(self.store.objects(there))
         for entry in manifest.files:
             self._send_file(folder / entry.path, there + entry.path, entry)
@@ -131,8 +150,11 @@ class Mirror:
             statement = story.unverified(folder).statement
             lines = self._metrics(statement.step_from, statement.step_to)
             self._put(f"{layout.METRICS_PARTS}/{name}.jsonl", lines)
+        if self.store.tag(claim) != self._claimed[claim]:
+            raise self.store.conflict(claim)
         for path in [*_statements(folder), layout.MANIFEST]:
             self._create(there + path, durable.read_limited(folder / path, _LIMIT))
+        self._release(claim)
 
     @property
     def complete(self) -> list[str]:
@@ -148,6 +170,7 @@ class Mirror:
             self.send(folder, folder.name)
         except VerificationFailed as damaged:
             self._damaged.add(folder.name)
+            self._release(self._claim(folder.name))
             self._send_statements(folder, f"{layout.PRUNED}{folder.name}")
             self.warn(f"{folder.name} is damaged, and only its statements went to the store: {damaged}")
 
@@ -175,6 +198,28 @@ class Mirror:
         self.store.put_large(path, _verified(source, entry), entry.size, entry.sha256, self.proceed)
         self._objects[path] = entry.size
 
+    def _claim(self, name: str) -> str:
+        """The path of this launch's claim on ``name``, made where it is not made yet."""
+        path = f"{_CLAIMS}/{name}"
+        if path in self._claimed:
+            return path
+        self.proceed()
+        tag = self._left.pop(path, None)
+        self._claimed[path] = self._ours(
+            path,
+            self._launch,
+            lambda: (
+                self.store.create(path, self._launch)
+                if tag is None
+                else self.store.replace(path, self._launch, tag)
+            ),
+        )
+        return path
+
+    def _release(self, claim: str) -> None:
+        self._delete([claim])
+        del self._claimed[claim]
+
     def _create(self, path: str, data: bytes) -> str:
         """Store ``data`` under a new name; returns its tag."""
         self.proceed()
@@ -185,8 +230,11 @@ class Mirror:
         lost: then the data that it finds in its way is its own."""
         try:
             tag = attempt()
-        except ObjectExistsError:
-            found, tag = self.store.get_tagged(path, _LIMIT)
+        except ObjectExistsError as conflict:
+            try:
+                found, tag = self.store.get_tagged(path, _LIMIT)
+            except EvidenceIncomplete:
+                raise conflict from None
             if found != data:
                 raise
         self._objects[path] = len(data)

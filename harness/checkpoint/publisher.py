@@ -183,9 +183,10 @@ class Publisher:
         return final.name if self._droppable() and not only_store else ""
 
     def enter_store(self) -> bytes:
-        """Raise `harness.stores.client.ObjectExistsError` when somebody else writes to the store."""
-        if self.mirror is not None:
-            self.mirror.alone()
+        """Raise `harness.stores.client.ObjectExistsError` when somebody else writes to the store; else nobody
+        can send a checkpoint of this name until this one is whole there."""
+        if self.mirror is not None and self._open is not None:
+            self.mirror.enter(self._open.name)
         return b""
 
     def mirrored(self, publication: Publication) -> str:
