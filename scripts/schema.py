@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from harness.provenance import corpora, exports, later, policy_file
+from harness.provenance import corpora, exports, later, policy_file, rotation
 from harness.provenance.statements import SCHEMA
 
 TARGET = Path(__file__).parent.parent / "docs" / "schema"
@@ -17,6 +17,7 @@ SCHEMAS = {
     "checkpoint-v1": SCHEMA,
     "corpus-v1": corpora.SCHEMA,
     "export-v1": exports.SCHEMA,
+    "key-rotation-v1": rotation.SCHEMA,
     "policy-v1": policy_file.SCHEMA,
     "replay-v1": later.SCHEMAS[later.REPLAY],
     "svr-v0.1": later.SCHEMAS[later.SVR],

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import later_facts
+import rotated
 import run_folder
 from attack import MODEL, Scene, payload_of, signed, trusted
 from cryptography.hazmat.primitives import serialization
@@ -22,7 +23,7 @@ from run_folder import SampleRun
 
 from harness.audit import attest, export, opening
 from harness.format import layout, strict_json
-from harness.provenance import keys, later, log, policy
+from harness.provenance import keys, later, log, policy, rotation
 from harness.provenance.heads import Kept
 from harness.provenance.keys import Signer
 from harness.provenance.policy import Identity, Policy
@@ -346,3 +347,59 @@ def a_child_run_is_verified_without_its_parent(scene: Scene) -> None:
 def a_checkpoint_is_exported(scene: Scene) -> None:
     scene.target = scene.root.parent / "export"
     export.export(scene.checkpoint(30), scene.target, scene.policy, scene.signer, quiet=True)
+
+
+# Keys that are handed over.
+
+
+@honest
+def a_key_is_handed_over_and_the_auditor_trusts_the_old_one(scene: Scene) -> None:
+    _handed_over_twice(scene)
+
+
+@honest
+def a_key_is_handed_over_and_the_auditor_trusts_the_newest_one(scene: Scene) -> None:
+    scene.policy = trusted(_handed_over_twice(scene).signer)
+
+
+@honest
+def a_key_is_handed_over_and_its_revocation_is_younger_than_a_kept_head(scene: Scene) -> None:
+    """The head shows that the hand-over, and the checkpoint before it, are older than the revocation."""
+    run = _handed_over_twice(scene)
+    head = log.Head(2, log.read_claimed(run.folder.log).root_of_prefix(2), f"harness/run/{run.run_id}")
+    moments = {key.key_id: "2026-12-01T00:00:00Z" for key in keys.public_keys(scene.signer)}
+    seen = Kept(head, "the head in the policy", seen="2026-11-24T00:00:00Z")
+    scene.trust(revoked=frozenset(moments), revoked_from=moments, log_heads=(seen,))
+
+
+@honest
+def a_policy_names_the_hand_over_that_the_log_has_too(scene: Scene) -> None:
+    run = fresh(scene)
+    run.advance(10)
+    data = rotated.hand_over(run, rotated.another(scene.root), "2026-11-23T20:00:01Z")
+    run.tweak = lambda step, facts: facts.update(created="2026-11-23T20:00:02Z")
+    run.advance(20)
+    claims = [rotation.Claim(data, "there")]
+    scene.policy = rotation.extended(scene.policy, claims, timed=True)[0]
+
+
+@honest
+def a_run_ends_with_a_hand_over(scene: Scene) -> None:
+    run = fresh(scene)
+    run.advance(10)
+    rotated.hand_over(run, rotated.another(scene.root))
+
+
+@honest
+def a_checkpoint_of_a_run_whose_key_was_handed_over_is_verified_in_its_place(scene: Scene) -> None:
+    scene.target = _handed_over_twice(scene).saved[30].folder
+
+
+def _handed_over_twice(scene: Scene) -> SampleRun:
+    run = fresh(scene)
+    run.advance(10)
+    rotated.hand_over(run, rotated.another(scene.root))
+    run.advance(20)
+    rotated.hand_over(run, rotated.another(scene.root, "third"), "2026-11-24T20:00:00Z")
+    run.advance(30)
+    return run

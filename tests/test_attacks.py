@@ -16,6 +16,7 @@ import attacks_on_later
 import attacks_on_lineage
 import attacks_on_log
 import attacks_on_policy
+import attacks_on_rotation
 import attacks_on_statements
 import pytest
 import run_folder
@@ -33,6 +34,7 @@ MODULES = (
     attacks_on_log,
     attacks_on_later,
     attacks_on_policy,
+    attacks_on_rotation,
 )
 
 

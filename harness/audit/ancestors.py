@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.audit import opening
+from harness.audit import handover, opening
 from harness.audit.opening import OpenedCheckpoint
 from harness.format import layout
 from harness.format.layout import RunFolder
-from harness.provenance import history
+from harness.provenance import history, rotation
 from harness.provenance.findings import Findings
 from harness.provenance.history import Entry
 from harness.provenance.policy import Policy
@@ -39,7 +39,9 @@ def read(paths: Sequence[Path], policy: Policy, findings: Findings) -> list[Entr
     """
     found: list[Entry] = []
     for path in paths:
-        opened = [opening.examine_folder(folder, policy, findings) for folder in folders(path)]
+        told = findings.attempt(rotation.CHECK, handover.trust, path, policy)
+        whom = policy if told is None else told.policy
+        opened = [opening.examine_folder(folder, whom, findings) for folder in folders(path)]
         entries = history.in_order([entry_of(each) for each in opened if each is not None])
         if layout.kind_of(path) == "run":
             history.check_lineage(entries, findings)
@@ -50,4 +52,4 @@ def read(paths: Sequence[Path], policy: Policy, findings: Findings) -> list[Entr
 def entry_of(opened: OpenedCheckpoint) -> Entry:
     """``opened`` as the rules between checkpoints see it."""
     where, identity = str(opened.folder), opened.checkpoint_id
-    return Entry(where, opened.statement, identity, opened.bundle_sha256, opened.later)
+    return Entry(where, opened.statement, identity, opened.bundle_sha256, opened.later, opened.signer)

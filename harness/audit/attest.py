@@ -141,7 +141,7 @@ def _append(run: RunFolder, opened: OpenedCheckpoint, name: str, digest: str, si
 def _logged(book: log.Log, checkpoint: str, where: str) -> set[str]:
     records = (history.parse_record(each, where=where) for each in book.records)
     return {
-        each["name"] for each in records if not history.is_commit(each) and each["checkpoint"] == checkpoint
+        each["name"] for each in records if history.is_statement(each) and each["checkpoint"] == checkpoint
     }
 
 

@@ -69,7 +69,8 @@ def _statement(folder: Path, policy: Policy) -> ExportStatement:
     created = str(statement.predicate["created"])
     signer = policy.identity(opened.key)
     for source in statement.sources:
-        objection = signer.objection(str(source["run"]), str(source["name"]), created, policies.EXPORT)
+        words = (str(source["run"]), str(source["name"]), created, policies.EXPORT)
+        objection = signer.objection(*words, key_id=opened.key.key_id)
         if objection is not None:
             raise VerificationFailed(objection, where=where)
     of = {str(source["checkpoint"]) for source in statement.sources}
@@ -89,6 +90,7 @@ def _source(bundle: Path, policy: Policy, named: Mapping[str, Any]) -> None:
         raise VerificationFailed("is not the statement of the checkpoint that the export names", where=where)
     created = str(told.predicate["created"])
     signer = policy.identity(opened.key)
-    objection = signer.objection(told.run_id, told.run_name, created, policies.CHECKPOINT)
+    words = (told.run_id, told.run_name, created, policies.CHECKPOINT)
+    objection = signer.objection(*words, key_id=opened.key.key_id)
     if objection is not None:
         raise VerificationFailed(objection, where=where)

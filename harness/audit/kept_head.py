@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.audit import handover
 from harness.errors import UsageError, storage_fault
 from harness.format import files, layout
 from harness.format.layout import RunFolder
@@ -42,7 +43,8 @@ def take(root: Path, policy: Policy | None) -> Taken:
     note = files.read_limited(folder / log.HEAD, log.NOTE_LIMIT)
     if policy is None:
         return Taken(log.read_under(folder, log.claimed(note, where=str(folder / log.HEAD))), note, False)
-    head = log.open_note(note, policy.statement_keys, where=str(folder / log.HEAD))
+    keys = handover.trust(root, policy).policy.statement_keys
+    head = log.open_note(note, keys, where=str(folder / log.HEAD))
     return Taken(log.read_under(folder, head), note, True)
 
 

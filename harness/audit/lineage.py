@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.audit import exported, prepared, story
+from harness.audit import exported, handover, prepared, story
 from harness.audit.story import Story
 from harness.errors import EvidenceIncomplete, HarnessError
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import envelope, history
+from harness.provenance import envelope, history, rotation
 from harness.provenance.findings import Finding, Findings
 from harness.provenance.history import Entry
 from harness.provenance.lineage import Corpus, Export, Graph, Member, Unreadable, graph
@@ -141,6 +141,9 @@ def _export(folder: Path, policy: Policy | None, findings: Findings) -> Export |
 def _told(path: Path, policy: Policy | None, findings: Findings) -> list[Story | Unreadable]:
     """What the checkpoints of one folder say, and the lineage between them."""
     alone = layout.kind_of(path) == "checkpoint"
+    if policy is not None:
+        trust = findings.attempt(rotation.CHECK, handover.trust, path, policy)
+        policy = policy if trust is None else trust.policy
     folders = [path] if alone else list(_folders(RunFolder(path), findings))
     found = [_read(folder, policy, findings) for folder in folders]
     if policy is not None and not alone:

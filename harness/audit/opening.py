@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.audit import handover
 from harness.errors import EnvironmentFault, EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout, safetensors_header
 from harness.format.manifest import Manifest
@@ -83,7 +84,7 @@ def open_checkpoint(folder: Path, policy: Policy) -> OpenedCheckpoint:
     checkpoint's payload, too), `EnvironmentFault` for a disk that cannot be read.
     """
     findings = Findings()
-    opened = examine_folder(folder, policy, findings)
+    opened = examine_folder(folder, handover.trust(folder, policy).policy, findings)
     if findings.failed:
         wrong = [each for each in findings.failed if not each.missing]
         raise (wrong or findings.failed)[0].error

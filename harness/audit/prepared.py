@@ -92,7 +92,8 @@ def _statement(folder: Path, policy: Policy) -> CorpusStatement:
     statement = corpora.parse_corpus(opened.payload, where=where)
     created = str(statement.predicate["created"])
     signer = policy.identity(opened.key)
-    objection = signer.objection(statement.subject_id, statement.name, created, policies.CORPUS)
+    words = (statement.subject_id, statement.name, created, policies.CORPUS)
+    objection = signer.objection(*words, key_id=opened.key.key_id)
     if objection is not None:
         raise VerificationFailed(objection, where=where)
     if statement.subject_id in policy.revoked:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from harness.audit import opening, run_facts, story
+from harness.audit import handover, opening, run_facts, story
 from harness.audit.opening import OpenedCheckpoint
 from harness.errors import EvidenceIncomplete, UsageError
 from harness.format import chain, strict_json
@@ -154,6 +154,7 @@ class Authentic:
 def authentic(run: RunFolder, policy: Policy) -> Authentic:
     """Examine the whole run but for payload bytes. Raises the first failure."""
     findings = Findings()
+    policy = handover.trust(run.root, policy).policy
     opened = [opening.examine_folder(each, policy, findings) for each in (*run.complete(), *run.pruned())]
     known = sorted((each for each in opened if each is not None), key=lambda each: each.statement.step_to)
     entries = [

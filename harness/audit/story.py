@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.audit import opening
+from harness.audit import handover, opening
 from harness.audit.opening import OpenedCheckpoint
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout
@@ -80,7 +80,7 @@ def read(folder: Path, policy: Policy | None) -> Story:
     if policy is None:
         return unverified(folder)
     findings = Findings()
-    story = examined(folder, policy, findings)
+    story = examined(folder, handover.trust(folder, policy).policy, findings)
     if findings.failed:
         wrong = [each for each in findings.failed if not each.missing]
         raise (wrong or findings.failed)[0].error

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from harness.audit import (
     ancestors,
     exported,
+    handover,
     incremental,
     log_folder,
     many,
@@ -30,17 +31,20 @@ from harness.audit import (
 )
 from harness.audit import tiers as tier_rules
 from harness.audit.ancestors import entry_of
+from harness.audit.handover import Trust
 from harness.audit.opening import OpenedCheckpoint
 from harness.audit.tiers import Evidence, Tiers
 from harness.errors import EnvironmentFault, EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import layout
 from harness.format.layout import RunFolder
-from harness.provenance import freshness, heads, history, log
+from harness.provenance import freshness, heads, history, log, rotation
 from harness.provenance import policy as policies
-from harness.provenance.findings import Finding, Findings
+from harness.provenance.findings import Finding, Findings, visible
 from harness.provenance.heads import Kept
 from harness.provenance.history import Entry
+from harness.provenance.keys import PublicKey
 from harness.provenance.policy import Policy
+from harness.provenance.rotation import Rotation
 from harness.terminal import progress
 
 Kind = Literal["run", "checkpoint", "export", "corpus"]
@@ -128,8 +132,9 @@ def verify(
     disk that cannot be read.
     """
     path = path.resolve() if path.is_symlink() else path  # links are refused inside the folder, not to it
-    earlier = None if since is None else heads.load(since, policy.statement_keys)
-    kept = [heads.load(file, policy.statement_keys) for file in head] + ([earlier] if earlier else [])
+    keys = _keys(path, policy)
+    earlier = None if since is None else heads.load(since, keys)
+    kept = [heads.load(file, keys) for file in head] + ([earlier] if earlier else [])
     policy = replace(policy, log_heads=(*policy.log_heads, *kept))
     is_export, is_corpus = exported.is_export(path), prepared.is_corpus(path)
     if not is_export and not is_corpus and layout.kind_of(path) == "run":
@@ -141,6 +146,14 @@ def verify(
     if is_corpus:
         return verify_corpus(path, policy, quiet=quiet)
     return verify_checkpoint(path, policy, beside=beside, quiet=quiet)
+
+
+def _keys(path: Path, policy: Policy) -> Sequence[PublicKey]:
+    """Who may have signed a head of the log of ``path``; a hand-over that is wrong is a finding elsewhere."""
+    try:
+        return handover.trust(path, policy).policy.statement_keys
+    except VerificationFailed:
+        return policy.statement_keys
 
 
 def verify_export(folder: Path, policy: Policy, *, quiet: bool = False) -> Report:
@@ -185,6 +198,7 @@ def verify_checkpoint(
     """Check one checkpoint by itself. Raises `EnvironmentFault` for a disk that cannot be read."""
     started = time.perf_counter()
     findings = Findings()
+    policy = _trust(folder, policy, findings).policy
     opened = opening.examine_folder(folder, policy, findings)
     hashed = 0 if opened is None else _hash_payload([opened], findings, quiet)
     if opened is not None and opened.kind == "pruned":
@@ -197,6 +211,22 @@ def verify_checkpoint(
     freshness.check(policy, times, findings, str(folder))
     findings.note("lineage and log: not checked (they belong to the run folder)")
     return _report(folder, "checkpoint", findings, [] if opened is None else [opened], hashed, started)
+
+
+def _trust(path: Path, policy: Policy, findings: Findings) -> Trust:
+    """Whom to trust, hand-overs in the log counted in."""
+    try:
+        trust = handover.trust(path, policy)
+    except VerificationFailed as error:
+        findings.bad(rotation.CHECK, error.what, error.where, error.remedy)
+        return Trust(policy)
+    for each in trust.rotations:
+        findings.note(
+            visible(f"the key {each.old_id[:16]}… handed over to {each.new_id[:16]}…: {each.reason}")
+        )
+    if trust.rotations:
+        findings.passed.append(rotation.CHECK)
+    return trust
 
 
 def _miss_log(policy: Policy, findings: Findings, kind: str, folder: Path) -> None:
@@ -227,6 +257,8 @@ def verify_run(
     findings = Findings()
     run = RunFolder(root)
     try:
+        trust = _trust(root, policy, findings)
+        policy = trust.policy
         seen, moments = _seen(run, policy, findings)
         folders = _folders(run, findings)
         opened = many.examine(folders, policy, findings, seen, quiet=quiet)
@@ -234,7 +266,8 @@ def verify_run(
         entries = history.in_order([entry_of(each) for each in known if each.kind != "nonfinite"])
         # Which payload is hashed depends on the log; its findings come after those of the payload.
         later = Findings()
-        book, continued = _read_log(run, _entitled(policy.as_of(min(moments, default=None)), entries), later)
+        signing = _entitled(policy.as_of(min(moments, default=None)), entries, trust.rotations)
+        book, continued = _read_log(run, signing, later)
         covered = incremental.covered(known, book, since) if continued else []
         told = {id(each) for each in covered}
         hashed = _hash_payload([each for each in known if id(each) not in told], findings, quiet)
@@ -243,7 +276,7 @@ def verify_run(
         _check_newest(known, findings)
         history.check_lineage(entries, findings)
         findings.extend(later)
-        _check_log(run, known, entries, book, findings)
+        _check_log(run, known, entries, book, trust.rotations, findings)
         _check_starts(entries, beside, policy, findings)
         run_facts.check_metrics(run, entries, findings)
         run_facts.check_config(run, entries, findings)
@@ -333,12 +366,13 @@ def _check_log(
     opened: Sequence[OpenedCheckpoint],
     entries: Sequence[Entry],
     book: log.Log | None,
+    rotations: Sequence[Rotation],
     findings: Findings,
 ) -> None:
     """The log against the run's commits, and against what was set aside as non-finite."""
     aside = [entry_of(each) for each in opened if each.kind == "nonfinite"]
     if book is not None:
-        history.check_log(entries, book, findings, str(run.log), aside)
+        history.check_log(entries, book, findings, str(run.log), aside, rotations)
         log_folder.check(run.log, book, findings)
         findings.note(f"log head: {book.head.size} records, root {book.head.root.hex()}")
     for each in aside:
@@ -359,8 +393,11 @@ def _named(paths: Sequence[Path]) -> str:
     return ", ".join(f"harness verify {path}" for path in paths)
 
 
-def _entitled(policy: Policy, entries: Sequence[Entry]) -> Policy:
-    """Whoever may sign the head of the log that ends with the newest of ``entries``."""
+def _entitled(policy: Policy, entries: Sequence[Entry], rotations: Sequence[Rotation]) -> Policy:
+    """Whoever may sign the head of the log that ends with the newest of ``entries`` or a hand-over."""
+    if rotations:
+        # The record of a hand-over stands after the checkpoints of the old key, whatever time they state.
+        policy = policy.without(rotation.handed_over(rotations)).untimed()
     if not entries:
         return policy
     newest = entries[-1].statement

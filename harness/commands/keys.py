@@ -1,28 +1,47 @@
-"""Make a signing identity, or show what a key file holds.
+"""Make a signing identity, show what a key file holds, or hand over to the next one.
 
 `keys new` writes NAME.key (private, mode 0600: an Ed25519 key for statements and the log, a P-256 key for
 model.sig), NAME.ed25519.pub and NAME.p256.pub (give these to auditors). Nothing is ever overwritten.
+
+`keys rotate` writes a statement by which --from hands over to --to, signed by both, and enters it into the
+log of each --run, which then goes on under the new key (signing.key). Whoever trusts either key verifies all
+of that run; for checkpoints apart from their run, a policy names the file under `rotations`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 
+from harness.audit import handover
 from harness.commands import Outcome
-from harness.provenance import keys
+from harness.errors import UsageError
+from harness.format import files
+from harness.format.layout import RunFolder
+from harness.provenance import keys, rotation
+from harness.provenance.rotation import Claim
 
 EXAMPLE = "harness keys new --out keys/alice && harness keys show keys/alice.ed25519.pub"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Two actions: ``new`` and ``show``."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="new|show")
+    """Three actions: ``new``, ``show`` and ``rotate``."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="new|show|rotate")
     new = actions.add_parser("new", help="make an identity")
     new.add_argument("--out", type=Path, metavar="NAME", help="path without ending (default: user's config)")
     show = actions.add_parser("show", help="algorithm and key id of a private or public key file")
     show.add_argument("file", type=Path)
-    for action in (new, show):
+    rotate = actions.add_parser("rotate", help="hand over to another key, signed by the old and the new one")
+    rotate.add_argument("--from", type=Path, required=True, dest="old", metavar="OLD.key")
+    rotate.add_argument("--to", type=Path, required=True, dest="new", metavar="NEW.key")
+    rotate.add_argument(
+        "--run", type=Path, action="extend", nargs="+", default=[], metavar="RUN", help="runs that go on"
+    )
+    rotate.add_argument("--reason", default="no reason given", metavar="TEXT", help="signed, too")
+    rotate.add_argument("--out", type=Path, metavar="FILE", help="default: NEW.rotation; used when it exists")
+    for action in (new, show, rotate):
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
@@ -30,19 +49,19 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """Carry out the action."""
     if arguments.action == "new":
         return _new(arguments.out or keys.user_key_path().with_suffix(""))
-    return _show(arguments.file)
+    return _rotate(arguments) if arguments.action == "rotate" else _show(arguments.file)
 
 
 def _new(out: Path) -> Outcome:
-    files = keys.create(out)
+    made = keys.create(out)
     document = {
-        "private": str(files.private),
-        "public": [str(path) for path in files.public],
-        "key_ids": [key.key_id for key in map(keys.load_public, files.public)],
+        "private": str(made.private),
+        "public": [str(path) for path in made.public],
+        "key_ids": [key.key_id for key in map(keys.load_public, made.public)],
     }
     lines = [
-        f"private  {files.private}  (mode 0600; config: signing.key; keep it off shared disks)",
-        *(f"public   {path}  (give to auditors: verify --key {path})" for path in files.public),
+        f"private  {made.private}  (mode 0600; config: signing.key; keep it off shared disks)",
+        *(f"public   {path}  (give to auditors: verify --key {path})" for path in made.public),
     ]
     return Outcome(document, "\n".join(lines))
 
@@ -56,3 +75,38 @@ def _show(file: Path) -> Outcome:
     }
     kind = "private" if shown.private else "public"
     return Outcome(document, "\n".join(f"{kind} {key.algorithm} {key.key_id}" for key in shown.keys))
+
+
+def _rotate(arguments: argparse.Namespace) -> Outcome:
+    old, new = keys.load_signer(arguments.old), keys.load_signer(arguments.new)
+    out: Path = arguments.out or arguments.new.with_suffix(".rotation")
+    made = not os.path.lexists(out)
+    if made:
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        files.write_durable(out, rotation.build(old, new, now, arguments.reason))
+    data = files.read_limited(out.resolve(), rotation.LIMIT)
+    found = rotation.opened(Claim(data, str(out)), keys.public_keys(old))
+    if found is None or found.new_id != new.ed25519_id:
+        raise UsageError("is a hand-over between other keys", where=str(out), remedy="choose another --out")
+    entered = {run: handover.enter(RunFolder(run), data, new) for run in arguments.run}
+    document = {
+        "file": str(out),
+        "made": made,
+        "old": found.old_id,
+        "new": found.new_id,
+        "at": found.at,
+        "reason": found.reason,
+        "runs": [{"run": str(run), "record": record} for run, record in entered.items()],
+    }
+    lines = [
+        f"hand-over  {out}{'' if made else ' (was there)'}",
+        f"  old      ed25519 {found.old_id}, until {found.at}",
+        f"  new      ed25519 {found.new_id}",
+        *(f"  run      {run}: {_entered(record)}" for run, record in entered.items()),
+        f"  use      signing.key={arguments.new}; in a policy, rotations: [{out.name}]",
+    ]
+    return Outcome(document, "\n".join(lines))
+
+
+def _entered(record: int | None) -> str:
+    return "is in its log already" if record is None else f"record {record} of its log"

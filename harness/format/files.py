@@ -39,14 +39,20 @@ def write_durable(path: Path, data: bytes, *, temporary: Path | None = None) -> 
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold ``folder`` against other writers that do the same; the lock goes with the process.
 
-    Made for read, change, write: two that append to one log would lose one of their records.
+    Made for read, change, write: two that append to one log would lose one of their records. Without
+    ``wait`` raises `EnvironmentFault` when somebody holds it.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise EnvironmentFault(
+                "another job is at work in this folder", where=str(folder), remedy="wait for it or stop it"
+            ) from error
         yield
     finally:
         os.close(descriptor)

@@ -12,6 +12,8 @@
   skipped it; a run that begins again after that may make the same checkpoint, bit for bit, a second time
 - when the checkpoint that a run began with is at hand, it is of the run and step that the run's statements
   name, and carries the statement that they name by digest
+- where the log records that the signing key was handed over, the checkpoints before it are not signed by the
+  new key, and those after it not by the old one
 - only the newest checkpoint may lack its record, since a crash can come between its rename and its entry;
   that is evidence still to come, not a good run
 """
@@ -26,16 +28,18 @@ from harness.errors import VerificationFailed
 from harness.format import layout, strict_json
 from harness.provenance import heads, log
 from harness.provenance.findings import Findings, visible
+from harness.provenance.rotation import Rotation
 from harness.provenance.statements import CheckpointStatement
 
 LINEAGE, LOG, START = "lineage", "log", "start"
 """Names of the checks."""
 _UNLOGGED = "is not in the log yet: its writer stopped between the rename and the entry"
-COMMIT, STATEMENT = "checkpoint", "statement"
+COMMIT, STATEMENT, ROTATION = "checkpoint", "statement", "key-rotation"
 """Kinds of log records."""
 _RECORD_FIELDS = {
     COMMIT: {"kind", "run", "sequence", "step", "checkpoint", "bundle_sha256"},
     STATEMENT: {"kind", "run", "checkpoint", "name", "bundle_sha256"},
+    ROTATION: {"kind", "run", "handover"},
 }
 
 
@@ -50,6 +54,8 @@ class Entry:
     """Of provenance/checkpoint.sigstore.json."""
     later: Mapping[str, str] = field(default_factory=dict)
     """Name → hex sha256 of the statements that were added afterwards."""
+    signer: str = ""
+    """Key id of the key that signed provenance/checkpoint.sigstore.json; empty when none was checked."""
 
 
 def origin_of(run_id: str) -> str:
@@ -84,12 +90,28 @@ def statement_record(run_id: str, checkpoint: str, name: str, bundle_sha256: str
     )
 
 
+def rotation_record(run_id: str, handover: bytes) -> bytes:
+    """The log record of a hand-over of the signing key, with the whole file in it: strict JSON."""
+    return strict_json.dumps({"kind": ROTATION, "run": run_id, "handover": handover.decode()})
+
+
+def handover_of(record: bytes) -> bytes | None:
+    """The file in the record of a hand-over; None for a record of another kind, or one that is none."""
+    if ROTATION.encode() not in record:
+        return None
+    try:
+        fields = parse_record(record, where="log")
+    except VerificationFailed:
+        return None
+    return str(fields["handover"]).encode() if fields["kind"] == ROTATION else None
+
+
 def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
     """The record in ``data``. Raises `VerificationFailed` for other fields than are written here."""
     record = strict_json.loads(data, where=where)
     kind = record.get("kind") if isinstance(record, dict) else None
     if not isinstance(record, dict) or not isinstance(kind, str) or set(record) != _RECORD_FIELDS.get(kind):
-        what = "has a record that is neither of a checkpoint nor of a statement"
+        what = "has a record that is neither of a checkpoint nor of a statement nor of a hand-over"
         raise VerificationFailed(what, where=where)
     numbers = {"sequence", "step"} & set(record)
     texts = all(isinstance(record[name], str) for name in set(record) - numbers)
@@ -103,13 +125,18 @@ def first_seen(book: log.Log, kept: Sequence[heads.Kept]) -> dict[str, str]:
     found: dict[str, str] = {}
     for size, moment in sorted(heads.seen_before(book, kept), key=lambda each: each[1]):
         for data in book.records[:size]:
-            found.setdefault(parse_record(data, where="log")["bundle_sha256"], moment)
+            found.setdefault(parse_record(data, where="log").get("bundle_sha256", ""), moment)
     return found
 
 
 def is_commit(record: Mapping[str, Any]) -> bool:
-    """Whether ``record`` is that of a checkpoint, not of a later statement."""
+    """Whether ``record`` is that of a checkpoint."""
     return bool(record["kind"] == COMMIT)
+
+
+def is_statement(record: Mapping[str, Any]) -> bool:
+    """Whether ``record`` is that of a statement that was added later."""
+    return bool(record["kind"] == STATEMENT)
 
 
 def in_order(entries: Sequence[Entry]) -> list[Entry]:
@@ -173,8 +200,10 @@ def check_log(
     findings: Findings,
     where: str,
     aside: Sequence[Entry] = (),
+    rotations: Sequence[Rotation] = (),
 ) -> None:
-    """``entries`` as for `check_lineage`, against an authentic log; ``aside``: non-finite states."""
+    """``entries`` as for `check_lineage`, against an authentic log; ``aside``: non-finite states;
+    ``rotations``: the hand-overs that the policy accepts, in the order of their records."""
     try:
         records = [parse_record(data, where=where) for data in book.records]
     except VerificationFailed as error:
@@ -187,6 +216,7 @@ def check_log(
             findings.missing(LOG, _UNLOGGED, entry.where, "start the run again, which completes the log")
     findings.all_of(LOG, _departures(entries, records, places, book, where))
     findings.all_of(LOG, _lost_statements([*entries, *aside], entries, records, places, where))
+    findings.all_of(LOG, _misrotated(entries, records, places, rotations, where))
     _tell_unlogged([*entries, *aside], records, findings)
 
 
@@ -277,6 +307,8 @@ def _lost_statements(
     named: set[tuple[str, str]] = set()
     commits: dict[str, int] = {}
     for number, record in enumerate(records):
+        if record["kind"] == ROTATION:
+            continue
         identity = record["checkpoint"]
         if is_commit(record):
             commits[identity] = number
@@ -298,10 +330,35 @@ def _lost_statements(
             yield f"its statement {name} has other bytes than record {number} of the log says", holder.where
 
 
+def _misrotated(
+    entries: Sequence[Entry],
+    records: Sequence[Mapping[str, Any]],
+    places: Mapping[str, int],
+    rotations: Sequence[Rotation],
+    where: str,
+) -> Iterator[tuple[str, str]]:
+    """Hand-overs that are none, and checkpoints on the other side of one than their signer's key."""
+    run_id = entries[0].statement.run_id if entries else None
+    numbers = [number for number, record in enumerate(records) if record["kind"] == ROTATION]
+    if len(numbers) != len(rotations):
+        yield f"has {len(numbers)} hand-overs of its key, and {len(rotations)} that count", where
+        return
+    for number, rotation in zip(numbers, rotations, strict=True):
+        if run_id is not None and records[number]["run"] != run_id:
+            yield f"record {number} of the log is a hand-over for another run", where
+        old, new = ({key.key_id for key in keys} for keys in (rotation.old, rotation.new))
+        for entry in entries:
+            place = places.get(entry.checkpoint_id, len(records))
+            if place > number and entry.signer in old:
+                yield f"is signed by the key that record {number} of the log handed over", entry.where
+            if place < number and entry.signer in new:
+                yield f"is signed by the key that record {number} of the log hands over to", entry.where
+
+
 def _tell_unlogged(
     holders: Sequence[Entry], records: Sequence[Mapping[str, Any]], findings: Findings
 ) -> None:
-    logged = {(each["checkpoint"], each["name"]) for each in records if not is_commit(each)}
+    logged = {(each["checkpoint"], each["name"]) for each in records if is_statement(each)}
     for holder in holders:
         for name in holder.later:
             if (holder.checkpoint_id, name) not in logged:

@@ -77,12 +77,17 @@ class Log:
         return roots
 
 
-def append(folder: Path, record: bytes, signer: Signer, origin: str) -> Head:
+def append(
+    folder: Path, record: bytes, signer: Signer, origin: str, *, opened_by: Sequence[PublicKey] = ()
+) -> Head:
     """Add ``record`` and return the new head, on disk when this returns.
 
     Reads the head and the newest tile of each level, which the head's root vouches for, so the time does not
     grow with the log; `read` checks all of it. Tiles that the new ones replace are removed when the head is
     on disk.
+
+    ``opened_by``: keys of which one has signed the head that is there, when it is not ``signer``: it hands
+    over (`harness.provenance.rotation`).
 
     Raises `UsageError` for a record beyond 65,535 bytes (tlog-tiles), `VerificationFailed` when the log that
     is there is not one of this signer and ``origin``.
@@ -92,14 +97,14 @@ def append(folder: Path, record: bytes, signer: Signer, origin: str) -> Head:
     files.make_folder(folder)
     # A statement may be entered while a run trains.
     with files.locked(folder):
-        return _append(folder, record, signer, origin)
+        return _append(folder, record, signer, origin, [*opened_by, *public_keys(signer)])
 
 
-def _append(folder: Path, record: bytes, signer: Signer, origin: str) -> Head:
+def _append(folder: Path, record: bytes, signer: Signer, origin: str, keys: Sequence[PublicKey]) -> Head:
     edge = Edge()
     if (folder / HEAD).exists():
         note = files.read_limited(folder / HEAD, NOTE_LIMIT)
-        head = open_note(note, public_keys(signer), where=str(folder / HEAD))
+        head = open_note(note, keys, where=str(folder / HEAD))
         if head.origin != origin:
             raise VerificationFailed(f"the log is that of {head.origin!r}", where=str(folder))
         edge = tiles.read_edge(folder, head.size)

@@ -8,25 +8,33 @@ Either bare keys (`from_keys`), or a YAML file (`harness.provenance.policy_file`
   signature counts only where a log head that was kept shows that it is older than the end
 - a revoked key or checkpoint counts for nothing. A key that is revoked from a moment on counts where a kept
   head shows that the signature is older: a thief can state any time, and cannot enter an old log
+- a key may hand over to the next one by a statement of both (`harness.provenance.rotation`)
 - what is required and absent is missing evidence, never a pass
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
 from harness.provenance.heads import Kept
 from harness.provenance.keys import PublicKey
 
+if TYPE_CHECKING:
+    from harness.provenance.rotation import Rotation
+
 CHECKPOINT, SLSA, MODEL_SIGNATURE, LOG = "checkpoint", "slsa", "model-signature", "log"
 EXPORT, CORPUS, COUNTERSIGNATURE = "export", "corpus", "countersignature"
 GIVEN_KEYS = "the given keys"
 """Name of the one identity of a policy that was made from keys."""
+
+Span = tuple[str | None, str | None]
+"""First moment, and first moment that is too late, as ``2026-11-23T20:00:00Z``."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +53,22 @@ class Identity:
     """Whether a kept head must show that a signature is older than ``valid_until``."""
     statements: frozenset[str] | None = None
     """Kinds of statements; None: every kind."""
+    spans: Mapping[str, Span] = field(default_factory=lambda: MappingProxyType({}))
+    """Key id → when it signs, of keys that took over or were handed over (`harness.provenance.rotation`)."""
 
     def objection(
-        self, run_id: str, run_name: str, created: str | None, kind: str, proven: str | None = None
+        self,
+        run_id: str,
+        run_name: str,
+        created: str | None,
+        kind: str,
+        proven: str | None = None,
+        key_id: str | None = None,
     ) -> str | None:
         """Why this identity may not have signed a statement of that run, time and kind; None when it may.
 
         ``created``: None for a statement that does not say when it was made. ``proven``: the moment at which
-        a kept head shows that the signature was there.
+        a kept head shows that the signature was there. ``key_id``: of the key that has signed; None: of any.
         """
         names = (run_id, run_name)
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self.runs):
@@ -67,6 +83,12 @@ class Identity:
             return f"{self.name} signed at {created}, valid from {self.valid_from}"
         if self.valid_until is not None and created >= self.valid_until:
             return f"{self.name} signed at {created}, valid until {self.valid_until}"
+        start, end = self.spans.get(key_id or "", (None, None))
+        # Whoever countersigns signs a statement of any age, which says when it was made, not when they did.
+        if start is not None and created < start and kind != COUNTERSIGNATURE:
+            return f"{self.name} signed at {created} with a key that takes over at {start}"
+        if end is not None and created >= end:
+            return f"{self.name} signed at {created} with a key that was handed over at {end}"
         return None
 
 
@@ -90,6 +112,8 @@ class Policy:
     """How old the newest checkpoint, or whatever is verified, may be."""
     proven: str | None = None
     """The moment that `as_of` was told."""
+    rotations: tuple[Rotation, ...] = ()
+    """Hand-overs between keys of ``identities``."""
 
     @property
     def statement_keys(self) -> tuple[PublicKey, ...]:
@@ -116,13 +140,30 @@ class Policy:
         return replace(self, revoked=self.revoked - lifted, proven=proven)
 
     def within(self, run_id: str, run_name: str, created: str | None, kind: str) -> Policy:
-        """The same policy, with only those identities that may sign that kind, for that run, at that time."""
-        chosen = tuple(
-            one
-            for one in self.identities
-            if one.objection(run_id, run_name, created, kind, self.proven) is None
+        """The same policy, with only those identities and keys that may sign that kind, for that run, at that
+        time."""
+        words = (run_id, run_name, created, kind, self.proven)
+        chosen = [one for one in self.identities if one.objection(*words) is None]
+        if len(chosen) == len(self.identities) and not any(one.spans for one in chosen):
+            return self
+        able = (
+            [key for key in one.keys if key.key_id not in one.spans or not one.objection(*words, key.key_id)]
+            for one in chosen
         )
-        return self if len(chosen) == len(self.identities) else replace(self, identities=chosen)
+        kept = zip(chosen, able, strict=True)
+        return replace(self, identities=tuple(replace(one, keys=tuple(keys)) for one, keys in kept))
+
+    def without(self, key_ids: Set[str]) -> Policy:
+        """The same policy without those keys."""
+        left = (
+            replace(one, keys=tuple(key for key in one.keys if key.key_id not in key_ids))
+            for one in self.identities
+        )
+        return replace(self, identities=tuple(left))
+
+    def untimed(self) -> Policy:
+        """The same policy without the moments at which keys took over or were handed over."""
+        return replace(self, identities=tuple(replace(one, spans={}) for one in self.identities))
 
     def _of(self, algorithm: str) -> tuple[PublicKey, ...]:
         return tuple(

@@ -10,6 +10,7 @@
     required: [checkpoint, slsa, model-signature, log]
     threshold: 1                                    # distinct identities that must have signed a checkpoint
     revoked: ["<64 hex digits>", {id: "<64 hex digits>", from: 2026-06-01, reason: stolen laptop}]
+    rotations: [alice-2.rotation]   # hand-overs to other keys of the same identity (`harness keys rotate`)
     log_head: tiny.head      # the newest log head that you have kept: a file of `harness head`, or
                              # {origin: harness/run/…, size: 12, root: "<64 hex digits>"}, or a list
     max_age: 30d
@@ -30,11 +31,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from harness.errors import ConfigError, EvidenceIncomplete, UsageError, VerificationFailed
-from harness.provenance import heads, policy
+from harness.format import files
+from harness.provenance import heads, policy, rotation
 from harness.provenance.heads import Kept
 from harness.provenance.keys import PublicKey, expanded, load_public, parse_public
 from harness.provenance.log import Head
 from harness.provenance.policy import CHECKPOINT, COUNTERSIGNATURE, MODEL_SIGNATURE, Identity, Policy
+from harness.provenance.rotation import Claim
 from harness.provenance.schema import DIALECT, FLAG, HEX64, TEXT, Schema, closed, either
 
 FORMAT = "harness-policy/1"
@@ -68,6 +71,7 @@ SCHEMA: Schema = {
                 "type": "array",
                 "items": either(HEX64, closed({"from": _MOMENT, "reason": TEXT}, id=HEX64)),
             },
+            "rotations": _several(TEXT),
             "log_head": either(*_ANY_HEAD["anyOf"], _several(_ANY_HEAD)),
             "max_age": {"type": "string", "pattern": _AGE},
         },
@@ -120,6 +124,8 @@ def parse(text: str, *, where: str, folder: Path) -> Policy:
         required = frozenset(reader.kinds(value["required"], ("required",))) | {CHECKPOINT}
     revoked, revoked_from = reader.revoked(value.get("revoked", []))
     read = Policy(tuple(identities), required, 1, revoked, revoked_from)
+    if "rotations" in value:
+        read = reader.rotations(value["rotations"], read)
     reader.acceptable(read)
     return replace(
         read,
@@ -284,6 +290,23 @@ class _Reader:
             if "from" in fields:
                 moments[identity] = self.moment(fields["from"], *place, "from")
         return frozenset(found), moments
+
+    def rotations(self, value: Any, read: Policy) -> Policy:
+        claims = []
+        for number, name in enumerate(self.items(value, "rotations", "rotations")):
+            if not isinstance(name, str) or not name:
+                self.fail("rotations names a file that is no text", "rotations", str(number))
+            path = self.folder / expanded(Path(name))
+            try:
+                data = files.read_limited(path.resolve(), rotation.LIMIT)
+            except (VerificationFailed, EvidenceIncomplete) as error:
+                self.fail(f"rotations {error.what}: {path}", "rotations", str(number))
+            claims.append(Claim(data, str(path)))
+        try:
+            return rotation.extended(read, claims, timed=True)[0]
+        except VerificationFailed as error:
+            # A revoked key hands nothing over: that the file is older than its revocation, no file can show.
+            self.fail(f"rotations: {error.what}: {error.where}", "rotations", remedy=error.remedy or "")
 
     def acceptable(self, read: Policy) -> None:
         """Refuse rules under which nothing could ever be accepted, and those that say nothing."""

@@ -99,6 +99,7 @@ class _Signature:
     """Of statement, as policies name it."""
     seen: str | None
     """The moment at which a kept head shows that it was there."""
+    key_id: str
 
 
 def kind_of_name(name: str) -> tuple[Kind, str | None]:
@@ -223,9 +224,8 @@ def _later_statements(
 ) -> tuple[list[_Signature], list[Added]]:
     """Check the statements that were added afterwards; returns one signature of each identity that signed the
     checkpoint's own statement, and the good ones of the others."""
-    maker = _Signature(
-        policy.identity(first.key), policies.CHECKPOINT, evidence.seen.get(_sha256(evidence.bundle or b""))
-    )
+    moment = evidence.seen.get(_sha256(evidence.bundle or b""))
+    maker = _Signature(policy.identity(first.key), policies.CHECKPOINT, moment, first.key.key_id)
     signers = {maker.identity.name: maker}
     good: list[Added] = []
     kinds = {policies.CHECKPOINT, policies.LOG}
@@ -241,7 +241,7 @@ def _later_statements(
         signer = policy.identity(key)
         kinds.add(later.kind_of(name) or "")
         if read is None:
-            signers.setdefault(signer.name, _Signature(signer, later.COUNTERSIGNATURE, seen))
+            signers.setdefault(signer.name, _Signature(signer, later.COUNTERSIGNATURE, seen, key.key_id))
         else:
             good.append(Added(read, signer.name, key.key_id))
     for kind in sorted(policy.required - kinds):
@@ -286,7 +286,9 @@ def _may_sign(
 ) -> None:
     created = str(statement.predicate["created"])
     objections = [
-        each.identity.objection(statement.run_id, statement.run_name, created, each.kind, each.seen)
+        each.identity.objection(
+            statement.run_id, statement.run_name, created, each.kind, each.seen, each.key_id
+        )
         for each in signers
     ]
     good = objections.count(None)

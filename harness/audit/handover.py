@@ -1,0 +1,110 @@
+"""Hand-overs of the signing key in a run's log: who is trusted because of them, and entering one.
+
+A record of the log carries the whole file (`harness.provenance.rotation`), so that it goes wherever the log
+goes, and cannot be taken out of it. Both of its signatures are checked before anything is trusted, so the
+head of the log need not be checked first; where the record stands is checked with the log
+(`harness.provenance.history`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
+from harness.format import files, layout
+from harness.format.layout import RunFolder
+from harness.provenance import heads, history, log, rotation, tiles
+from harness.provenance.keys import Signer, public_keys
+from harness.provenance.policy import Policy
+from harness.provenance.rotation import Claim, Rotation
+
+
+@dataclass(frozen=True)
+class Trust:
+    """A policy with the keys that the hand-overs in a log add to it."""
+
+    policy: Policy
+    rotations: tuple[Rotation, ...] = ()
+    """In the order of the log."""
+
+
+def trust(path: Path, policy: Policy) -> Trust:
+    """``policy`` and what the log of ``path`` adds, which is a run or a checkpoint in one.
+
+    Raises `VerificationFailed` for a hand-over that breaks a rule or that no accepted key has signed.
+    """
+    run = run_of(path)
+    found = [] if run is None else list(_claims(run.log))
+    if run is None or not found:
+        return Trust(policy)
+    moments = _moments(run, policy)
+    claims = [
+        Claim(data, f"{run.log}, record {number}", _earliest(moments, number)) for number, data in found
+    ]
+    more, rotations = rotation.extended(policy, claims, timed=False)
+    return Trust(more, tuple(rotations))
+
+
+def run_of(path: Path) -> RunFolder | None:
+    """The run folder that ``path`` is, or lies in as a checkpoint."""
+    path = path.resolve()
+    if path.parent.name == layout.CHECKPOINTS:
+        return RunFolder(path.parent.parent)
+    return RunFolder(path) if (path / layout.CHECKPOINTS).is_dir() else None
+
+
+def enter(run: RunFolder, data: bytes, new: Signer) -> int | None:
+    """Enter the hand-over ``data`` into the log of ``run``, whose head ``new`` signs from then on.
+
+    Returns the number of the record, None when it was there already. Raises `UsageError` for a run without a
+    log, `EnvironmentFault` while a job trains there, `VerificationFailed` when the log is not signed by the
+    key that hands over.
+    """
+    if not (run.log / log.HEAD).is_file():
+        raise UsageError("has no log that a new key could go on with", where=str(run.root))
+    claim = Claim(data, "the hand-over")
+    found = rotation.opened(claim, public_keys(new))
+    if found is None:
+        raise UsageError("is a hand-over to another key than the one that is given", where=claim.where)
+    with files.locked(run.root, wait=False):
+        book = log.read(run.log, [*found.old, *found.new])
+        run_id = str(history.parse_record(book.records[0], where=str(run.log))["run"])
+        record = history.rotation_record(run_id, data)
+        if record in book.records:
+            return None
+        log.read(run.log, found.old)
+        return log.append(run.log, record, new, book.head.origin, opened_by=found.old).size - 1
+
+
+def _claims(folder: Path) -> Iterator[tuple[int, bytes]]:
+    """(number of its record, file) of each hand-over that the log claims to hold; other records are not
+    parsed, so a long log costs little."""
+    try:
+        head = log.claimed(files.read_limited(folder / log.HEAD, log.NOTE_LIMIT), where=str(folder))
+        for index, width in tiles.row(head.size):
+            path = folder / tiles.entries_path(index, width)
+            data = files.read_limited(path, tiles.FILE_LIMIT)
+            if history.ROTATION.encode() not in data:
+                continue
+            for offset, record in enumerate(tiles.parse_entries(data, width, str(path))):
+                found = history.handover_of(record)
+                if found is not None:
+                    yield index * tiles.WIDTH + offset, found
+    except (EvidenceIncomplete, VerificationFailed):
+        return  # a log that cannot be read adds nothing, and is a finding where it is checked
+
+
+def _moments(run: RunFolder, policy: Policy) -> list[tuple[int, str]]:
+    """(size, moment) of the kept heads that show when the log's records were there."""
+    if not any(each.seen for each in policy.log_heads):
+        return []
+    try:
+        return heads.seen_before(log.read_claimed(run.log), policy.log_heads)
+    except (EvidenceIncomplete, VerificationFailed):
+        return []
+
+
+def _earliest(moments: list[tuple[int, str]], number: int) -> str | None:
+    return min((moment for size, moment in moments if size > number), default=None)
