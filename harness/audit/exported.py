@@ -41,7 +41,7 @@ def examine(folder: Path, policy: Policy, findings: Findings) -> tuple[list[payl
     manifest = findings.attempt("manifest", sealed.manifest, folder, statement)
     if manifest is None:
         return [], times
-    sealed.check_files(folder, manifest, present, _SIGNATURES | set(bundles), findings)
+    opening.check_files(folder, manifest, present, _SIGNATURES | set(bundles), findings)
     for entry in manifest.files:
         if entry.path.endswith(".safetensors") and entry.path in present:
             findings.attempt("headers", opening.check_header, folder, entry.path, manifest)

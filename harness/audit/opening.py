@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -155,7 +155,8 @@ def _examine(
     if examined is None or evidence.manifest is None:
         return None
     manifest, statement = examined.manifest, examined.statement
-    findings.all_of("file set", _file_set(folder, manifest, present, kind))
+    added = {path for path in present if later.name_of(path) is not None}
+    check_files(folder, manifest, present, {*_SIGNATURES, *added}, findings, whole=kind != "pruned")
     for path in sorted({entry.path for entry in manifest.files} & present.keys()):
         if path.endswith(".safetensors"):
             findings.attempt("headers", check_header, folder, path, manifest)
@@ -234,8 +235,26 @@ def _read(
     )
 
 
-def _file_set(
-    folder: Path, manifest: Manifest, present: dict[str, os.stat_result], kind: Kind
+def check_files(
+    folder: Path,
+    manifest: Manifest,
+    present: Mapping[str, os.stat_result],
+    signatures: Set[str],
+    findings: Findings,
+    *,
+    whole: bool = True,
+) -> None:
+    """The folder holds the files of ``manifest``, in their sizes, and those of ``signatures`` that are there;
+    unless ``whole``, payload may be absent."""
+    findings.all_of("file set", _departures(folder, manifest, present, signatures, whole))
+
+
+def _departures(
+    folder: Path,
+    manifest: Manifest,
+    present: Mapping[str, os.stat_result],
+    signatures: Set[str],
+    whole: bool,
 ) -> Iterator[tuple[str, str]]:
     """Whatever is too many, too few or of another size."""
     expected = {entry.path: entry.size for entry in manifest.files}
@@ -243,9 +262,9 @@ def _file_set(
         size = present[path].st_size
         if path in expected and size != expected[path]:
             yield f"has {size} bytes, the manifest says {expected[path]}", f"{folder}/{path}"
-        elif path not in expected and path not in _SIGNATURES and later.name_of(path) is None:
+        elif path not in expected and path not in signatures:
             yield "is not in the manifest", f"{folder}/{path}"
-    for path in sorted(set(expected) - set(present)) if kind != "pruned" else ():
+    for path in sorted(set(expected) - set(present)) if whole else ():
         yield "is in the manifest, not in the folder", f"{folder}/{path}"
 
 

@@ -70,7 +70,7 @@ def examine(
     if manifest is None:
         return statement, [], times
     before = len(findings.failed)
-    sealed.check_files(folder, manifest, present, _SIGNATURES, findings)
+    opening.check_files(folder, manifest, present, _SIGNATURES, findings)
     sealed.check_model_signature(folder, policy, manifest, statement, present, findings)
     if len(findings.failed) == before:
         findings.all_of("corpus facts", _facts(manifest, folder, statement))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -44,18 +44,6 @@ def manifest(folder: Path, statement: Statement) -> Manifest:
     return found
 
 
-def check_files(
-    folder: Path,
-    listed: Manifest,
-    present: Mapping[str, os.stat_result],
-    signatures: Set[str],
-    findings: Findings,
-) -> None:
-    """The files of the folder are those of the manifest, in their sizes, and ``signatures``."""
-    sizes = {path: status.st_size for path, status in present.items()}
-    findings.all_of("file set", _departures(folder, listed, sizes, signatures))
-
-
 def check_model_signature(
     folder: Path,
     policy: Policy,
@@ -69,19 +57,6 @@ def check_model_signature(
         findings.note("model.sig: not checked (no P-256 key given)")
     elif layout.MODEL_SIGNATURE in present or policies.MODEL_SIGNATURE in policy.required:
         findings.attempt("model signature", _model_signature, folder, policy, listed, statement)
-
-
-def _departures(
-    folder: Path, listed: Manifest, present: Mapping[str, int], signatures: Set[str]
-) -> Iterator[tuple[str, str]]:
-    expected = {entry.path: entry.size for entry in listed.files}
-    for path, size in sorted(present.items()):
-        if path in expected and size != expected[path]:
-            yield f"has {size} bytes, the manifest says {expected[path]}", str(folder / path)
-        elif path not in expected and path not in signatures:
-            yield "is not in the manifest", str(folder / path)
-    for path in sorted(set(expected) - set(present)):
-        yield "is in the manifest, not in the folder", str(folder / path)
 
 
 def _model_signature(folder: Path, policy: Policy, listed: Manifest, statement: Statement) -> None:
