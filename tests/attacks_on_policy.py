@@ -114,6 +114,11 @@ def a_time_to_come_is_stated_to_stay_young(scene: Scene) -> None:
     scene.rebuild(tweak=lambda step, facts: facts.update(created="2999-01-01T00:00:00Z"))
 
 
+@attack("the policy wants a head that witnesses have cosigned, and none is kept", 4)
+def a_run_is_shown_to_somebody_who_wants_witnesses_without_any(scene: Scene) -> None:
+    scene.trust(witnesses=(public_keys(scene.stranger)[0],))
+
+
 def _revoke(scene: Scene, moment: str) -> None:
     """The maker's keys count only where they are shown to have signed before ``moment``."""
     moments = {key.key_id: moment for key in public_keys(scene.signer)}

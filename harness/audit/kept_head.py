@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from harness.audit import handover
 from harness.errors import UsageError, storage_fault
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import heads, log
+from harness.provenance import heads, log, witness
 from harness.provenance.findings import Findings
 from harness.provenance.heads import Kept
+from harness.provenance.keys import Signer
 from harness.provenance.log import Head, Log
 from harness.provenance.policy import Policy
 
@@ -48,6 +50,21 @@ def take(root: Path, policy: Policy | None) -> Taken:
     return Taken(log.read_under(folder, head), note, True)
 
 
+def cosign(taken: Taken, out: Path, signer: Signer, name: str, now: datetime) -> Taken:
+    """``taken`` with the cosignature of a witness, and with those that the same head has in ``out``.
+
+    Raises `UsageError` where nobody has checked who signed the log.
+    """
+    if not taken.signed:
+        raise UsageError("a witness checks whose log it is", where=str(out), remedy="add --key or --policy")
+    note = taken.note
+    if os.path.lexists(out):
+        there = files.read_limited(out.resolve(), log.NOTE_LIMIT)
+        if there.startswith(note):
+            note = there
+    return replace(taken, note=witness.cosign(note, signer, name, now, where=str(out)))
+
+
 def write(taken: Taken, out: Path) -> Head | None:
     """Write the note to ``out``; returns the head that it replaces.
 
@@ -63,6 +80,8 @@ def write(taken: Taken, out: Path) -> Head | None:
         heads.check(taken.book, [Kept(before, f"the head in {out.name}")], findings, str(out))
         if findings.failed:
             raise findings.failed[0].error
+        if note.startswith(taken.note):
+            return before  # the same head, and what witnesses have added to it
     try:
         files.write_durable(out, taken.note)
     except OSError as error:

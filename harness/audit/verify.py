@@ -133,8 +133,8 @@ def verify(
     """
     path = path.resolve() if path.is_symlink() else path  # links are refused inside the folder, not to it
     keys = _keys(path, policy)
-    earlier = None if since is None else heads.load(since, keys)
-    kept = [heads.load(file, keys) for file in head] + ([earlier] if earlier else [])
+    earlier = None if since is None else heads.load(since, keys, policy)
+    kept = [heads.load(file, keys, policy) for file in head] + ([earlier] if earlier else [])
     policy = replace(policy, log_heads=(*policy.log_heads, *kept))
     is_export, is_corpus = exported.is_export(path), prepared.is_corpus(path)
     if not is_export and not is_corpus and layout.kind_of(path) == "run":
@@ -259,6 +259,9 @@ def verify_run(
     try:
         trust = _trust(root, policy, findings)
         policy = trust.policy
+        if policy.witnesses and not policy.log_heads:
+            what = "the policy wants a head that witnesses have cosigned, and none is kept"
+            findings.missing(heads.CHECK, what, str(root), "give it: --head FILE, or log_head in the policy")
         seen, moments = _seen(run, policy, findings)
         folders = _folders(run, findings)
         opened = many.examine(folders, policy, findings, seen, quiet=quiet)

@@ -3,16 +3,20 @@
 The head is a C2SP signed note of three lines: the log's name, its number of records, the root of its tree.
 `harness verify RUN --head FILE` then finds out a run that was rolled back or rewritten. Without --out the
 note is printed as it is, for a pipe. An existing FILE is replaced only when the log continues its head.
+--cosign adds the signature of a witness (C2SP cosignature/v1), which policies can ask for.
 """
 
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.audit import kept_head
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
+from harness.errors import UsageError
+from harness.provenance.keys import load_signer
 from harness.provenance.log import Head
 
 EXAMPLE = "harness head runs/tiny --out tiny.head --key alice.ed25519.pub"
@@ -22,12 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, where to write, and whom to trust."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to keep it in (default: stdout)")
+    parser.add_argument("--cosign", type=Path, metavar="KEY", help="as a witness: FILE is continued")
+    parser.add_argument("--name", metavar="NAME", help="of the witness (default: the key file's)")
     add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read the log, check it, write its head."""
     taken = kept_head.take(arguments.run, trusted(arguments))
+    if arguments.cosign is not None:
+        if arguments.out is None:
+            raise UsageError(
+                "a witness remembers what it has cosigned", where=str(arguments.run), remedy="add --out FILE"
+            )
+        signer, name = load_signer(arguments.cosign), arguments.name or arguments.cosign.stem
+        taken = kept_head.cosign(taken, arguments.out, signer, name, datetime.now(UTC))
     before = None if arguments.out is None else kept_head.write(taken, arguments.out)
     document = {
         "origin": taken.head.origin,

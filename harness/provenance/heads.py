@@ -18,13 +18,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.format import files
-from harness.provenance import log
+from harness.provenance import log, witness
 from harness.provenance.findings import Findings
 from harness.provenance.keys import PublicKey
 from harness.provenance.log import Head, Log
 from harness.provenance.merkle import consistency_proof, node_hash, root_hash
+
+if TYPE_CHECKING:
+    from harness.provenance.policy import Policy
 
 CHECK = "log head"
 """Name of the check."""
@@ -43,14 +47,19 @@ class Kept:
     """Whether the log must be the one of this head; one of several in a policy may be another run's."""
 
 
-def load(path: Path, keys: Sequence[PublicKey]) -> Kept:
-    """The head in the signed note ``path``, as `harness head` writes it.
+def load(path: Path, keys: Sequence[PublicKey], policy: Policy | None = None) -> Kept:
+    """The head in the signed note ``path``, as `harness head` writes it. With witnesses in ``policy``, enough
+    of them have cosigned it, and it was there at the moment that they state.
 
-    Raises `EvidenceIncomplete` when there is no such file, `VerificationFailed` when it is no log head or no
-    Ed25519 key of ``keys`` has signed it.
+    Raises `EvidenceIncomplete` when there is no such file, `VerificationFailed` when it is no log head, no
+    Ed25519 key of ``keys`` has signed it or too few witnesses have.
     """
     note = files.read_limited(path.resolve(), log.NOTE_LIMIT)  # the auditor's own file may be a link
-    return Kept(log.open_note(note, keys, where=str(path)), f"the head in {path.name}")
+    head = log.open_note(note, keys, where=str(path))
+    seen = None
+    if policy is not None and policy.witnesses:
+        seen = witness.seen(note, policy.witnesses, policy.witness_threshold, where=str(path))
+    return Kept(head, f"the head in {path.name}", seen)
 
 
 def check(book: Log, kept: Sequence[Kept], findings: Findings, where: str) -> bool:

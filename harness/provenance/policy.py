@@ -112,6 +112,10 @@ class Policy:
     """How old the newest checkpoint, or whatever is verified, may be."""
     proven: str | None = None
     """The moment that `as_of` was told."""
+    witnesses: tuple[PublicKey, ...] = ()
+    """Ed25519 keys of those who cosign log heads. With any, a run is not accepted without a kept head that
+    ``witness_threshold`` of them have cosigned."""
+    witness_threshold: int = 1
     rotations: tuple[Rotation, ...] = ()
     """Hand-overs between keys of ``identities``."""
 

@@ -10,6 +10,7 @@
     required: [checkpoint, slsa, model-signature, log]
     threshold: 1                                    # distinct identities that must have signed a checkpoint
     revoked: ["<64 hex digits>", {id: "<64 hex digits>", from: 2026-06-01, reason: stolen laptop}]
+    witnesses: {keys: [w1.pub, w2.pub], threshold: 2}   # who must have cosigned each kept head
     rotations: [alice-2.rotation]   # hand-overs to other keys of the same identity (`harness keys rotate`)
     log_head: tiny.head      # the newest log head that you have kept: a file of `harness head`, or
                              # {origin: harness/run/…, size: 12, root: "<64 hex digits>"}, or a list
@@ -72,6 +73,9 @@ SCHEMA: Schema = {
                 "items": either(HEX64, closed({"from": _MOMENT, "reason": TEXT}, id=HEX64)),
             },
             "rotations": _several(TEXT),
+            "witnesses": closed(
+                {"threshold": {"type": "integer", "minimum": 1, "maximum": 2**53}}, keys=_several(TEXT)
+            ),
             "log_head": either(*_ANY_HEAD["anyOf"], _several(_ANY_HEAD)),
             "max_age": {"type": "string", "pattern": _AGE},
         },
@@ -127,6 +131,8 @@ def parse(text: str, *, where: str, folder: Path) -> Policy:
     if "rotations" in value:
         read = reader.rotations(value["rotations"], read)
     reader.acceptable(read)
+    if "witnesses" in value:
+        read = reader.witnesses(value["witnesses"], read)
     return replace(
         read,
         threshold=reader.threshold(value.get("threshold", 1), read),
@@ -308,6 +314,21 @@ class _Reader:
             # A revoked key hands nothing over: that the file is older than its revocation, no file can show.
             self.fail(f"rotations: {error.what}: {error.where}", "rotations", remedy=error.remedy or "")
 
+    def witnesses(self, value: Any, read: Policy) -> Policy:
+        place = ("witnesses",)
+        fields = self.mapping(value, "witnesses", SCHEMA["properties"]["witnesses"], place)
+        keys = self.keys(fields["keys"], "witnesses", (*place, "keys"))
+        if any(key.algorithm != "ed25519" for key in keys):
+            self.fail("witnesses cosign with Ed25519 keys, and one is another", *place, "keys")
+        own = {key.key_id for identity in read.identities for key in identity.keys}
+        for number, key in enumerate(keys):
+            if key.key_id in own:
+                self.fail("a witness has the key of an identity", *place, "keys", str(number))
+        wanted = fields.get("threshold", 1)
+        if type(wanted) is not int or not 1 <= wanted <= len(keys):
+            self.fail(f"threshold of witnesses is {wanted!r}, not 1 to {len(keys)}", *place, "threshold")
+        return replace(read, witnesses=keys, witness_threshold=wanted)
+
     def acceptable(self, read: Policy) -> None:
         """Refuse rules under which nothing could ever be accepted, and those that say nothing."""
         own = {key.key_id for identity in read.identities for key in identity.keys}
@@ -345,7 +366,10 @@ class _Reader:
         fields = self.mapping(value, "log_head", _HEAD_FILE if of_file else _HEAD, place)
         seen = self.moment(fields["seen"], *place, "seen") if "seen" in fields else None
         if of_file:
-            return replace(self.head_file(fields["file"], read.as_of(seen), place), seen=seen)
+            found = self.head_file(fields["file"], read.as_of(seen), place)
+            return found if seen is None else replace(found, seen=seen)
+        if read.witnesses:
+            self.fail("log_head is no file, so no witness can have cosigned it", *place)
         if type(fields["size"]) is not int or fields["size"] < 0:
             self.fail(f"log_head has the size {fields['size']!r}", *place, "size")
         if not isinstance(fields["origin"], str) or not fields["origin"]:
@@ -358,7 +382,7 @@ class _Reader:
             self.fail("log_head names a file that is no text", *place)
         path = self.folder / expanded(Path(value))
         try:
-            return heads.load(path, read.statement_keys)
+            return heads.load(path, read.statement_keys, read)
         except (VerificationFailed, EvidenceIncomplete) as error:
             self.fail(f"log_head {error.what}: {path}", *place)
 
