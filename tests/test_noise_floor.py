@@ -181,6 +181,9 @@ def test_a_run_whose_last_bits_nobody_repeats_is_within_a_measured_floor(place: 
     assert (refused.code, "use --to 12" in refused.err) == (2, True)
     done, (segment,) = replay(place, "--from", "6", "--to", "12", "--floor")
     assert (done.code, segment["verdict"]) == (0, "within floor"), segment["reason"]
+    # The operator that the unknown factor reaches first, in the task's own line.
+    assert segment["suspects"][0]["op"] == "aten.mul"
+    assert "undecided.py" in segment["first_divergence"]["where"]
     floor = segment["floor"]
     assert floor["samples"] >= LEAST
     assert {each["name"] for each in floor["tensors"]} >= {"model.0.weight", "optimizer.0.weight.exp_avg"}

@@ -94,6 +94,33 @@ def test_steps_that_are_not_said_are_asked_for(
     assert capsys.readouterr().err.startswith("harness: ")
 
 
+@pytest.mark.parametrize(
+    ("kind", "what", "says"),
+    [
+        ("data", "data.corpus_sha256", "this is not what the statement says: data.corpus_sha256"),
+        ("tokenizer", "data.tokenizer_sha256", "this is not what the statement says"),
+        ("code", "code.git_commit", "this is not what the statement says: code.git_commit"),
+        ("same-data", "stack.torch", "this stack is not the signed one: stack.torch: a → b"),
+    ],
+)
+def test_a_place_that_is_not_the_signed_one_is_refused_by_name(kind: str, what: str, says: str) -> None:
+    """Oracle: another stack alone may be accepted; exit code 4 and a remedy otherwise."""
+    from harness.errors import EvidenceIncomplete
+    from harness.training import replay as training
+    from harness.training.record import Difference
+
+    changes = [(kind, Difference(what, "a", "b"))]
+    with pytest.raises(EvidenceIncomplete) as refused:
+        training._refuse(changes, accepted=False)
+    assert says in refused.value.what
+    assert refused.value.remedy
+    if kind == "same-data":
+        training._refuse(changes, accepted=True)
+    else:
+        with pytest.raises(EvidenceIncomplete):
+            training._refuse(changes, accepted=True)
+
+
 @given(st.integers(1, 3000), st.data())
 def test_the_first_difference_is_found_with_few_comparisons(count: int, data: st.DataObject) -> None:
     """Oracle: the place that was chosen; the logarithm."""

@@ -48,12 +48,22 @@ def first_difference(count: int, equal: Callable[[int], bool]) -> tuple[int | No
     """
     if not count or equal(count - 1):
         return None, min(count, 1)
-    low, high, queries = 0, count - 1, 1
+    place, queries = bisected(count - 1, equal)
+    return count - 1 if place is None else place, queries + 1
+
+
+def bisected(count: int, equal: Callable[[int], bool]) -> tuple[int | None, int]:
+    """The same, for positions of which nothing is expected: at most log2(count + 1) calls, rounded up.
+
+    >>> bisected(1000, lambda at: at < 136)
+    (136, 10)
+    """
+    low, high, queries = 0, count, 0
     while low < high:
         middle = (low + high) // 2
         queries += 1
         low, high = (middle + 1, high) if equal(middle) else (low, middle)
-    return low, queries
+    return None if low == count else low, queries
 
 
 def heads_of(start: bytes, steps: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -72,6 +82,20 @@ def heads_of(start: bytes, steps: Sequence[Mapping[str, Any]]) -> list[str]:
         )
         heads.append(head.hex())
     return heads
+
+
+def between(one: Mapping[int, Step], other: Mapping[int, Step]) -> tuple[Divergence | None, int]:
+    """Where the records of two runs part, and the comparisons of heads that it took.
+
+    Steps are looked at as far as both have them.
+    """
+    numbers = sorted(one.keys() & other.keys())
+    place, queries = bisected(len(numbers), lambda at: one[numbers[at]].head == other[numbers[at]].head)
+    if place is None:
+        return None, queries
+    lines = one[numbers[place]].facts, other[numbers[place]].facts
+    parts = tuple(name for name in PARTS if lines[0].get(name) != lines[1].get(name))
+    return Divergence(numbers[place], parts, queries), queries
 
 
 def compare(

@@ -52,6 +52,32 @@ class Replayed:
 
 
 @dataclass(frozen=True)
+class Place:
+    """An operator that gave other bits for the same arguments."""
+
+    op: str
+    module: str | None
+    site: str | None
+    """File, line and function of the call."""
+    ulp: int | None
+    """Largest distance seen, in units in the last place."""
+    source: str
+    rank: int
+
+    @property
+    def where(self) -> str:
+        """``aten.index_put in blocks.0 at model.py:8 forward (backward)``."""
+        module = f" in {self.module}" if self.module else ""
+        return f"{self.op}{module}" + (f" at {self.site}" if self.site else "")
+
+    @property
+    def says(self) -> str:
+        """It, how far, and how it was found."""
+        far = "" if self.ulp is None else f", up to {self.ulp} ULP"
+        return f"{self.where}{far}, on rank {self.rank}; {self.source}"
+
+
+@dataclass(frozen=True)
 class Repeated:
     """What executing one step several times from the same state gave."""
 
@@ -60,6 +86,8 @@ class Repeated:
     tensors: int
     varying: Sequence[str]
     """Parameters whose gradient had different bits."""
+    places: Sequence[Place] = ()
+    """Operators that were found to make the difference, by micro-batches executed twice."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +196,7 @@ def predicate(outcome: Outcome, environment: Mapping[str, Any], harness: str) ->
         "compared": [_compared(outcome, name, count) for name, count in outcome.compared.items() if count],
         "first_divergence": None
         if divergence is None
-        else {"step": divergence.step, "what": divergence.what, "where": None},
+        else {"step": divergence.step, "what": divergence.what, "where": _where(outcome)},
         "suspects": _suspects(outcome),
         "fingerprint": {
             "same": not replayed.differences,
@@ -207,7 +235,13 @@ def _suspects(outcome: Outcome) -> list[dict[str, str]]:
     if repeated is None:
         return []
     reason = f"{repeated.repeats} executions of step {repeated.step} from one state gave other gradients"
-    return [{"op": name, "evidence": "measured", "reason": reason} for name in repeated.varying]
+    found = [{"op": each.op, "evidence": "measured", "reason": each.says} for each in repeated.places]
+    return found + [{"op": name, "evidence": "measured", "reason": reason} for name in repeated.varying]
+
+
+def _where(outcome: Outcome) -> str | None:
+    repeated = outcome.repeated
+    return repeated.places[0].where if repeated is not None and repeated.places else None
 
 
 def render(outcome: Outcome, written: str) -> str:
@@ -227,6 +261,7 @@ def render(outcome: Outcome, written: str) -> str:
     if repeated is not None:
         told = ", ".join(repeated.varying[:_SHOWN]) or "no gradient"
         lines.append(_line("repeated", f"step {repeated.step}, {repeated.repeats} times: {told} varies"))
+        lines += [_line("operator", each.says) for each in repeated.places[:_SHOWN]]
     lines += [
         _line("differs", f"{each['what']}: {each['before']} → {each['after']}")
         for each in outcome.replayed.differences[:_SHOWN]

@@ -123,6 +123,13 @@ class Authentic:
         steps = tuple(self.steps[number] for number in range(begin + 1, last + 1))
         return Segment(self.run, start, end, steps)
 
+    def around(self, step: int) -> Segment:
+        """The segment between the neighbouring checkpoints that hold ``step``; errors as of `segment`."""
+        ends = [0, *(each.statement.step_to for each in self.checkpoints)]
+        first = max(each for each in ends if each < step)
+        last = min((each for each in ends if each >= step), default=step)
+        return self.segment(first, last)
+
     def sampled(self, count: int, seed: int) -> list[Segment]:
         """``count`` segments between neighbouring checkpoints, drawn by ``seed``, and each in which the
         ledger has new entries; in order."""

@@ -18,14 +18,16 @@ from typing import Any
 import harness
 from harness import environment
 from harness.audit import attest, divergence, replay_verdict, segment
+from harness.audit.divergence import Divergence
 from harness.audit.replay_verdict import Outcome as Replay
-from harness.audit.replay_verdict import Repeated, Replayed
+from harness.audit.replay_verdict import Place, Repeated, Replayed
 from harness.audit.segment import Authentic, Segment
 from harness.commands import Outcome, reexecute, replay_floor
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
 from harness.format.layout import RunFolder
 from harness.provenance import keys, later
+from harness.provenance.policy import Policy
 
 EXAMPLE = "harness replay runs/tiny --from 20 --to 40 --key alice.ed25519.pub alice.p256.pub"
 
@@ -39,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", type=int, dest="last", metavar="STEP", help="up to this step")
     parser.add_argument(
         "--random", type=int, metavar="N", help="N segments between checkpoints, drawn by --seed"
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="RUN",
+        help="the segment in which the record parts from that of another run, found by bisection",
     )
     parser.add_argument("--seed", type=int, default=0, help="of --random; choose it after the run is signed")
     parser.add_argument(
@@ -61,7 +69,9 @@ def run(arguments: argparse.Namespace) -> Outcome:
     run_folder = RunFolder(arguments.run)
     path, _ = keys.signing_key_path(arguments.signing_key, arguments.run)
     signer = keys.load_signer(path)
-    chosen = _chosen(segment.authentic(run_folder, whom), arguments)
+    known = segment.authentic(run_folder, whom)
+    parted = None if arguments.against is None else _parted(known, whom, arguments)
+    chosen = _chosen(known, arguments) if parted is None else [known.around(parted.step)]
     if arguments.floor:
         for each in chosen:
             replay_floor.check(each)
@@ -77,7 +87,36 @@ def run(arguments: argparse.Namespace) -> Outcome:
         documents.append({**predicate, "statement": str(added.path)})
     code = max(replay_verdict.EXIT[each.verdict] for each in outcomes)
     code = 1 if any(each.verdict == "outside" for each in outcomes) else code
-    return Outcome({"run": str(arguments.run), "segments": documents}, "\n".join(texts), exit_code=code)
+    document: dict[str, Any] = {"run": str(arguments.run), "segments": documents}
+    if arguments.random is not None:
+        texts.insert(
+            0,
+            f"{len(chosen)} segments: {arguments.random} drawn by seed {arguments.seed}, and those "
+            "whose ledger has new entries",
+        )
+        document["seed"] = arguments.seed
+    if parted is not None:
+        told = f"step {parted.step}, found with {parted.queries} comparisons of the chains"
+        texts.insert(0, f"{arguments.run} parts from {arguments.against} at {told}; first in {parted.what}")
+        facts = {"step": parted.step, "what": parted.what, "queries": parted.queries}
+        document["against"] = {"run": str(arguments.against), **facts}
+    return Outcome(document, "\n".join(texts), exit_code=code)
+
+
+def _parted(known: Authentic, whom: Policy, arguments: argparse.Namespace) -> Divergence:
+    """Where the record parts from that of another run, which must be authentic as well."""
+    if arguments.random is not None or arguments.first is not None or arguments.last is not None:
+        raise UsageError("--against RUN stands alone", remedy="leave out --from, --to and --random")
+    other = segment.authentic(RunFolder(arguments.against), whom)
+    parted, queries = divergence.between(known.steps, other.steps)
+    if parted is None:
+        count = len(known.steps.keys() & other.steps.keys())
+        raise UsageError(
+            f"both records are equal in the {count} steps that they share ({queries} comparisons)",
+            where=str(arguments.against),
+            remedy="use --from STEP --to STEP, or --random N",
+        )
+    return parted
 
 
 def _chosen(known: Authentic, arguments: argparse.Namespace) -> list[Segment]:
@@ -86,7 +125,7 @@ def _chosen(known: Authentic, arguments: argparse.Namespace) -> list[Segment]:
             raise UsageError("--random N stands alone", remedy="leave out --from and --to")
         return known.sampled(arguments.random, arguments.seed)
     if arguments.first is None or arguments.last is None:
-        raise UsageError("which steps is not said", remedy="give --from STEP and --to STEP, or --random N")
+        raise UsageError("which steps is not said", remedy="give --from and --to, --random or --against")
     return [known.segment(arguments.first, arguments.last)]
 
 
@@ -107,6 +146,7 @@ def _replay(chosen: Segment, arguments: argparse.Namespace) -> Replay:
         again = reexecute.executed(chosen, arguments, ranks, last=parted.step, repeat=True)
         found = next((each for each in again if each["kind"] == "repeat"), None)
         if found is not None:
-            repeated = Repeated(parted.step, found["repeats"], found["tensors"], found["varying"])
+            places = [Place(**each) for each in found["places"]]
+            repeated = Repeated(parted.step, found["repeats"], found["tensors"], found["varying"], places)
     floor = replay_floor.measured(chosen, arguments, ranks) if arguments.floor else None
     return replay_verdict.judge(chosen, replayed, parted, repeated, floor)

@@ -17,7 +17,7 @@ from harness.audit.segment import Segment
 from harness.commands import reexecute
 from harness.errors import EvidenceIncomplete, UsageError
 
-_ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
+ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
     "torch's kernels for AVX2": {"ATEN_CPU_CAPABILITY": "avx2"},
     "torch's kernels without vector instructions": {"ATEN_CPU_CAPABILITY": "default"},
     "oneDNN for AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
@@ -50,9 +50,9 @@ def check(chosen: Segment) -> None:
 def measured(chosen: Segment, arguments: argparse.Namespace, ranks: int) -> dict[str, Any]:
     """The field ``floor`` of the statement, from executions on this machine."""
     stack = chosen.facts["environment"].get("stack", {})
-    perturbed, changed = _perturbations(int(stack.get("threads") or 1)), _changes(chosen)
+    perturbed, changed = perturbations(int(stack.get("threads") or 1)), _changes(chosen)
     passes = [*perturbed, *(fields for _, _, fields in changed)]
-    environments = _CUDA_ENVIRONMENTS if stack.get("device") else _ENVIRONMENTS
+    environments = _CUDA_ENVIRONMENTS if stack.get("device") else ENVIRONMENTS
     with tempfile.TemporaryDirectory(prefix="harness-floor-") as folder:
         end = [str(chosen.end.folder), chosen.end.checkpoint_id]
         lines = _executed(chosen, arguments, ranks, {"folder": folder, "end": end, "passes": passes}, {})
@@ -80,7 +80,7 @@ def measured(chosen: Segment, arguments: argparse.Namespace, ranks: int) -> dict
     )
 
 
-def _perturbations(threads: int) -> list[dict[str, Any]]:
+def perturbations(threads: int) -> list[dict[str, Any]]:
     """Passes of `harness.training.perturbed` that compute the same in other roundings."""
     other = 1 if threads > 1 else 2
     return [

@@ -32,7 +32,7 @@ from harness.determinism.ledger import Ledger
 from harness.errors import EvidenceIncomplete, HarnessError, TrainingFailed
 from harness.settings import Settings
 from harness.tasks.task import Batch, Task
-from harness.training import distributed, elastic, launch, resume, session, startup
+from harness.training import distributed, elastic, launch, localise, resume, session, startup
 from harness.training.readback import NonFinite, Readback, Values
 from harness.training.record import Segment
 from harness.training.session import Session, wanted_files
@@ -64,7 +64,8 @@ class Order:
     differences: bool
     """Whether another stack or world size is accepted."""
     repeat: bool
-    """Whether step ``last`` is executed several times from the same state, and each tensor told apart."""
+    """Whether step ``last`` is executed several times from the same state, each tensor told apart, and the
+    operator looked for."""
     answer: str
     """File of JSON lines, written by rank 0."""
 
@@ -244,7 +245,9 @@ class _Runner:
             names, sums = found.plan.names, [*sums, found.vector.tolist()]
             current.state.optimizer.zero_grad(set_to_none=True)
         varying = [name for name, *values in zip(names, *sums, strict=True) if len(set(values)) > 1]
-        return {"repeats": REPEATS, "tensors": len(names), "varying": varying}
+        _put_back(current, generators, buffers)
+        places = localise.located(current, batches) if varying else []
+        return {"repeats": REPEATS, "tensors": len(names), "varying": varying, "places": places}
 
 
 def _put_back(current: Session, generators: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:

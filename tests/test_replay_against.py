@@ -1,0 +1,60 @@
+"""`harness replay --against`: where the records of two runs part, found by bisection and executed again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import toy_task
+from conftest import Place
+from hypothesis import given
+from hypothesis import strategies as st
+from test_replay import PLANTED, SECTIONS, replay
+
+from harness.audit import divergence
+from harness.audit.segment import Step
+
+
+def record(count: int, parts_at: int) -> dict[int, Step]:
+    """Heads that are others from a step on."""
+    facts: list[dict[str, Any]] = [
+        {"chain": f"{step} {step >= parts_at}", "loss": 1.0 + (step >= parts_at), "batch": "b"}
+        for step in range(1, count + 1)
+    ]
+    return {step: Step(step, line) for step, line in enumerate(facts, start=1)}
+
+
+@given(st.integers(1, 1000))
+def test_of_a_thousand_steps_the_first_that_differs_takes_ten_comparisons(place: int) -> None:
+    """Oracle: the step that was chosen; the limit of issue 5."""
+    found, queries = divergence.between(record(1000, 1001), record(1000, place))
+    assert found is not None
+    assert (found.step, found.parts) == (place, ("loss",))
+    assert queries <= 10
+
+
+def test_equal_records_have_no_first_difference_and_the_shorter_one_ends_it() -> None:
+    """Oracle: none in the steps that both have."""
+    assert divergence.between(record(1000, 1001), record(900, 950))[0] is None
+    assert divergence.between(record(10, 11), {})[0] is None
+
+
+@pytest.mark.slow
+def test_the_segment_in_which_two_runs_part_is_executed_again(place: Place) -> None:
+    """Oracle: the micro-batch from which the fault was planted, 15 of two a step: step 8, between the
+    checkpoints of steps 4 and 8."""
+    (place.root / "planted.py").write_text(PLANTED)
+    task = '{kind: "planted:Planted", options: {plain: true}}'
+    for name, environ in (("honest", {}), ("run", {"PLANTED": "15"})):
+        text = toy_task.config(place.root / name, **SECTIONS, task=task, evaluate="{every: 0}")
+        place.write(f"{name}.yaml", text)
+        assert place.harness("train", f"{name}.yaml", environ=environ).code == 0
+    done, (segment,) = replay(place, "--against", str(place.root / "honest"))
+    assert done.code == 1, done.err
+    assert '"against": {' in done.out
+    assert segment["steps"] == {"from": 4, "to": 8}
+    assert (segment["verdict"], segment["first_divergence"]["step"]) == ("outside", 8)
+    alone, _ = replay(place, "--against", str(place.run))
+    assert (alone.code, "both records are equal in the 12 steps" in alone.err) == (2, True)
+    both, _ = replay(place, "--against", str(place.run), "--from", "3")
+    assert (both.code, "--against RUN stands alone" in both.err) == (2, True)
