@@ -465,9 +465,14 @@ class Settings(Section):
             raise disagreement("schedule.warmup", text)
         return self
 
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of an update, of all ranks together: the logical shards of an elastic run."""
+        return self.train.global_batch // self.train.micro_batch
+
     def _elastic_problem(self) -> str | None:
         """Why the micro-batches of an update are no shards that can be added in a tree."""
-        asked, found = self.determinism.shards, self.train.global_batch // self.train.micro_batch
+        asked, found = self.determinism.shards, self.micro_batches
         if not self.determinism.elastic:
             return None if asked is None else "determinism.shards says nothing without determinism.elastic"
         batches = (

@@ -107,15 +107,7 @@ def _stack(nodes: list[Node], x: float) -> list[Box]:
 
 
 def _ingredient(node: Node) -> list[str]:
-    describe = {
-        "run": words.run,
-        "dataset": words.dataset,
-        "tokenizer": words.tokenizer,
-        "code": words.code,
-        "export": words.export,
-        "corpus": words.corpus,
-    }
-    return describe[node.kind](node).replace("; ", "  ").split("  ")
+    return words.ingredient(node).replace("; ", "  ").split("  ")
 
 
 def _edges(graph: Graph, boxes: dict[str, Box], points: dict[str, tuple[float, float]]) -> Iterator[str]:

@@ -130,15 +130,7 @@ def _box(node: Node, graph: Graph) -> str:
     elif node.kind == "checkpoint":
         parts = [node.title, *words.checkpoint(node)]
     else:
-        describe = {
-            "run": words.run,
-            "dataset": words.dataset,
-            "tokenizer": words.tokenizer,
-            "code": words.code,
-            "export": words.export,
-            "corpus": words.corpus,
-        }
-        parts = [f"{node.kind}: {describe[node.kind](node)}"]
+        parts = [f"{node.kind}: {words.ingredient(node)}"]
     return f'{opening}"{"<br/>".join(map(_escape, parts))}"{closing}'
 
 

@@ -85,6 +85,19 @@ def export(node: Node) -> str:
     return f"{node.title}  {made}  id {short(facts['id'])}"
 
 
+def ingredient(node: Node) -> str:
+    """A node that is no launch and no checkpoint, by its kind."""
+    describe = {
+        "run": run,
+        "dataset": dataset,
+        "tokenizer": tokenizer,
+        "code": code,
+        "export": export,
+        "corpus": corpus,
+    }
+    return describe[node.kind](node)
+
+
 def corpus(node: Node) -> str:
     """Sources, what was kept, and the id of a prepared corpus."""
     facts = node.facts

@@ -11,8 +11,6 @@ virtual workers; the tree does so with logarithmic memory, and needs no particul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -86,8 +84,3 @@ class Counter:
 def held_lists(leaves: int) -> int:
     """How many lists a `Counter` of so many ``leaves`` holds at most, the gradients themselves included."""
     return max(1, leaves).bit_length()
-
-
-def sequence_sum(values: Sequence[Tensor]) -> Tensor:
-    """`summed` of tensors of one shape, each a leaf."""
-    return summed(torch.stack(list(values)))

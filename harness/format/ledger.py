@@ -173,14 +173,13 @@ class Ledger:
 
 def summary(data: bytes, where: str = "ledger.json") -> dict[str, Any]:
     """What a checkpoint statement says of a ledger: digest, number of rows of each kind, flat coverage."""
-    ledger = Ledger.parse(data, where)
+    return {"sha256": hashlib.sha256(data).hexdigest(), **counts(Ledger.parse(data, where))}
+
+
+def counts(ledger: Ledger) -> dict[str, Any]:
+    """Number of rows, in all and of each kind, and flat coverage."""
     kinds = {kind: sum(row.evidence == kind for row in ledger.rows) for kind in EVIDENCE}
-    return {
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "rows": len(ledger.rows),
-        **kinds,
-        "coverage": flat_coverage(ledger),
-    }
+    return {"rows": len(ledger.rows), **kinds, "coverage": flat_coverage(ledger)}
 
 
 def flat_coverage(ledger: Ledger) -> dict[str, str | int | bool]:

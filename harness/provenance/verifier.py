@@ -179,15 +179,14 @@ def ledger_disagreements(
     Earlier statements count fewer kinds of rows; what they do count must be right. Raises
     `VerificationFailed` for what is no ledger.
     """
-    facts = statement.predicate["determinism"]
-    found = ledgers.summary(data, where)
-    for key, stated in (facts["ledger"] or {}).items():
-        place = _first_difference(stated, found[key], key)
-        if place is not None and key != "sha256":
+    facts, ledger = statement.predicate["determinism"], ledgers.Ledger.parse(data, where)
+    stated = facts["ledger"] or {}
+    for key, found in ledgers.counts(ledger).items():
+        place = _first_difference(stated[key], found, key) if key in stated else None
+        if place is not None:
             yield f"holds other {place} than the statement says", where
-    mode = ledgers.Ledger.parse(data, where).mode
-    if mode != facts["mode"]:
-        yield f"was kept in mode {mode}, the statement says {facts['mode']}", where
+    if ledger.mode != facts["mode"]:
+        yield f"was kept in mode {ledger.mode}, the statement says {facts['mode']}", where
 
 
 def _path(evidence: Evidence, name: str) -> str:

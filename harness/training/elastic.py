@@ -39,11 +39,6 @@ _THREADS = 1
 LOOK_FOR = "look for code that reads its rank, and for processors or GPUs of another kind"
 
 
-def shards(settings: Settings) -> int:
-    """Logical shards of an update."""
-    return settings.train.global_batch // settings.train.micro_batch
-
-
 def pin_threads(settings: Settings) -> list[str]:
     """Give torch's operators one thread in an elastic run; returns what was changed, in words.
 
@@ -60,12 +55,12 @@ def recorded(settings: Settings) -> dict[str, str | int]:
     """What the statement's ``determinism.settings`` say of it; nothing when the run is not elastic."""
     if not settings.determinism.elastic:
         return {}
-    return {"elastic_shards": shards(settings), "elastic_tree": tree.SHAPE}
+    return {"elastic_shards": settings.micro_batches, "elastic_tree": tree.SHAPE}
 
 
 def in_words(settings: Settings) -> str:
     """At which world sizes the bits are the same."""
-    count = shards(settings)
+    count = settings.micro_batches
     sizes = [str(1 << power) for power in range(count.bit_length())]
     return f"{count} shards added in a fixed tree: the same bits on {', '.join(sizes)} ranks"
 

@@ -165,7 +165,7 @@ def plan(settings: Settings, base: Path, world_size: int) -> Plan:
 
 def _elastic(gradients: int, world_size: int, settings: Settings) -> Elastic:
     """``gradients``: bytes of all of them. Volumes as in docs/determinism.md."""
-    shards = settings.train.global_batch // settings.train.micro_batch
+    shards = settings.micro_batches
     count = shards // world_size
     once = gradients * (world_size - 1) // world_size
     plain, sent = (once, once * count) if settings.parallel == "fsdp2" else (2 * once, 2 * once)

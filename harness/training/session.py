@@ -235,6 +235,8 @@ class Session:
 
     def _look_twice(self, batch: Batch) -> None:
         """Before the first micro-batch of an update is used: execute it twice, when it is time to."""
+        if self.doubling is None:
+            return
 
         def execute() -> Tensor:
             with self.autocast():
@@ -242,8 +244,7 @@ class Session:
             (loss if self._scaler is None else self._scaler.scale(loss)).backward()
             return loss.detach()
 
-        if self.doubling is not None:
-            self.doubling.look(self.updates + 1, execute)
+        self.doubling.look(self.updates + 1, execute)
 
     def _backward(self, batch: Batch, count: int, ledger: Ledger) -> Tensor:
         if self.precision.autocast is None:

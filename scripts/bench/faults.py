@@ -50,7 +50,7 @@ from crash_states import CONFIG, HARNESS, STEPS
 from exactness import ROOT, differing_files
 from file_operations import DEAD, FULL, ONCE, SHORT, Library, compiled
 from interleave import keep, table
-from kills import announced
+from kills import announced, read_whole
 from savers import PEERS, Contents, Saved, truth
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -188,12 +188,7 @@ def _left(place: Path, folder: Path) -> tuple[str, str] | None:
     try:
         found = candidates.next()
         if found.loaded is not None:
-            targets = {
-                (group, tensor): torch.empty(shape, dtype=dtype)
-                for group in ("model", "optimizer")
-                for tensor, (dtype, shape) in found.loaded.described(group).items()
-            }
-            found.loaded.fill(targets)
+            read_whole(found.loaded)
     except DamagedCheckpoint as error:
         return "torn", str(error)
     except HarnessError as error:

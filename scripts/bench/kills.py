@@ -47,7 +47,7 @@ from interleave import keep
 
 from harness.audit.opening import open_checkpoint
 from harness.audit.verify import verify_run
-from harness.checkpoint.restore import Candidates, DamagedCheckpoint
+from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Loaded
 from harness.errors import EvidenceIncomplete, HarnessError, VerificationFailed
 from harness.format.layout import PRUNED, TEMPORARY, RunFolder, parse_checkpoint_name
 from harness.provenance import keys
@@ -239,12 +239,7 @@ class Campaign:
         found = candidates.next()
         try:
             if found.loaded is not None:
-                targets = {
-                    (group, tensor): torch.empty(shape, dtype=dtype)
-                    for group in ("model", "optimizer")
-                    for tensor, (dtype, shape) in found.loaded.described(group).items()
-                }
-                found.loaded.fill(targets)
+                read_whole(found.loaded)
         except DamagedCheckpoint as error:
             self.tally.torn.append(f"{name}: {error}")
         except HarnessError as error:
@@ -253,6 +248,16 @@ class Campaign:
         opened = 0 if found.loaded is None else parse_checkpoint_name(found.loaded.folder.name) or 0
         if opened < said:
             self.tally.lost.append(f"{name}: opens step {opened}, step {said} was saved")
+
+
+def read_whole(loaded: Loaded) -> None:
+    """Read every tensor of a checkpoint. Raises `DamagedCheckpoint` for one that is not what was signed."""
+    targets = {
+        (group, tensor): torch.empty(shape, dtype=dtype)
+        for group in ("model", "optimizer")
+        for tensor, (dtype, shape) in loaded.described(group).items()
+    }
+    loaded.fill(targets)
 
 
 def announced(folder: RunFolder) -> int:
