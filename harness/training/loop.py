@@ -1,8 +1,9 @@
 """One run from start or resume to its last step: set-up, loop, finish, read from top to bottom.
 
 Accelerate places the model and wraps it in DDP; everything else that decides a bit of the run is in the
-modules that this file names. `harness.training.session` holds what a step needs, `harness.training.resume`
-says what it continues from, `harness.training.recorder` writes down what happened.
+modules that this file names. `harness.training.building` makes what a step needs, `harness.training.session`
+steps, `harness.training.resume` says what it continues from, `harness.training.recorder` writes down what
+happened.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
 from harness.errors import Interrupted
 from harness.format import chain, layout
-from harness.training import distributed, elastic, energy, launch, remote, session, signals, startup
+from harness.training import building, distributed, elastic, energy, launch, remote, session, signals, startup
 from harness.training.evaluate import evaluate
 from harness.training.exchange import FAILED
 from harness.training.metrics import Events
@@ -64,7 +65,7 @@ def train(
             signals.follow_launcher()
         changes = [*determinism.apply(settings.determinism.mode), *elastic.pin_threads(settings)]
         distributed.connect(started)
-        prepare = session.accelerator(settings)
+        prepare = building.accelerator(settings)
         workers = distributed.join(started, prepare)
         stack.callback(distributed.leave)
         watchdog = stack.enter_context(startup.watchdog(workers, settings, stop))
@@ -89,7 +90,7 @@ def train(
                 screen.table(
                     startup.first_screen(loaded, started, workers, task, opened, launched, changes, origin)
                 )
-            current = session.build(settings, task, workers, prepare)
+            current = building.build(settings, task, workers, prepare)
             stack.callback(current.batches.close)
             if found is None:
                 stream = workers.together(

@@ -28,7 +28,7 @@ from torch import Tensor
 from harness.checkpoint import restore, state
 from harness.determinism.ledger import Ledger
 from harness.tasks.task import Batch, Task
-from harness.training import distance, replay, session
+from harness.training import building, distance, replay
 from harness.training.distance import Ended
 from harness.training.replay import Order, Place
 from harness.training.session import Session, wanted_files
@@ -88,7 +88,7 @@ def executed(place: Place, task: Task, order: Order, chosen: Pass) -> tuple[Sess
     threads = torch.get_num_threads()
     torch.set_num_threads(chosen.threads or threads)
     try:
-        current = session.build(place.settings, task, place.workers, place.prepare)
+        current = building.build(place.settings, task, place.workers, place.prepare)
         try:
             first, stream = replay.begin(current, order)
             before = distance.ended(place.workers, current.state)

@@ -32,7 +32,7 @@ from harness.determinism.ledger import Ledger
 from harness.errors import EvidenceIncomplete, HarnessError, TrainingFailed
 from harness.settings import Settings
 from harness.tasks.task import Batch, Task
-from harness.training import distributed, elastic, launch, localise, resume, session, startup
+from harness.training import building, distributed, elastic, launch, localise, resume, session, startup
 from harness.training.readback import NonFinite, Readback, Values
 from harness.training.record import Segment
 from harness.training.session import Session, wanted_files
@@ -106,7 +106,7 @@ def launched(order: Order) -> Iterator[tuple[Place, Task]]:
         determinism.apply(settings.determinism.mode)
         elastic.pin_threads(settings)
         distributed.connect(started)
-        prepare = session.accelerator(settings)
+        prepare = building.accelerator(settings)
         workers = distributed.join(started, prepare)
         stack.callback(distributed.leave)
         answer = Answer(Path(order.answer), workers)
@@ -126,7 +126,7 @@ def launched(order: Order) -> Iterator[tuple[Place, Task]]:
 def execute(order: Order) -> None:
     """Carry ``order`` out. Raises `EvidenceIncomplete` when this is not what the statement says."""
     with launched(order) as (place, task):
-        current = session.build(place.settings, task, place.workers, place.prepare)
+        current = building.build(place.settings, task, place.workers, place.prepare)
         try:
             _steps(order, current, place.answer)
         finally:

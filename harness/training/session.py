@@ -1,107 +1,41 @@
-"""Everything that a step needs, built the same way on every rank, saved and restored as one.
+"""Everything that a step needs on one rank, stepped, saved and restored as one.
 
-The order is the whole secret of exact resume (facts in docs/architecture.md): build → warm-up passes →
-tensors → data cursor → generators last. DDP lays its gradient buckets out anew after its first pass, so a
-resumed process would add gradients in another order than the uninterrupted one; the warm-up makes both start
-alike.
+The order is the whole secret of exact resume (facts in docs/architecture.md): build and warm-up passes
+(`harness.training.building`) → tensors → data cursor → generators last.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import random
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
-from accelerate.utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel
 
 from harness.checkpoint import restore, rng, state
 from harness.checkpoint.restore import Loaded
 from harness.checkpoint.snapshot import serialize
 from harness.checkpoint.state import TrainingState
 from harness.data.loader import MicroBatches
-from harness.data.order import Order
 from harness.determinism.digest import batch_digest, rng_digest
 from harness.determinism.ledger import Ledger
-from harness.errors import ConfigError, EnvironmentFault, TrainingFailed
+from harness.errors import ConfigError, TrainingFailed
 from harness.format import layout
-from harness.settings import Settings
 from harness.tasks.task import Batch, Task
-from harness.training import elastic, optimizer, tree_norm
+from harness.training import optimizer, tree_norm
 from harness.training.doubling import Doubling
 from harness.training.elastic import ShardSums
 from harness.training.exchange import Exchange, scalar_mean
 from harness.training.optimizer import Average, Precision
 from harness.training.schedule import LearningRate
+from harness.training.seeding import seed_rank, seed_shard
 from harness.training.sharded_sums import ShardedSums
 from harness.training.step_digests import StepDigests, Sums
-from harness.training.whole_lanes import WholeLanes
 from harness.workers import Workers
-
-_WARM_UP_PASSES = 2
-"""DDP lays out its buckets again at the start of its second pass."""
-
-
-def accelerator(settings: Settings) -> Accelerator:
-    """Accelerate's device placement and DDP, and nothing else of it.
-
-    Raises `ConfigError` when `accelerate launch` or its config file asks for what the harness config decides.
-    """
-    _refuse_conflicts(os.environ, settings)
-    plugin = None
-    if settings.parallel == "fsdp2":
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            reshard_after_forward=True,
-            cpu_ram_efficient_loading=False,
-        )
-    made = Accelerator(
-        # Without a GPU, Accelerate takes several processes for one unless it is told that CPUs are meant.
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="no",
-        fsdp_plugin=plugin,
-        kwargs_handlers=[DistributedDataParallelKwargs()],
-    )
-    # Accelerate forgets the plugin where there is no GPU, and reads it from here when it shards a model.
-    made.state.fsdp_plugin = plugin
-    return made
-
-
-def _refuse_conflicts(environ: Mapping[str, str], settings: Settings) -> None:
-    asked = environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if asked not in ("no", settings.precision):
-        raise ConfigError(
-            f"accelerate is configured for mixed precision {asked}, the config says {settings.precision}",
-            where="ACCELERATE_MIXED_PRECISION",
-            remedy=f"set precision={asked}, or accelerate launch --mixed_precision no",
-        )
-    for name, harmless in (
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", ("1", "auto")),
-        ("ACCELERATE_DYNAMO_BACKEND", ("no", "")),
-        ("ACCELERATE_USE_FSDP", ("false", "true") if settings.parallel == "fsdp2" else ("false",)),
-        ("ACCELERATE_USE_DEEPSPEED", ("false",)),
-        ("ACCELERATE_USE_MEGATRON_LM", ("false",)),
-    ):
-        value = environ.get(name)
-        if value is not None and value.lower() not in harmless:
-            raise ConfigError(
-                f"accelerate is configured with {name}={value}, which the harness config decides",
-                where=name,
-                remedy="remove it from accelerate's config file",
-            )
 
 
 @dataclass
@@ -294,83 +228,9 @@ class Session:
         self.updates += 1
 
 
-def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator) -> Session:
-    """Model, optimizer and data of this rank, seeded by (run.seed, rank) and warmed up.
-
-    Raises `ConfigError` or `EnvironmentFault` for what the task, the device or the world size cannot do.
-    """
-    precision = optimizer.precision(settings.precision, workers.device)
-    batches = MicroBatches(
-        task,
-        Order(task.samples, settings.run.seed),
-        global_batch=settings.train.global_batch,
-        micro_batch=settings.train.micro_batch,
-        rank=workers.rank,
-        world_size=workers.world_size,
-        workers=settings.train.data_workers,
-        interleaved=settings.determinism.elastic and _is_cut(settings, workers),
-    )
-    torch.manual_seed(settings.run.seed)
-    model = task.build_model().to(workers.device)
-    if settings.train.activation_checkpointing:
-        _checkpoint_activations(model)
-    if precision.name == "fp8":
-        optimizer.convert_fp8(model)
-    clip, wants_norm = settings.optimizer.clip, settings.determinism.step_digests
-    # Before the optimizer, whose parameters are the shards under FSDP2.
-    wrapped = _wrapped(model, settings, workers, prepare)
-    sums = _sums(model, task, workers, batches.accumulation) if settings.determinism.elastic else None
-    scaler = optimizer.loss_scaler(workers.device) if precision.scaled else None
-    average = Average(model, settings.optimizer.ema) if settings.optimizer.ema else None
-    # A GPU's fused kernel computes every element by the same instructions; the CPU's does not.
-    lanes = settings.determinism.elastic and workers.device.type == "cpu"
-    adamw = optimizer.adamw(model, settings.optimizer, WholeLanes if lanes else torch.optim.AdamW)
-    session = Session(
-        task=task,
-        workers=workers,
-        model=model,
-        wrapped=wrapped,
-        state=TrainingState(model, adamw, scaler, average.tensors if average else {}),
-        average=average,
-        precision=precision,
-        schedule=_schedule(settings),
-        batches=batches,
-        clip=clip,
-        wants_norm=wants_norm or clip is not None,
-        digests=settings.determinism.step_digests,
-        gradients_every=settings.determinism.gradients_every if settings.determinism.step_digests else 0,
-        state_every=settings.determinism.state_every,
-        seed=settings.run.seed,
-        sums=sums,
-    )
-    seed_rank(settings.run.seed, workers.rank)
-    if sums is not None:
-        sums.examine(model, partial(_first_shard, session, settings.train.micro_batch))
-    elif workers.world_size > 1 or settings.compile:
-        _warm_up(session, settings.train.micro_batch)
-    return session
-
-
 def is_due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps, 0 for never, happens at ``step``."""
     return every > 0 and step % every == 0
-
-
-def seed_rank(seed: int, rank: int, step: int = 0) -> None:
-    """Seed python, numpy and torch of this process from (seed, rank, step)."""
-    _seed(f"{seed}/{rank}/{step}")
-
-
-def _seed(text: str) -> None:
-    digest = hashlib.sha256(text.encode()).digest()
-    random.seed(digest)
-    np.random.seed(int.from_bytes(digest[:4], "little"))
-    torch.manual_seed(int.from_bytes(digest[4:12], "little") >> 1)
-
-
-def seed_shard(seed: int, shard: int, update: int) -> None:
-    """Seed python, numpy and torch of this process for logical shard ``shard`` of an update, both from 0."""
-    _seed(f"{seed}/shard/{shard}/{update}")
 
 
 def captured_rng(session: Session) -> bytes:
@@ -436,116 +296,3 @@ def begin(session: Session, weights: Loaded | None) -> Iterator[Batch]:
                 remedy="give this run's model the sizes in its config.json",
             ) from error
     return session.batches.iterate(0)
-
-
-def _wrapped(model: nn.Module, settings: Settings, workers: Workers, prepare: Accelerator) -> nn.Module:
-    if _is_cut(settings, workers):
-        wrapped = _sharded(model, prepare)
-    elif settings.determinism.elastic:
-        wrapped = model
-    else:
-        wrapped = _replicated(model, workers, prepare)
-    if settings.compile:
-        for module in _units(model) if settings.determinism.elastic else [wrapped]:
-            module.compile()
-    return wrapped
-
-
-def _units(model: nn.Module) -> list[nn.Module]:
-    """What FSDP2 gathers at a time, and an elastic run compiles at a time: between them FSDP2 interrupts what
-    is compiled, and other operators fused are other bits. The model itself where it names none."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    return [each for each in model.modules() if type(each).__name__ in names] or [model]
-
-
-def _is_cut(settings: Settings, workers: Workers) -> bool:
-    """Whether each rank holds rows of the parameters."""
-    return settings.parallel == "fsdp2" and workers.world_size > 1
-
-
-def _sums(model: nn.Module, task: Task, workers: Workers, count: int) -> ShardSums | ShardedSums:
-    elastic.refuse(list(task.generators()))
-    if isinstance(model, FSDPModule):
-        return ShardedSums(workers, model, count)
-    trained = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
-    return ShardSums(workers, trained, count)
-
-
-def _sharded(model: nn.Module, prepare: Accelerator) -> nn.Module:
-    """``model`` itself, its parameters cut along their first dimension among all ranks."""
-    sharded: nn.Module = fsdp2_prepare_model(prepare, model)
-    if not isinstance(sharded, FSDPModule):
-        raise EnvironmentFault("accelerate made no fully sharded model", where="parallel: fsdp2")
-    return sharded
-
-
-def _replicated(model: nn.Module, workers: Workers, prepare: Accelerator) -> nn.Module:
-    if workers.world_size > 1 and prepare.ddp_handler is not None:
-        # Rank 0 saves its buffers for all, so persistent ones must be rank 0's everywhere.
-        prepare.ddp_handler.broadcast_buffers = bool(
-            set(model.state_dict()) - set(dict(model.named_parameters()))
-        )
-        prepare.ddp_handler.gradient_as_bucket_view = True
-    with warnings.catch_warnings():
-        # torch 2.13 renames the argument that accelerate passes on; both mean the same here.
-        warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated", FutureWarning)
-        wrapped: nn.Module = prepare.prepare_model(model)
-    if workers.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
-        raise EnvironmentFault(
-            f"{workers.world_size} processes run, but accelerate made no data-parallel model of them",
-            where=f"distributed type {prepare.distributed_type}",
-            remedy="launch with torchrun --nproc-per-node N -m harness train …",
-        )
-    return wrapped
-
-
-def _warm_up(session: Session, size: int) -> None:
-    """Forward and backward passes that leave nothing behind but DDP's final bucket layout."""
-    kept = {name: buffer.clone() for name, buffer in session.model.named_buffers()}
-    generators = rng.capture(session.task.generators())
-    indices = np.arange(size, dtype=np.int64) % session.task.samples
-    batch = session.task.batch(indices, np.zeros(size, dtype=np.int64))
-    batch = tuple(tensor.to(session.workers.device) for tensor in batch)
-    for _ in range(_WARM_UP_PASSES):
-        with session.autocast():
-            loss = session.task.loss(session.wrapped, batch)
-        loss.backward()
-        session.state.optimizer.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for name, buffer in session.model.named_buffers():
-            buffer.copy_(kept[name])
-    rng.restore(generators, session.task.generators())
-
-
-def _first_shard(session: Session, size: int) -> None:
-    """The gradients of samples 0 to ``size``, as the first shard of the first update draws."""
-    indices = np.arange(size, dtype=np.int64) % session.task.samples
-    batch = session.task.batch(indices, np.zeros(size, dtype=np.int64))
-    batch = tuple(tensor.to(session.workers.device) for tensor in batch)
-    seed_shard(session.seed, 0, 0)
-    with session.autocast():
-        loss = session.task.loss(session.wrapped, batch)
-    loss.backward()
-
-
-def _checkpoint_activations(model: nn.Module) -> None:
-    switch = getattr(model, "set_activation_checkpointing", None)
-    if switch is None:
-        raise EnvironmentFault(
-            f"{type(model).__name__} has no set_activation_checkpointing",
-            where="train.activation_checkpointing",
-            remedy="give the model that method, or set it to false",
-        )
-    switch(True)
-
-
-def _schedule(settings: Settings) -> LearningRate:
-    chosen = settings.schedule
-    return LearningRate(
-        kind=chosen.kind,
-        peak=settings.optimizer.lr,
-        steps=settings.train.steps,
-        warmup=chosen.warmup,
-        decay=chosen.decay,
-        final=chosen.final,
-    )

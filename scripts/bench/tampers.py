@@ -32,7 +32,7 @@ from harness.audit import noise_floor
 from harness.audit.noise_floor import Execution, Measured, Scale
 from harness.commands import replay_floor
 from harness.format import layout
-from harness.training import distance, perturbed, replay, session
+from harness.training import building, distance, perturbed, replay
 from harness.training.distance import Ended
 from harness.training.perturbed import Pass
 from harness.workers import Workers
@@ -67,7 +67,7 @@ def tampers(first: int, last: int, draw: random.Random) -> dict[str, dict[str, A
 def work(job: Mapping[str, Any]) -> None:
     """Execute the passes of ``job`` in this process; JSON lines on stdout."""
     settings = config.parse(job["config"], "the run's config")
-    workers, prepare = Workers.alone(), session.accelerator(settings)
+    workers, prepare = Workers.alone(), building.accelerator(settings)
     answer = replay.Answer(Path(os.devnull), workers)
     place = replay.Place(settings, ROOT / "configs", workers, prepare, answer)
     task = place.task()
