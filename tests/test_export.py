@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import run_folder
 import torch
 from attack import edit_json, flip, payload_of, signed, trusted
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from run_folder import SampleRun
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from harness import cli
 from harness.audit import export, verify
+from harness.data import chat
+from harness.data.documents import Document
+from harness.data.tokenizer import END_OF_DOCUMENT, train_bpe
 from harness.errors import UsageError, VerificationFailed
 from harness.format import layout, strict_json
 from harness.model.gpt import GPT, Shape
 
+TEMPLATE = (Path(__file__).parent.parent / "recipes" / "chat_template.jinja").read_bytes()
+CHAT = [
+    {"role": "system", "content": "Be  short ."},
+    {"role": "user", "content": "2 + 2 ?"},
+    {"role": "assistant", "content": "4, isn 't it \u00fc"},
+]
 SHAPE = Shape(vocabulary=20, context=16, layers=2, width=16, heads=4, kv_heads=2)
 
 
@@ -199,3 +214,78 @@ def test_another_model_keeps_its_names_and_the_reason_is_printed(
     assert set(load_file(tmp_path / "out" / "model.safetensors")) == {"embed.weight", "head.bias"}
     assert judged(tmp_path / "out", run) == (0, "")
     assert cli.main(words) == 2
+
+
+def chat_run(root: Path, *, stated: bytes = TEMPLATE) -> SampleRun:
+    """A checkpoint, step 10, with a trained tokenizer and a template; its statement names ``stated``."""
+    tokenizer = train_bpe([Document("d", json.dumps(CHAT).encode())], 300)
+    files = {"tokenizer.json": tokenizer, layout.CHAT_TEMPLATE: TEMPLATE, "config.json": b"{}\n"}
+
+    def name_it(step: int, predicate: dict[str, Any]) -> None:
+        predicate["data"]["template_sha256"] = hashlib.sha256(stated).hexdigest()
+
+    run = SampleRun(root / "run", run_folder.identity(root / "me"), files=files, tweak=name_it)
+    run.advance(10)
+    return run
+
+
+def test_the_template_of_chats_is_exported_and_held_to_the_statement(tmp_path: Path) -> None:
+    """Oracle: the recorded file, and one bit of it flipped in the export; a statement of another template."""
+    run = chat_run(tmp_path)
+    folder, out = run.saved[10].folder, tmp_path / "out"
+    made = export.export(folder, out, trusted(run.signer), run.signer, quiet=True)
+    assert (out / "chat_template.jinja").read_bytes() == TEMPLATE
+    assert any("put eos_token first" in note for note in made.notes)
+    assert judged(out, run) == (0, "")
+    flip(out / "chat_template.jinja", 3)
+    code, text = judged(out, run)
+    assert (code, "chat_template.jinja" in text) == (1, True), text
+    (tmp_path / "liar").mkdir()
+    liar = chat_run(tmp_path / "liar", stated=b"another")
+    with pytest.raises(VerificationFailed, match="is not the template that the checkpoint's statement names"):
+        export.export(liar.saved[10].folder, tmp_path / "no", trusted(liar.signer), liar.signer, quiet=True)
+
+
+def test_other_readers_write_the_text_that_was_trained_on(tmp_path: Path) -> None:
+    """Oracle: the training side's stretches of a chat; read by transformers where it is installed, else by
+    Jinja with the options that its own renderer sets and a {% generation %} that does nothing."""
+    run, out = chat_run(tmp_path), tmp_path / "out"
+    export.export(run.saved[10].folder, out, trusted(run.signer), run.signer, quiet=True)
+    whole = "".join(each.text for each in chat.Template(TEMPLATE, "t").stretches(CHAT, "here"))
+    asked = whole[: whole.index(CHAT[-1]["content"])]
+    reader = _transformers(out) if importlib.util.find_spec("transformers") else _jinja(out)
+    assert (reader(CHAT, False), reader(CHAT[:-1], True)) == (whole, asked)
+
+
+def _jinja(folder: Path) -> Callable[[list[dict[str, str]], bool], str]:
+    class Generation(Extension):
+        tags = {"generation"}  # noqa: RUF012  as Jinja declares it
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    place = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    template = place.from_string((folder / "chat_template.jinja").read_text())
+    return lambda messages, prompt: template.render(messages=messages, add_generation_prompt=prompt)
+
+
+def _transformers(folder: Path) -> Callable[[list[dict[str, str]], bool], str]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token):
+        assert token == END_OF_DOCUMENT
+
+    def rendered(messages: list[dict[str, str]], prompt: bool) -> str:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+        tokens = tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=False, add_generation_prompt=prompt
+        )
+        assert tokenizer.decode(tokens) == text
+        assert tokens == Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+        return str(text)
+
+    return rendered

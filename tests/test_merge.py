@@ -21,6 +21,8 @@ from harness.errors import HarnessError, UsageError, VerificationFailed
 from harness.format import layout, strict_json
 from harness.provenance import exports
 
+CONFIG = {"config.json": b"{}\n"}
+
 
 @pytest.fixture
 def parents(tmp_path: Path) -> list[SampleRun]:
@@ -132,6 +134,12 @@ def test_what_cannot_be_merged_leaves_nothing(parents: list[SampleRun], tmp_path
     """Oracle: an error that says why, and no folder."""
     odd = SampleRun(tmp_path / "odd", parents[0].signer, name="odd", files={"config.json": b'{"a": 1}'})
     odd.advance(10)
+    chats = [
+        SampleRun(tmp_path / name, parents[0].signer, name=name, files=CONFIG | {"chat_template.jinja": text})
+        for name, text in (("chat", b"1"), ("other", b"2"))
+    ]
+    for run in chats:
+        run.advance(10)
     wrong: list[tuple[list[SampleRun], list[str], type[HarnessError], str]] = [
         ([parents[0], odd], [], UsageError, "config.json is not that of"),
         (parents, ["--weights", "0.5"], UsageError, "gives 1 weights for 2"),
@@ -139,6 +147,7 @@ def test_what_cannot_be_merged_leaves_nothing(parents: list[SampleRun], tmp_path
         (parents, ["--weights", "nan,1"], UsageError, "gives 2 weights"),
         (parents[:1], [], UsageError, "nothing to merge"),
         (parents, ["--weights", "1e300,1e300"], UsageError, "not finite"),
+        ([parents[0], *chats], [], UsageError, "chat_template.jinja is not that of"),
     ]
     for runs, words, kind, text in wrong:
         with pytest.raises(kind, match=text):
@@ -148,6 +157,8 @@ def test_what_cannot_be_merged_leaves_nothing(parents: list[SampleRun], tmp_path
     with pytest.raises(VerificationFailed, match="other bytes than were signed"):
         merged(parents, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
+    merged([parents[0], chats[0]], tmp_path / "out")
+    assert (tmp_path / "out" / "chat_template.jinja").read_bytes() == b"1"
 
 
 def test_whole_numbers_must_be_the_same_and_halves_are_rounded_once() -> None:

@@ -4,6 +4,8 @@
   while it is read: what was verified is what is written
 - weights under the names of a Hugging Face architecture where it computes the same (`hugging_face`), else as
   they are, with the reason
+- tokenizer and template of chats as `transformers` reads them (tokenizer.json, chat_template.jinja); the
+  template is the very file that the checkpoint was trained with
 - MANIFEST.json lists the exported files and tensors; ``provenance/export.sigstore.json`` is signed by whoever
   exports, and names the checkpoint; ``provenance/source.sigstore.json`` is the checkpoint's own statement,
   unchanged; model.sig covers payload and MANIFEST.json
@@ -42,6 +44,9 @@ _CONFIG, _TOKENIZER, _TOKENIZER_CONFIG = "config.json", "tokenizer.json", "token
 _SMALL = 64 << 20
 _END_OF_DOCUMENT = "<|endoftext|>"
 _BYTES_VOCABULARY = 257
+_CHATS_BEGIN = (
+    "chats begin with the end of a document, which the template does not write: put eos_token first"
+)
 
 
 @dataclass(frozen=True)
@@ -141,10 +146,14 @@ def _write(
 ) -> tuple[str, Layout, tuple[Mapping[str, Any], ...], tuple[str, ...]]:
     opened = several[0]
     config, tokenizer = (_small(opened, path) for path in (_CONFIG, _TOKENIZER))
+    template = _template(several)
     document = None if config is None else _object(config, str(opened.folder / _CONFIG))
     end, notes = _end(document, tokenizer)
     chosen = hugging_face.choose(document, end)
     contents = _small_files(chosen, config, tokenizer)
+    if template is not None:
+        contents[layout.CHAT_TEMPLATE] = template
+        notes = (*notes, _CHATS_BEGIN)
     weights, tensors = _weights(several, mix, chosen, folder / _WEIGHTS, quiet)
     for path, data in contents.items():
         (folder / path).write_bytes(data)
@@ -212,13 +221,36 @@ def _small(opened: OpenedCheckpoint, path: str) -> bytes | None:
     return None
 
 
+def _template(several: Sequence[OpenedCheckpoint]) -> bytes | None:
+    """The template of chats, from those that have one: a base model that is merged in has none.
+
+    Raises `VerificationFailed` for another than the statement names, `UsageError` for two different ones.
+    """
+    found: tuple[bytes, OpenedCheckpoint] | None = None
+    for opened in several:
+        template = _small(opened, layout.CHAT_TEMPLATE)
+        stated = opened.statement.predicate["data"].get("template_sha256")
+        if stated is not None and (template is None or _sha256(template) != stated):
+            what = "is not the template that the checkpoint's statement names"
+            raise VerificationFailed(what, where=str(opened.folder / layout.CHAT_TEMPLATE))
+        if template is None:
+            continue
+        if found is not None and found[0] != template:
+            what = f"its {layout.CHAT_TEMPLATE} is not that of {found[1].folder}"
+            raise UsageError(what, where=str(opened.folder), remedy="merge models of one template")
+        found = (template, opened)
+    return None if found is None else found[0]
+
+
 def _small_files(chosen: Layout, config: bytes | None, tokenizer: bytes | None) -> dict[str, bytes]:
     contents = {}
     if config is not None:
         contents[_CONFIG] = config if chosen.name == "native" else _json(chosen.config)
     if tokenizer is not None:
         contents[_TOKENIZER] = tokenizer
-        words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": _END_OF_DOCUMENT}
+        # One token begins, ends and fills a row of chats; the text of tokens is theirs, byte for byte.
+        words: dict[str, Any] = {f"{use}_token": _END_OF_DOCUMENT for use in ("bos", "eos", "pad")}
+        words |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         length = None if chosen.config is None else chosen.config.get("max_position_embeddings")
         contents[_TOKENIZER_CONFIG] = _json(words | ({"model_max_length": length} if length else {}))
     return contents

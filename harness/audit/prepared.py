@@ -25,8 +25,6 @@ from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
 
 SOURCES, RECIPE, TOKENIZER = "sources.json", "recipe.yaml", "tokenizer.json"
-TEMPLATE = "chat_template.jinja"
-"""Of chats, under the name that `transformers` looks for."""
 DOCUMENTS = {"train": "documents/train.bin", "held_out": "documents/held-out.bin"}
 """Split → its sorted digests."""
 DIGEST_BYTES = 32
@@ -111,8 +109,8 @@ def _facts(manifest: Manifest, folder: Path, statement: CorpusStatement) -> Iter
         yield "is not the recipe of the statement", str(folder / RECIPE)
     if facts["tokenizer"]["kind"] == "bpe" and listed.get(TOKENIZER) != facts["tokenizer"]["sha256"]:
         yield "is not the tokenizer of the statement", str(folder / TOKENIZER)
-    if listed.get(TEMPLATE) != facts.get("chat", {}).get("template_sha256"):
-        yield "is not the template of the statement", str(folder / TEMPLATE)
+    if listed.get(layout.CHAT_TEMPLATE) != facts.get("chat", {}).get("template_sha256"):
+        yield "is not the template of the statement", str(folder / layout.CHAT_TEMPLATE)
     try:
         names = _sources(folder)
     except VerificationFailed as error:

@@ -41,6 +41,7 @@ from harness.data.recipe import Recipe, text_of
 from harness.data.tokenizer import BpeEncoder, library_version, read_tokenizer, train_bpe
 from harness.errors import ConfigError, EnvironmentFault, ResumeRefused
 from harness.format import files, strict_json
+from harness.format.layout import CHAT_TEMPLATE
 from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import corpora, seal
 from harness.provenance.keys import Signer
@@ -349,7 +350,7 @@ class _Told:
         if self.tokenizer is not None:
             (folder / prepared.TOKENIZER).write_bytes(self.tokenizer)
         if self.place.template is not None:
-            (folder / prepared.TEMPLATE).write_bytes(self.place.template)
+            (folder / CHAT_TEMPLATE).write_bytes(self.place.template)
         kept = np.concatenate(
             [np.delete(each, list(again), axis=0) for each, again in zip(digests, self.again, strict=True)]
         )

@@ -16,6 +16,7 @@ from harness.data.shards import digest_of, tokens_of
 from harness.data.tokenizer import BpeEncoder, ByteEncoder, Encoder
 from harness.data.tokens import TokenData
 from harness.errors import ConfigError, VerificationFailed
+from harness.format.layout import CHAT_TEMPLATE
 from harness.settings import PREPARED, Data
 
 _SHARDS = "shards/"
@@ -43,7 +44,7 @@ def open_prepared(data: Data, base: Path) -> TokenData:
     if prepared.TOKENIZER in listed:
         encoder = BpeEncoder((folder / prepared.TOKENIZER).read_bytes(), str(folder / prepared.TOKENIZER))
     shards = {path: folder / path for path in listed if path.startswith(_SHARDS)}
-    template = (folder / prepared.TEMPLATE).read_bytes() if prepared.TEMPLATE in listed else None
+    template = (folder / CHAT_TEMPLATE).read_bytes() if CHAT_TEMPLATE in listed else None
     found = tokens_of(shards, listed, encoder, template)
     split = statement.predicate["split"]
     counts = {

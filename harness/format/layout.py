@@ -40,6 +40,8 @@ def source_bundle(number: int) -> str:
 
 CORPUS_BUNDLE = "provenance/corpus.sigstore.json"
 """In a prepared corpus: its statement."""
+CHAT_TEMPLATE = "chat_template.jinja"
+"""In a prepared corpus of chats, a checkpoint and an export, under the name that `transformers` looks for."""
 TRAINER = "trainer.json"
 LEDGER = "ledger.json"
 

@@ -17,12 +17,10 @@ from torch.nn import functional as F
 from harness.data.rows import Rows
 from harness.data.tokens import Counted, TokenData
 from harness.errors import ConfigError
+from harness.format.layout import CHAT_TEMPLATE
 from harness.settings import Data, Model
 from harness.tasks.language import Decoder
 from harness.tasks.task import Batch, Batches, spread
-
-TEMPLATE = "chat_template.jinja"
-"""Under the name that `transformers` looks for."""
 
 
 class Chat(Decoder):
@@ -84,7 +82,7 @@ class Chat(Decoder):
 
     def files(self) -> dict[str, bytes]:
         """What a decoder has, and the template."""
-        return {**super().files(), TEMPLATE: self._counted.template}
+        return {**super().files(), CHAT_TEMPLATE: self._counted.template}
 
 
 def _batch(rows: Rows, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
