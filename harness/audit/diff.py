@@ -7,13 +7,14 @@ With one, both sides are verified first, payload bytes included (`verified`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.audit import facts, story, tensors, verify
 from harness.audit.facts import Fact
+from harness.audit.story import Story
 from harness.audit.tensors import Compared, Difference, Folder
 from harness.errors import EvidenceIncomplete, HarnessError, UsageError
 from harness.format import layout
@@ -131,35 +132,48 @@ def plan(a: Path, b: Path) -> Plan:
     return Plan(a, b, pairs, _others(a, common), _others(b, common))
 
 
-def verified(planned: Plan, policy: Policy, *, quiet: bool) -> str:
-    """Verify both sides as `harness verify` does; returns who has signed them.
+@dataclass(frozen=True)
+class Verified:
+    """What a verification of both sides found."""
+
+    signers: str
+    stories: Mapping[Path, Story]
+    """Resolved folder of a checkpoint → what it says."""
+
+
+def verified(planned: Plan, policy: Policy, *, quiet: bool) -> Verified:
+    """Verify both sides as `harness verify` does.
 
     Raises `VerificationFailed` or `EvidenceIncomplete` with the first reason when a side is not good.
     """
     signers: dict[str, None] = {}
+    stories: dict[Path, Story] = {}
     for side in (planned.a, planned.b):
         report = verify.verify(side, policy, quiet=quiet)
         if report.exit_code:
             wrong = [each for each in report.findings if not each.missing]
             raise (wrong or list(report.findings))[0].error
         signers |= dict.fromkeys(name for each in report.checkpoints for name in each.signers)
-    return ", ".join(signers)
+        stories |= {each.folder.resolve(): story.of(each) for each in report.checkpoints}
+    return Verified(", ".join(signers), stories)
 
 
-def compare(planned: Plan, limit: int, advance: Callable[[int], None], trust: str | None = None) -> Result:
+def compare(
+    planned: Plan, limit: int, advance: Callable[[int], None], found: Verified | None = None
+) -> Result:
     """Compare all pairs; at most ``limit`` elements of a differing tensor are measured.
 
-    ``trust``: what `verified` returned, if it was called. ``advance`` is told the bytes that are done.
+    ``found``: by `verified`, if it was called. ``advance`` is told the bytes that are done.
 
-    Raises `VerificationFailed` for a file that ends early.
+    Raises `VerificationFailed` for a file that ends early or has changed since ``planned`` was made.
     """
     steps, notes = [], []
     for pair in planned.pairs:
         compared = tensors.compare(pair.a, pair.b, limit, advance)
-        found, remarks = _facts(pair)
+        differing, remarks = _facts(pair, found)
         notes += remarks
-        steps.append(Step(pair.name, pair.step, compared, found))
-    return Result(planned, tuple(steps), tuple(notes), trust)
+        steps.append(Step(pair.name, pair.step, compared, differing))
+    return Result(planned, tuple(steps), tuple(notes), None if found is None else found.signers)
 
 
 def _pair(a: Path, b: Path) -> Pair:
@@ -186,11 +200,15 @@ def _steps(found: dict[int, Path]) -> str:
     return ", ".join(map(str, steps[:5])) + (", …" if len(steps) > 5 else "") if steps else "none"
 
 
-def _facts(pair: Pair) -> tuple[tuple[Fact, ...] | None, list[str]]:
+def _story(folder: Path, found: Verified | None) -> Story:
+    return story.unverified(folder) if found is None else found.stories[folder.resolve()]
+
+
+def _facts(pair: Pair, found: Verified | None) -> tuple[tuple[Fact, ...] | None, list[str]]:
     """The facts that differ, and remarks on what could not be compared."""
     notes: list[str] = []
     try:
-        stories = story.unverified(pair.a.path), story.unverified(pair.b.path)
+        stories = _story(pair.a.path, found), _story(pair.b.path, found)
     except HarnessError as error:
         return None, [f"{pair.name}: the statements are not compared: {error}"]
     try:

@@ -41,7 +41,6 @@ from harness.terminal import progress
 
 _WEIGHTS = "model.safetensors"
 _CONFIG, _TOKENIZER, _TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
-_SMALL = 64 << 20
 _END_OF_DOCUMENT = "<|endoftext|>"
 _BYTES_VOCABULARY = 257
 _CHATS_BEGIN = (
@@ -213,11 +212,7 @@ def _small(opened: OpenedCheckpoint, path: str) -> bytes | None:
     """A small payload file, compared with its digest; None when the checkpoint has none."""
     for entry in opened.manifest.files:
         if entry.path == path:
-            data = files.read_limited(opened.folder / path, _SMALL)
-            if _sha256(data) != entry.sha256:
-                what = "the sha256 is not the one in MANIFEST.json"
-                raise VerificationFailed(what, where=str(opened.folder / path))
-            return data
+            return opening.read_listed(opened.folder, entry)
     return None
 
 

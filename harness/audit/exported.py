@@ -50,8 +50,7 @@ def examine(folder: Path, policy: Policy, findings: Findings) -> tuple[list[payl
     for source in statement.sources:
         of = f"step {source['step']} of the run {source['name']}, checkpoint {source['checkpoint']}"
         findings.note(f"{made} from {of}")
-    work = payload.jobs(folder, manifest, [each.path for each in manifest.files if each.path in present])
-    return work, times
+    return payload.jobs(folder, manifest, payload.stamps(manifest, present)), times
 
 
 def claimed(folder: Path) -> ExportStatement:

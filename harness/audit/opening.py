@@ -22,10 +22,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.audit import handover
+from harness.audit import handover, payload
 from harness.errors import EnvironmentFault, EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout, safetensors_header
-from harness.format.manifest import Manifest
+from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import envelope, later, verifier
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
@@ -38,7 +38,8 @@ ENTRY_LIMIT = 1_000_000
 """Most files and folders of a checkpoint that are looked at."""
 _PATH_LIMIT = 3072
 """Bytes of a folder's path; with the longest name it stays below the 4096 of Linux."""
-_FACTS_LIMIT = 64 << 20
+SMALL_LIMIT = 64 << 20
+"""Largest file of the payload that is read as a whole, in bytes."""
 _SIGNATURES = (layout.MANIFEST, layout.MODEL_SIGNATURE, layout.CHECKPOINT_BUNDLE, layout.SLSA_BUNDLE)
 
 
@@ -48,8 +49,9 @@ class OpenedCheckpoint:
 
     folder: Path
     manifest_bytes: bytes
-    payload: tuple[str, ...]
-    """Files of the manifest that are plain files of the listed size; the others are findings already."""
+    payload: Mapping[str, files.Stamp]
+    """Files of the manifest that are plain files of the listed size, as they were when their names, sizes and
+    headers were checked; the others are findings already."""
     size: int
     """Bytes of the payload that the manifest lists."""
     checkpoint_id: str
@@ -160,20 +162,18 @@ def _examine(
     for path in sorted({entry.path for entry in manifest.files} & present.keys()):
         if path.endswith(".safetensors"):
             findings.attempt("headers", check_header, folder, path, manifest)
-    for path, check in (
-        (layout.TRAINER, verifier.trainer_disagreements),
-        (layout.LEDGER, verifier.ledger_disagreements),
-    ):
-        if path in present:
-            _check_facts(folder / path, path, check, manifest, statement, findings)
-    sizes = {entry.path: entry.size for entry in manifest.files}
+    facts = {
+        layout.TRAINER: verifier.trainer_disagreements,
+        layout.LEDGER: verifier.ledger_disagreements,
+    }
+    for entry in manifest.files:
+        if entry.path in facts and entry.path in present:
+            _check_facts(folder, entry, facts[entry.path], statement, findings)
     opened = OpenedCheckpoint(
         folder=folder,
         manifest_bytes=evidence.manifest,
-        payload=tuple(
-            path for path, size in sizes.items() if path in present and present[path].st_size == size
-        ),
-        size=sum(sizes.values()),
+        payload=payload.stamps(manifest, present),
+        size=sum(entry.size for entry in manifest.files),
         checkpoint_id=examined.checkpoint_id,
         statement=statement,
         kind=kind,
@@ -268,6 +268,15 @@ def _departures(
         yield "is in the manifest, not in the folder", f"{folder}/{path}"
 
 
+def read_listed(folder: Path, entry: FileEntry, limit: int = SMALL_LIMIT) -> bytes:
+    """A payload file in memory. Raises `VerificationFailed` for other bytes than the manifest lists, so that
+    nobody parses them, and as `files.read_limited` for more than ``limit`` of them."""
+    data = files.read_limited(folder / entry.path, limit)
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise VerificationFailed("the sha256 is not the one in MANIFEST.json", where=str(folder / entry.path))
+    return data
+
+
 def check_header(folder: Path, path: str, manifest: Manifest) -> None:
     """Raise `VerificationFailed` when a safetensors file describes other tensors than ``manifest`` lists."""
     header = safetensors_header.read_header(folder / path)
@@ -284,21 +293,15 @@ def check_header(folder: Path, path: str, manifest: Manifest) -> None:
 
 
 def _check_facts(
-    file: Path,
-    path: str,
+    folder: Path,
+    entry: FileEntry,
     check: Callable[[bytes, CheckpointStatement, str], Iterator[tuple[str, str]]],
-    manifest: Manifest,
     statement: CheckpointStatement,
     findings: Findings,
 ) -> None:
     """That ``check`` finds no disagreement of a small file with the statement, once its digest is right."""
-    where = str(file)
-    digests = {entry.path: entry.sha256 for entry in manifest.files}
-    data = findings.attempt("sizes", files.read_limited, file, _FACTS_LIMIT)
-    if data is None or path not in digests:
-        return
-    if hashlib.sha256(data).hexdigest() != digests[path]:
-        findings.bad(path, "the sha256 is not the one in MANIFEST.json", where)
-        return
-    found = findings.attempt(path, lambda: list(check(data, statement, where)))
-    findings.all_of(path, iter(found or ()))
+    data = findings.attempt(entry.path, read_listed, folder, entry)
+    if data is not None:
+        where = str(folder / entry.path)
+        found = findings.attempt(entry.path, lambda: list(check(data, statement, where)))
+        findings.all_of(entry.path, iter(found or ()))

@@ -1,8 +1,8 @@
 """Hashing payload files: the whole file and each of its tensors in one pass, on all cores.
 
 A wrong byte is located: the tensor and its byte range, else the header. Each file is opened once, without
-following links, read once, and its status compared before and after: a file that changes meanwhile is a
-failure.
+following links, and read once. Its status is compared with that at which its name, size and header were
+checked, before and after: a file that changes meanwhile, or is exchanged, is a failure.
 
 A core takes a file at a time, in pieces that both digests find in its cache. A file that is more than one
 core's share of all the bytes would be the last to end, so two cores take it: one reads it and digests its
@@ -16,7 +16,7 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ _SHARED = 1 << 20
 """The same where two cores take turns; handing a piece over costs more than a small one saves."""
 _BUFFERS = 3
 """Pieces on their way from the core that reads to the one that digests the file."""
+_CHANGED = "changed while it was verified"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Job:
 
     path: Path
     entry: FileEntry
+    stamp: files.Stamp
+    """Of the file whose name, size and header were checked."""
     tensors: tuple[TensorEntry, ...]
 
 
@@ -53,14 +56,23 @@ class Problem:
     missing: bool = False
 
 
-def jobs(folder: Path, manifest: Manifest, present: Iterable[str]) -> list[Job]:
-    """The files of ``manifest`` that are ``present`` in ``folder``."""
-    there = set(present)
+def stamps(manifest: Manifest, present: Mapping[str, os.stat_result]) -> dict[str, files.Stamp]:
+    """The files of ``manifest`` that are ``present`` in the size that it lists; others are a finding of the
+    file set."""
+    return {
+        entry.path: files.stamp(present[entry.path])
+        for entry in manifest.files
+        if entry.path in present and present[entry.path].st_size == entry.size
+    }
+
+
+def jobs(folder: Path, manifest: Manifest, there: Mapping[str, files.Stamp]) -> list[Job]:
+    """The files of ``manifest`` in ``folder`` that are ``there``, as `stamps` has found them."""
     tensors: dict[str, list[TensorEntry]] = {}
     for tensor in manifest.tensors:
         tensors.setdefault(tensor.file, []).append(tensor)
     return [
-        Job(folder / entry.path, entry, tuple(tensors.get(entry.path, ())))
+        Job(folder / entry.path, entry, there[entry.path], tuple(tensors.get(entry.path, ())))
         for entry in manifest.files
         if entry.path in there
     ]
@@ -118,19 +130,14 @@ def _problems(job: Job, counter: _Counter, divided: bool) -> list[Problem]:
 def _hash(descriptor: int, job: Job, counter: _Counter, divided: bool) -> list[Problem]:
     before = os.fstat(descriptor)
     files.check_regular(before, str(job.path))
-    if before.st_size != job.entry.size:
-        return []  # the file set says so, and no digest can agree
+    if files.stamp(before) != job.stamp:
+        return [Problem(_CHANGED)]
     tensors = sorted(job.tensors, key=lambda entry: (entry.start, entry.end))
     digests, whole = TensorDigests(tensors), hashlib.sha256()
     read = _hash_divided if divided else _hash_alone
     read(descriptor, job, digests, whole, counter)
-    after = os.fstat(descriptor)
-    if (before.st_size, before.st_mtime_ns, before.st_ctime_ns) != (
-        after.st_size,
-        after.st_mtime_ns,
-        after.st_ctime_ns,
-    ):
-        return [Problem("changed while it was read")]
+    if files.stamp(os.fstat(descriptor)) != job.stamp:
+        return [Problem(_CHANGED)]
     wrong = [entry for entry, each in zip(tensors, digests.finish(), strict=True) if entry.digest != each]
     return _located(job, whole.hexdigest() == job.entry.sha256, wrong)
 

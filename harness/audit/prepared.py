@@ -17,7 +17,7 @@ from typing import Any
 from harness.audit import opening, payload, sealed
 from harness.errors import VerificationFailed
 from harness.format import files, layout, strict_json
-from harness.format.manifest import Manifest, checkpoint_id
+from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import corpora, envelope
 from harness.provenance import policy as policies
 from harness.provenance.corpora import CorpusStatement
@@ -30,7 +30,6 @@ DOCUMENTS = {"train": "documents/train.bin", "held_out": "documents/held-out.bin
 DIGEST_BYTES = 32
 
 _SIGNATURES = frozenset({layout.MANIFEST, layout.MODEL_SIGNATURE, layout.CORPUS_BUNDLE})
-_SMALL = 64 << 20
 
 
 def is_corpus(path: Path) -> bool:
@@ -43,15 +42,6 @@ def claimed(folder: Path) -> CorpusStatement:
     where = str(folder / layout.CORPUS_BUNDLE)
     data = files.read_limited(folder / layout.CORPUS_BUNDLE, envelope.LIMIT)
     return corpora.parse_corpus(envelope.unauthenticated_payload(data, where=where), where=where)
-
-
-def manifest_of(folder: Path) -> Manifest:
-    """The manifest. Raises `VerificationFailed` when it is not the one that the statement is about."""
-    where = str(folder / layout.MANIFEST)
-    content = files.read_limited(folder / layout.MANIFEST, opening.MANIFEST_LIMIT)
-    if checkpoint_id(content) != claimed(folder).subject_id:
-        raise VerificationFailed("is not the manifest that the corpus' statement is about", where=where)
-    return Manifest.parse(content, where=where)
 
 
 def examine(
@@ -72,15 +62,14 @@ def examine(
     sealed.check_model_signature(folder, policy, manifest, statement, present, findings)
     if len(findings.failed) == before:
         findings.all_of("corpus facts", _facts(manifest, folder, statement))
-        findings.all_of("split", _split(folder, statement))
+        findings.all_of("split", _split(manifest, folder, statement))
     if len(findings.failed) == before:
         split = statement.predicate["split"]
         findings.note(
             f"corpus {statement.name}: {split['train']['documents']} documents to train on, "
             f"{split['held_out']['documents']} held out, none in both"
         )
-    work = payload.jobs(folder, manifest, [each.path for each in manifest.files if each.path in present])
-    return statement, work, times
+    return statement, payload.jobs(folder, manifest, payload.stamps(manifest, present)), times
 
 
 def _statement(folder: Path, policy: Policy) -> CorpusStatement:
@@ -112,7 +101,7 @@ def _facts(manifest: Manifest, folder: Path, statement: CorpusStatement) -> Iter
     if listed.get(layout.CHAT_TEMPLATE) != facts.get("chat", {}).get("template_sha256"):
         yield "is not the template of the statement", str(folder / layout.CHAT_TEMPLATE)
     try:
-        names = _sources(folder)
+        names = _sources(manifest, folder)
     except VerificationFailed as error:
         yield error.what, str(folder / SOURCES)
         return
@@ -121,22 +110,33 @@ def _facts(manifest: Manifest, folder: Path, statement: CorpusStatement) -> Iter
         yield "lists other files than the statement was made for", str(folder / SOURCES)
 
 
-def _sources(folder: Path) -> dict[str, str]:
-    document = strict_json.loads(files.read_limited(folder / SOURCES, _SMALL), where=SOURCES)
+def _sources(manifest: Manifest, folder: Path) -> dict[str, str]:
+    document = strict_json.loads(opening.read_listed(folder, _entry(manifest, SOURCES)), where=SOURCES)
     names: Any = document.get("files") if isinstance(document, dict) else None
     if not isinstance(names, dict) or not all(isinstance(each, str) for each in names.values()):
         raise VerificationFailed("is no list of files", where=SOURCES)
     return names
 
 
-def _split(folder: Path, statement: CorpusStatement) -> Iterator[tuple[str, str]]:
+def _entry(manifest: Manifest, path: str) -> FileEntry:
+    found = next((entry for entry in manifest.files if entry.path == path), None)
+    if found is None:
+        raise VerificationFailed("is not in the manifest", where=path)
+    return found
+
+
+def _split(manifest: Manifest, folder: Path, statement: CorpusStatement) -> Iterator[tuple[str, str]]:
     """Each list is sorted without repetition, as long as was said, and on its side of the share."""
     facts = statement.predicate
     bound = float(facts["split"]["held_out_share"]) * 2**64
     distinct = any(each["filter"] == corpora.SEEN_BEFORE for each in facts["documents"]["dropped"])
     for split, path in DOCUMENTS.items():
         where, count = str(folder / path), facts["split"][split]["documents"]
-        digests = list(_digests(folder / path))
+        try:
+            digests = _digests(folder, _entry(manifest, path))
+        except VerificationFailed as error:
+            yield error.what, where
+            continue
         if len(digests) != count:
             yield f"has {len(digests)} documents, the statement says {count}", where
         pairs = itertools.pairwise(digests)
@@ -146,10 +146,9 @@ def _split(folder: Path, statement: CorpusStatement) -> Iterator[tuple[str, str]
             yield "holds a document of the other split", where
 
 
-def _digests(path: Path) -> Iterator[bytes]:
-    with files.open_regular(path) as stream:
-        while digest := stream.read(DIGEST_BYTES):
-            yield digest
+def _digests(folder: Path, entry: FileEntry) -> list[bytes]:
+    data = opening.read_listed(folder, entry, entry.size)
+    return [data[start : start + DIGEST_BYTES] for start in range(0, len(data), DIGEST_BYTES)]
 
 
 def _sha256(text: str) -> str:

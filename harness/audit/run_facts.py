@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from harness.audit import chain
@@ -15,8 +15,16 @@ from harness.provenance.history import Entry
 _CONFIG_LIMIT = 1 << 20
 
 
-def check_metrics(run: RunFolder, entries: Sequence[Entry], findings: Findings) -> None:
-    """metrics.jsonl against the heads that ``entries`` have signed."""
+def check_metrics(
+    run: RunFolder,
+    entries: Sequence[Entry],
+    findings: Findings,
+    keep: Callable[[bytes], object] | None = None,
+) -> None:
+    """metrics.jsonl against the heads that ``entries`` have signed.
+
+    ``keep`` gets each line that is checked: who uses them must not read the file again.
+    """
     signed = [entry for entry in entries if entry.statement.predicate["metrics"]["chain"] is not None]
     if not signed:
         findings.note(f"{layout.METRICS}: not checked (no checkpoint has signed its chain)")
@@ -29,17 +37,19 @@ def check_metrics(run: RunFolder, entries: Sequence[Entry], findings: Findings) 
         findings.note(
             f"{layout.METRICS}: lines before step {step + 1} may be missing, a resume accepted that"
         )
-    broken = chain.check(metrics_lines(run.metrics), map(_anchor, signed), gaps, str(run.metrics))
+    broken = chain.check(_lines(run.metrics, keep), map(_anchor, signed), gaps, str(run.metrics))
     findings.all_of("metrics", ((each.what, each.where) for each in broken))
     findings.note(
         f"{layout.METRICS}: signed up to step {signed[-1].statement.step_to}, later lines are not yet"
     )
 
 
-def metrics_lines(path: Path) -> Iterator[bytes]:
+def _lines(path: Path, keep: Callable[[bytes], object] | None) -> Iterator[bytes]:
     """The lines of ``path``, each cut at the limit that `chain` refuses."""
     with open(path, "rb") as stream:
         while line := stream.readline(chain.LINE_LIMIT + 1):
+            if keep is not None:
+                keep(line)
             yield line
 
 

@@ -177,16 +177,13 @@ def authentic(run: RunFolder, policy: Policy) -> Authentic:
             where=str(run.root),
             remedy="train with determinism.step_digests=true",
         )
-    run_facts.check_metrics(run, entries, findings)
+    read: list[bytes] = []
+    run_facts.check_metrics(run, entries, findings, read.append)
     _raise(findings)
-    lines = (strict_json.loads(line, where=str(run.metrics)) for line in _complete_lines(run))
+    lines = (strict_json.loads(line, where=str(run.metrics)) for line in read if line.endswith(b"\n"))
     signed = known[-1].statement.step_to
     steps = {line["step"]: Step(line["step"], line) for line in lines if line["step"] <= signed}
     return Authentic(run, tuple(known), steps)
-
-
-def _complete_lines(run: RunFolder) -> Iterator[bytes]:
-    return (line for line in run_facts.metrics_lines(run.metrics) if line.endswith(b"\n"))
 
 
 def _raise(findings: Findings) -> None:

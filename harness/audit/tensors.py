@@ -18,7 +18,8 @@ from pathlib import Path
 
 from harness.audit.ulp import Distance, Measure
 from harness.errors import EvidenceIncomplete, VerificationFailed
-from harness.format import safetensors_header
+from harness.format import files, safetensors_header
+from harness.format.files import Stamp
 from harness.format.safetensors_header import BITS, TensorSpan
 
 PARTS = ("model", "optimizer", "other", "rng")
@@ -35,6 +36,8 @@ class Place:
 
     file: Path
     span: TensorSpan
+    stamp: Stamp
+    """Of the file, when its header was read."""
 
 
 Key = tuple[str, str]
@@ -98,11 +101,12 @@ def read(path: Path) -> Folder:
     """
     places: dict[Key, Place] = {}
     for file in sorted(path.glob("*.safetensors")):
+        stamp = files.stamp(file.lstat())
         for span in safetensors_header.read_header(file).tensors:
             key = _key(file.name, span.name)
             if key in places:
                 raise VerificationFailed(f"tensor `{span.name}` is in two files", where=str(file))
-            places[key] = Place(file, span)
+            places[key] = Place(file, span, stamp)
     if not places:
         raise EvidenceIncomplete(
             "holds no tensor", where=str(path), remedy="choose a checkpoint that still has its payload"
@@ -115,18 +119,20 @@ def compare(one: Folder, other: Folder, limit: int, advance: Callable[[int], Non
     """Compare every tensor; at most ``limit`` elements of a differing one are measured.
 
     ``advance`` is told the bytes of each side that are done. Raises `VerificationFailed` for a file that ends
-    before its header says.
+    before its header says, and for one that has changed since its header was read: whatever was verified in
+    between is what was compared.
     """
     keys = [*one.places, *(key for key in other.places if key not in one.places)]
     keys.sort(key=lambda key: PARTS.index(key[0]))
     differences: list[Difference] = []
     compared = 0
-    with _Files() as files:
+    with _Files() as opened:
         for key in keys:
             pair = one.places.get(key), other.places.get(key)
-            differences += _compare(key, *pair, files, limit)
+            differences += _compare(key, *pair, opened, limit)
             compared += min(0 if place is None else place.span.end - place.span.start for place in pair)
             advance(sum(place.span.end - place.span.start for place in pair if place is not None))
+        opened.require_unchanged()
     counts = {part: sum(key[0] == part for key in keys) for part in PARTS}
     return Compared({part: count for part, count in counts.items() if count}, compared, tuple(differences))
 
@@ -145,6 +151,15 @@ class _Files(ExitStack):
     def __init__(self) -> None:
         super().__init__()
         self._open: dict[Path, int] = {}
+        self._read: dict[Path, Place] = {}
+
+    def require_unchanged(self) -> None:
+        """Raise `VerificationFailed` unless each file is the one whose header was read."""
+        for path, descriptor in self._open.items():
+            if files.stamp(os.fstat(descriptor)) != self._read[path].stamp:
+                raise VerificationFailed(
+                    "changed while it was compared", where=str(path), remedy="compare copies of your own"
+                )
 
     def read(self, place: Place, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset`` of the tensor on."""
@@ -156,6 +171,7 @@ class _Files(ExitStack):
                 what = f"cannot be opened: {error.strerror}"
                 raise VerificationFailed(what, where=str(place.file)) from error
             self._open[place.file] = descriptor
+            self._read[place.file] = place
             self.callback(os.close, descriptor)
         data = os.pread(descriptor, length, place.span.start + offset)
         if len(data) != length:
@@ -164,7 +180,7 @@ class _Files(ExitStack):
 
 
 def _compare(
-    key: Key, one: Place | None, other: Place | None, files: _Files, limit: int
+    key: Key, one: Place | None, other: Place | None, opened: _Files, limit: int
 ) -> Iterator[Difference]:
     """Nothing when the tensors are equal."""
     if one is None or other is None:
@@ -176,28 +192,28 @@ def _compare(
     elif one.span.shape != other.span.shape:
         yield _unlike(key, one.span, f"shape {list(one.span.shape)} in A, {list(other.span.shape)} in B")
     else:
-        yield from _compare_values(key, one, other, files, limit)
+        yield from _compare_values(key, one, other, opened, limit)
 
 
 def _unlike(key: Key, span: TensorSpan, reason: str) -> Difference:
     return Difference(*key, span.dtype, span.shape, reason, math.prod(span.shape))
 
 
-def _compare_values(key: Key, one: Place, other: Place, files: _Files, limit: int) -> Iterator[Difference]:
+def _compare_values(key: Key, one: Place, other: Place, opened: _Files, limit: int) -> Iterator[Difference]:
     span, width = one.span, BITS[one.span.dtype] // 8
     size = span.end - span.start
-    start = next((piece[0] for piece in _pairs(one, other, files, 0, size) if piece[1] != piece[2]), None)
+    start = next((piece[0] for piece in _pairs(one, other, opened, 0, size) if piece[1] != piece[2]), None)
     if start is None:
         return
     measure = Measure(span.dtype)
     differing, measured, first = 0, 0, 0
-    for offset, left, right in _pairs(one, other, files, start, size):
+    for offset, left, right in _pairs(one, other, opened, start, size):
         if offset == start:
             first = offset // width + measure.first(left, right)
         differing += measure.differing(left, right) if left != right else 0
         measured += _measure(measure, left, right, width, limit - measured)
     # What lies before is equal: it has no distance, and its norm belongs to that of A.
-    for _, left, right in _pairs(one, other, files, 0, start):
+    for _, left, right in _pairs(one, other, opened, 0, start):
         measured += _measure(measure, left, right, width, limit - measured)
     distance = measure.distance() if measure.has_distance else None
     elements, place = math.prod(span.shape), _index(first, span.shape)
@@ -205,12 +221,12 @@ def _compare_values(key: Key, one: Place, other: Place, files: _Files, limit: in
 
 
 def _pairs(
-    one: Place, other: Place, files: _Files, start: int, end: int
+    one: Place, other: Place, opened: _Files, start: int, end: int
 ) -> Iterator[tuple[int, bytes, bytes]]:
     """Offset in the tensor and the bytes of both sides, in chunks."""
     for offset in range(start, end, _CHUNK):
         length = min(_CHUNK, end - offset)
-        yield offset, files.read(one, offset, length), files.read(other, offset, length)
+        yield offset, opened.read(one, offset, length), opened.read(other, offset, length)
 
 
 def _measure(measure: Measure, left: bytes, right: bytes, width: int, room: int) -> int:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.audit.opening import MANIFEST_LIMIT, OpenedCheckpoint, open_checkpoint
+from harness.audit.opening import MANIFEST_LIMIT, OpenedCheckpoint, open_checkpoint, read_listed
 from harness.checkpoint import mesh
 from harness.checkpoint.memory import PAGE, HostMemory
 from harness.checkpoint.shards import Group, deal
@@ -126,10 +126,15 @@ class Found:
     """What a run folder has to continue from."""
 
     loaded: Loaded | None
-    statement: CheckpointStatement | None
+    opened: OpenedCheckpoint | None
     """On rank 0."""
     skipped: tuple[Skipped, ...]
     """Newer checkpoints that do not verify, newest first; on rank 0."""
+
+    @property
+    def statement(self) -> CheckpointStatement | None:
+        """What the checkpoint says of itself; on rank 0."""
+        return None if self.opened is None else self.opened.statement
 
 
 class Candidates:
@@ -145,7 +150,7 @@ class Candidates:
         self._policy = policy
         self._wanted = wanted
         self._folders: Iterator[Path] = iter(reversed(run.complete())) if policy is not None else iter(())
-        self._statement: CheckpointStatement | None = None
+        self._opened: OpenedCheckpoint | None = None
         self._skipped: list[Skipped] = []
 
     def next(self) -> Found:
@@ -159,7 +164,7 @@ class Candidates:
             loaded = self._workers.together(partial(self._load, folder, agreed["checkpoint"]))
             problems = self._workers.gather_bytes(loaded.encode() if isinstance(loaded, str) else b"")
             if not any(problems) and not isinstance(loaded, str):
-                return Found(loaded, self._statement, tuple(self._skipped))
+                return Found(loaded, self._opened, tuple(self._skipped))
             reason = next(problem for problem in problems if problem).decode()
             self._skipped.append(Skipped(folder.name, reason, agreed["checkpoint"]))
         return Found(None, None, tuple(self._skipped))
@@ -181,7 +186,7 @@ class Candidates:
             except HarnessError as error:
                 self._skipped.append(Skipped(folder.name, str(error), _claimed_id(folder)))
                 continue
-            self._statement = opened.statement
+            self._opened = opened
             return json.dumps({"name": folder.name, "checkpoint": opened.checkpoint_id}).encode()
         return b"null"
 
@@ -293,7 +298,7 @@ def load(workers: Workers, folder: Path, checkpoint: str, wanted: Callable[[str]
             raise VerificationFailed(f"tensor `{entry.name}` is in two files", where=str(folder))
         entries[group, entry.name] = entry
     files = {
-        entry.path: _read_small(folder, entry)
+        entry.path: read_listed(folder, entry, entry.size)
         for entry in manifest.files
         if _group_of(entry.path) is None and wanted(entry.path)
     }
@@ -376,13 +381,6 @@ def _read_tensor(descriptor: int, entry: TensorEntry, view: Tensor, folder: Path
             f"tensor `{entry.name}` (bytes {entry.start} to {entry.end}) has other bytes than were signed",
             where=where,
         )
-
-
-def _read_small(folder: Path, entry: FileEntry) -> bytes:
-    data = durable.read_limited(folder / entry.path, entry.size)
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise VerificationFailed("the sha256 is not the one in MANIFEST.json", where=str(folder / entry.path))
-    return data
 
 
 def _unreadable(error: OSError, where: str) -> EnvironmentFault:

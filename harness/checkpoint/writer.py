@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.audit import payload
+from harness.audit import opening, payload
 from harness.checkpoint import disk, mirror
 from harness.checkpoint.publisher import Destination, Publication, Publisher, Written
 from harness.checkpoint.snapshot import FileImage
@@ -273,7 +273,11 @@ def verify_written(folder: Path, written: Written) -> None:
     manifest = Manifest(written.files, written.tensors)
     findings = Findings()
     with progress(0, "B", "", quiet=True) as bar:
-        payload.check(payload.jobs(folder, manifest, [entry.path for entry in written.files]), findings, bar)
+        there = payload.stamps(manifest, opening.listing(folder, findings))
+        for entry in written.files:
+            if entry.path not in there:
+                findings.bad("payload", f"has not the {entry.size} bytes", str(folder / entry.path))
+        payload.check(payload.jobs(folder, manifest, there), findings, bar)
     if findings.failed:
         first = findings.failed[0].error
         raise EnvironmentFault(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from harness.audit import attest, opening, verify
+from harness.audit import attest, verify
 from harness.audit.attest import Added
 from harness.audit.opening import OpenedCheckpoint
 from harness.commands import Outcome
@@ -94,7 +94,7 @@ def verified(folder: Path, whom: Policy | None, *, quiet: bool) -> OpenedCheckpo
         raise (min(report.findings, key=lambda each: each.missing)).error
     if not report.checkpoints:
         raise VerificationFailed("could not be verified", where=str(folder))
-    return opening.open_checkpoint(folder, whom)
+    return report.checkpoints[0]  # opened once: another one may lie there by now
 
 
 def _add(arguments: argparse.Namespace, opened: OpenedCheckpoint, signer: Signer) -> Added:

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         raise UsageError("--elements is not positive", where=str(arguments.elements))
     planned = diff.plan(arguments.a, arguments.b)
     whom = trusted(arguments)
-    trust = None if whom is None else diff.verified(planned, whom, quiet=arguments.json)
+    found = None if whom is None else diff.verified(planned, whom, quiet=arguments.json)
     with progress(planned.size, "B", "diff", quiet=arguments.json) as bar:
-        result = diff.compare(planned, arguments.elements, bar.advance, trust)
+        result = diff.compare(planned, arguments.elements, bar.advance, found)
     return Outcome(result.document(), diff_text.render(result), 0 if result.equal else 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.audit import prepared
+from harness.audit import opening, prepared, sealed
 from harness.data.documents import prepared_folder
 from harness.data.shards import digest_of, tokens_of
 from harness.data.tokenizer import BpeEncoder, ByteEncoder, Encoder
@@ -37,14 +37,18 @@ def open_prepared(data: Data, base: Path) -> TokenData:
             "data.limit_bytes does not apply to a prepared corpus", remedy="prepare a smaller one"
         )
     folder = prepared_folder(data, base)
-    manifest, statement = prepared.manifest_of(folder), prepared.claimed(folder)
+    statement = prepared.claimed(folder)
+    manifest = sealed.manifest(folder, statement)
+    small = {entry.path: entry for entry in manifest.files if not entry.path.startswith(_SHARDS)}
     listed = {entry.path: entry.sha256 for entry in manifest.files}
     _require_unchanged(folder, listed)
     encoder: Encoder = ByteEncoder()
-    if prepared.TOKENIZER in listed:
-        encoder = BpeEncoder((folder / prepared.TOKENIZER).read_bytes(), str(folder / prepared.TOKENIZER))
+    if prepared.TOKENIZER in small:
+        content = opening.read_listed(folder, small[prepared.TOKENIZER])
+        encoder = BpeEncoder(content, str(folder / prepared.TOKENIZER))
     shards = {path: folder / path for path in listed if path.startswith(_SHARDS)}
-    template = (folder / CHAT_TEMPLATE).read_bytes() if CHAT_TEMPLATE in listed else None
+    chat = small.get(CHAT_TEMPLATE)
+    template = None if chat is None else opening.read_listed(folder, chat)
     found = tokens_of(shards, listed, encoder, template)
     split = statement.predicate["split"]
     counts = {

@@ -18,6 +18,9 @@ from typing import BinaryIO
 
 from harness.errors import EnvironmentFault, EvidenceIncomplete, UsageError, VerificationFailed
 
+Stamp = tuple[int, int, int]
+"""Size in bytes, and the nanoseconds of the last change of contents and of status."""
+
 
 def write_durable(path: Path, data: bytes, *, temporary: Path | None = None) -> None:
     """Replace ``path`` by ``data``: at any crash the old or the new content is there, whole.
@@ -137,6 +140,11 @@ def _open_regular(path: Path) -> tuple[int, os.stat_result]:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def stamp(status: os.stat_result) -> Stamp:
+    """What is another one once the contents of a file were changed or another file has taken its name."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def check_regular(status: os.stat_result, where: str) -> None:

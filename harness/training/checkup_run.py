@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from harness import config, environment
-from harness.audit import prepared
+from harness.audit import prepared, sealed
 from harness.data.corpus import WheelFiles
 from harness.data.documents import FILE_KINDS, matching_files, prepared_folder
 from harness.errors import HarnessError
@@ -220,7 +220,8 @@ def _files(data: Data, base: Path) -> int | None:
     if data.kind in FILE_KINDS:
         return len(FILE_KINDS[data.kind](data, base).names())
     if data.kind == PREPARED:
-        return len(prepared.manifest_of(prepared_folder(data, base)).files)
+        folder = prepared_folder(data, base)
+        return len(sealed.manifest(folder, prepared.claimed(folder)).files)
     return len(matching_files(data.files, base)) if data.kind == "tokens" else None
 
 

@@ -66,13 +66,13 @@ def run_tasks(
     precision = optimizer.precision(settings.precision, device)
     model, context = decoder_of(settings, encoder.vocabulary)
     with_weights(model.to(device), opened, device)
+    digest = suite_digest(folder)
     manager = library.tasks.TaskManager(include_path=str(folder), include_defaults=False)
     unknown = sorted(set(tasks) - set(manager.all_tasks))
     if unknown:
         known = ", ".join(sorted(manager.all_tasks)) or "none"
         raise ConfigError(f"no task {unknown[0]} there", where=str(folder), remedy=f"there are: {known}")
     asked = _Model(model, encoder, context, device)
-    digest = suite_digest(folder)
     with torch.no_grad(), autocast_of(precision, device):
         results = library.simple_evaluate(
             model=_adapted(library, asked, quiet),

@@ -12,7 +12,6 @@ statement holds with the facts of this launch. What differs decides the class (D
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,6 @@ from harness.training.record import Difference, RunFacts, Segment
 ACCEPTABLE = ("config", "data", "tokenizer", "code", "metrics", "checkpoints")
 """What ``--accept`` can name."""
 
-_BUNDLE_LIMIT = 16 << 20
 _SHOWN = 8
 """Differences that a refusal lists before it counts the rest."""
 
@@ -123,7 +121,7 @@ def open_run(held: HeldRun | None, found: Found, accept: Sequence[str]) -> OpenR
     run_id = str(records[0]["run"]) if records else None
     if found.loaded is not None and found.loaded.checkpoint not in {each["checkpoint"] for each in commits}:
         return OpenRun(held, found, _log_tip(folder, found, signer, records), run_id, aside)
-    found = Found(found.loaded, found.statement, (*found.skipped, *_lost(found, commits)))
+    found = Found(found.loaded, found.opened, (*found.skipped, *_lost(found, commits)))
     return OpenRun(held, found, entries.head if entries else None, run_id, aside)
 
 
@@ -274,20 +272,22 @@ def _log_tip(
 
     Raises `VerificationFailed` when the log is not the one that the checkpoint saw when it was signed.
     """
-    loaded, statement = found.loaded, found.statement
-    if loaded is None or statement is None:
+    if found.opened is None:
         raise ResumeRefused("there is no checkpoint to enter into the log", where=str(folder.log))
+    opened, statement = found.opened, found.opened.statement
     seen = 0 if statement.predicate["log"] is None else int(statement.predicate["log"]["size"])
     if seen > len(records) or any(map(history.is_commit, records[seen:])):
         raise VerificationFailed(
-            f"the log has {len(records)} records, and {loaded.folder.name} was signed when it had {seen}",
+            f"the log has {len(records)} records, and {opened.folder.name} was signed when it had {seen}",
             where=str(folder.log),
             remedy="restore the log that belongs to this run folder",
         )
-    bundle = durable.read_limited(loaded.folder / layout.CHECKPOINT_BUNDLE, _BUNDLE_LIMIT)
-    digest = hashlib.sha256(bundle).hexdigest()
     record = history.record_of(
-        statement.run_id, statement.sequence, statement.step_to, loaded.checkpoint, digest
+        statement.run_id,
+        statement.sequence,
+        statement.step_to,
+        opened.checkpoint_id,
+        opened.bundle_sha256,
     )
     # The save may have ended because this sync failed.
     durable.fsync_folder(folder.checkpoints)

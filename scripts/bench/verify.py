@@ -24,6 +24,7 @@ from pathlib import Path
 import interleave
 
 from harness.audit import payload
+from harness.format import files
 from harness.format.manifest import FileEntry, TensorEntry
 from harness.format.safetensors_header import build
 from harness.format.tensor_digests import tensor_digest
@@ -60,7 +61,9 @@ def large(path: Path, mib: int) -> payload.Job:
         TensorEntry(span.name, path.name, span.dtype, tuple(span.shape), span.start, span.end, one)
         for span in spans
     ]
-    return payload.Job(path, FileEntry(path.name, path.stat().st_size, digest.hexdigest()), tuple(entries))
+    status = path.stat()
+    entry = FileEntry(path.name, status.st_size, digest.hexdigest())
+    return payload.Job(path, entry, files.stamp(status), tuple(entries))
 
 
 def hashing(job: payload.Job) -> float:

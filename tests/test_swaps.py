@@ -1,0 +1,375 @@
+"""What was verified is what is used: a file that is exchanged between the check and the use is found.
+
+Each test calls the front door of a verb, or of a resume, with a hook at the worst moment: everything has been
+checked, nothing has been used yet. Oracle throughout: without the exchange the same call succeeds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_folder
+import torch
+from attack import edit_json, flip, trusted
+from run_folder import SampleRun
+from torch import nn
+
+from harness.audit import diff, export, opening, payload, run_facts, segment, story, verify
+from harness.checkpoint import restore, writer
+from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Found, Loaded
+from harness.commands import attest
+from harness.errors import EnvironmentFault, HarnessError, VerificationFailed
+from harness.format import layout
+from harness.format.layout import RunFolder
+from harness.format.manifest import Manifest
+from harness.provenance import history, keys, log
+from harness.stores import fetch as fetching
+from harness.training import assess, resume
+from harness.training.resume import HeldRun
+from harness.workers import Workers
+
+MODEL, TRAINER = "model.safetensors", "trainer.json"
+Swap = Callable[[Path], None]
+"""Given the folder, exchanges something in it."""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> SampleRun:
+    """A run of checkpoints 10 and 20."""
+    made = SampleRun(tmp_path / "run", run_folder.identity(tmp_path / "me"))
+    made.advance(10, 20)
+    return made
+
+
+def before(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, swap: Callable[[], object]) -> None:
+    """Have ``swap`` happen once, just before ``module.name`` is called."""
+    real, left = getattr(module, name), [swap]
+
+    def hooked(*words: Any, **named: Any) -> Any:
+        while left:
+            left.pop()()
+        return real(*words, **named)
+
+    monkeypatch.setattr(module, name, hooked)
+
+
+def replaced(path: Path, data: bytes) -> None:
+    """Put another file in the place of ``path``, as a rename does."""
+    other = path.with_name("other")
+    other.write_bytes(data)
+    os.replace(other, path)
+
+
+def longer(folder: Path) -> None:
+    replaced(folder / MODEL, (folder / MODEL).read_bytes() + b"x")
+
+
+def shorter(folder: Path) -> None:
+    replaced(folder / MODEL, (folder / MODEL).read_bytes()[:-1])
+
+
+def other_bytes(folder: Path) -> None:
+    flip(folder / MODEL, -1)
+
+
+def the_same_bytes(folder: Path) -> None:
+    """A verifier cannot know that nothing else was there meanwhile."""
+    replaced(folder / MODEL, (folder / MODEL).read_bytes())
+
+
+def gone(folder: Path) -> None:
+    (folder / MODEL).unlink()
+
+
+@pytest.mark.parametrize("swap", [longer, shorter, other_bytes, the_same_bytes, gone])
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "export"])
+def test_verify_finds_what_is_exchanged_after_names_sizes_and_headers_were_checked(
+    run: SampleRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: Swap, kind: str
+) -> None:
+    """Oracle: the file as it was verifies, and after the exchange the finding names it."""
+    policy, folder = trusted(run.signer), run.saved[20].folder
+    target = {"run": run.root, "checkpoint": folder, "export": tmp_path / "out"}[kind]
+    if kind == "export":
+        export.export(folder, target, policy, run.signer, quiet=True)
+        folder = target
+    assert verify.verify(target, policy, quiet=True).exit_code == 0
+    before(monkeypatch, payload, "check", lambda: swap(folder))
+    report = verify.verify(target, policy, quiet=True)
+    (finding,) = (each for each in report.findings if each.check == "payload")
+    assert report.exit_code == (4 if swap is gone else 1)
+    assert (finding.where, "cannot be read" if swap is gone else "changed while it was verified") == (
+        str(folder / MODEL),
+        finding.what.partition(":")[0],
+    )
+
+
+@pytest.mark.parametrize("name", [MODEL, "config.json", layout.CHECKPOINT_BUNDLE])
+def test_export_writes_nothing_that_it_did_not_verify(
+    run: SampleRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Oracle: the same export an exchange earlier; afterwards no folder is there."""
+    folder, policy = run.saved[20].folder, trusted(run.signer)
+    export.export(folder, tmp_path / "good", policy, run.signer, quiet=True)
+    before(monkeypatch, export, "_check_alike", lambda: flip(folder / name, -3))
+    with pytest.raises(VerificationFailed):
+        export.export(folder, tmp_path / "out", policy, run.signer, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_diff_compares_what_it_verified(
+    run: SampleRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the twin's bytes; an exchanged tensor is no difference, and another statement no fact."""
+    twin = SampleRun(tmp_path / "twin", run.signer)
+    twin.advance(10, 20)
+    policy, other = trusted(run.signer), twin.saved[20].folder
+
+    def compared(swap: Callable[[], object] = lambda: None) -> diff.Result:
+        planned = diff.plan(run.root, twin.root)
+        found = diff.verified(planned, policy, quiet=True)
+        swap()
+        return diff.compare(planned, diff.ELEMENTS, lambda done: None, found)
+
+    assert (compared().equal, compared().trust) == (True, "the given keys")
+    facts = [step.facts for step in compared().steps]
+    bundle = (other / layout.CHECKPOINT_BUNDLE).read_bytes()
+    found = compared(lambda: (other / layout.CHECKPOINT_BUNDLE).write_bytes(b"{}"))
+    assert [step.facts for step in found.steps] == facts
+    (other / layout.CHECKPOINT_BUNDLE).write_bytes(bundle)
+    with pytest.raises(VerificationFailed, match="changed while it was compared"):
+        compared(lambda: flip(other / MODEL, -1))
+
+
+def test_a_replay_compares_with_the_lines_that_were_checked(
+    run: SampleRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the lines of the run that was written."""
+    policy = trusted(run.signer)
+    good = segment.authentic(run.folder, policy).steps
+    real = run_facts.check_metrics
+
+    def checked(*words: Any) -> None:
+        real(*words)
+        run.folder.metrics.write_bytes(run.folder.metrics.read_bytes().replace(b'"lr":0.001', b'"lr":0.002'))
+
+    monkeypatch.setattr(run_facts, "check_metrics", checked)
+    assert segment.authentic(run.folder, policy).steps == good
+    assert b'"lr":0.002' in run.folder.metrics.read_bytes()
+
+
+def wanted(path: str) -> bool:
+    """The small files that a resume keeps."""
+    return path in (TRAINER, "ledger.json", "rng-rank-00000.safetensors")
+
+
+def candidates(run: SampleRun) -> Candidates:
+    """The way back through its checkpoints, as a resume has it."""
+    return Candidates(Workers.alone(), run.folder, trusted(run.signer), wanted)
+
+
+def filled(loaded: Loaded) -> dict[str, torch.Tensor]:
+    """The weights, read as a resume reads them."""
+    targets = {name: torch.empty(shape) for name, (_, shape) in loaded.described("model").items()}
+    loaded.fill({("model", name): tensor for name, tensor in targets.items()})
+    return targets
+
+
+def newest(found: Found) -> str | None:
+    """The name of the checkpoint that was found."""
+    return None if found.loaded is None else found.loaded.folder.name
+
+
+def another_checkpoint(run: SampleRun) -> Swap:
+    """Put every file of step 10, authentic in itself, in the place of step 20's."""
+
+    def swap(folder: Path) -> None:
+        for name in ("MANIFEST.json", MODEL, TRAINER, layout.CHECKPOINT_BUNDLE):
+            (folder / name).write_bytes((run.saved[10].folder / name).read_bytes())
+
+    return swap
+
+
+@pytest.mark.parametrize(
+    "name", [TRAINER, "ledger.json", "rng-rank-00000.safetensors", "MANIFEST.json", "all"]
+)
+def test_a_resume_goes_back_when_a_small_file_is_exchanged(
+    run: SampleRun, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Oracle: step 20 as it was; then step 10, with step 20 named among what was skipped."""
+    found = candidates(run).next()
+    assert newest(found) == "step-00000020"
+    folder = run.saved[20].folder
+    swap = another_checkpoint(run) if name == "all" else lambda folder: flip(folder / name, -2)
+    before(monkeypatch, restore, "load", lambda: swap(folder))
+    found = candidates(run).next()
+    assert newest(found) == "step-00000010"
+    assert [(each.name, each.checkpoint) for each in found.skipped] == [
+        ("step-00000020", run.saved[20].checkpoint)
+    ]
+
+
+@pytest.mark.parametrize("swap", [longer, shorter, other_bytes])
+def test_a_resume_takes_no_tensor_that_is_exchanged(run: SampleRun, swap: Swap) -> None:
+    """Oracle: the tensors of the file that was verified; `DamagedCheckpoint` sends a resume one back."""
+    loaded = candidates(run).next().loaded
+    assert loaded is not None
+    assert filled(loaded)
+    swap(run.saved[20].folder)
+    with pytest.raises(DamagedCheckpoint):
+        filled(loaded)
+
+
+def test_the_log_gets_the_digest_of_the_statement_that_was_verified(
+    run: SampleRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the record that a save would have made; the crash came between the rename and the entry."""
+    bundle = run.saved[20].folder / layout.CHECKPOINT_BUNDLE
+    expected = log.read(run.folder.log, keys.public_keys(run.signer)).records[-1]
+    run.folder.log.rename(tmp_path / "log")
+    record = log.read(tmp_path / "log", keys.public_keys(run.signer)).records[0]
+    log.append(run.folder.log, record, run.signer, history.origin_of(run.run_id))
+    found = candidates(run).next()
+    before(monkeypatch, resume, "_read_log", lambda: bundle.write_bytes(b"{}"))
+    held = HeldRun(run.folder, 0, tmp_path / "me.key", run.signer, "")
+    resume.open_run(held, found, [])
+    assert log.read(run.folder.log, keys.public_keys(run.signer)).records[-1] == expected
+
+
+@pytest.mark.parametrize("name", ["config.json", "MANIFEST.json", MODEL])
+def test_a_start_takes_nothing_that_is_exchanged(
+    run: SampleRun, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Oracle: the same start before; a tensor is found when it is read, anything else before."""
+
+    def opened() -> Loaded:
+        policy = trusted(run.signer)
+        return restore.open_elsewhere(
+            Workers.alone(),
+            lambda: opening.open_checkpoint(run.saved[20].folder, policy),
+            lambda path: path == "config.json",
+        )[0]
+
+    assert filled(opened())
+    before(monkeypatch, restore, "load", lambda: flip(run.saved[20].folder / name, -2))
+    with pytest.raises(VerificationFailed):
+        filled(opened())
+
+
+class Weights(nn.Module):
+    """A model with the parameters of the sample run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(4, 3), nn.Linear(1, 3)
+        del self.head.weight
+
+
+def test_evaluate_computes_with_what_it_verified(run: SampleRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the weights as they were verified; another authentic checkpoint in their place is none."""
+    folder, policy, cpu = run.saved[20].folder, trusted(run.signer), torch.device("cpu")
+    found = attest.verified(folder, policy, quiet=True)
+    assert found.checkpoint_id == run.saved[20].checkpoint
+    assess.with_weights(Weights(), found, cpu)
+    swap, real = another_checkpoint(run), verify.verify
+
+    def verified(*words: Any, **named: Any) -> verify.Report:
+        report = real(*words, **named)
+        swap(folder)
+        return report
+
+    monkeypatch.setattr(verify, "verify", verified)
+    found = attest.verified(folder, policy, quiet=True)
+    assert found.checkpoint_id == run.saved[20].checkpoint
+    with pytest.raises(VerificationFailed):
+        assess.with_weights(Weights(), found, cpu)
+
+
+class Store:
+    """A store with the files of a run, as `harness.stores.client.ObjectStore` shows them."""
+
+    url = "s3://bucket/run"
+
+    def __init__(self, run: SampleRun) -> None:
+        paths = [path for path in run.root.rglob("*") if path.is_file()]
+        self.content = {path.relative_to(run.root).as_posix(): path.read_bytes() for path in paths}
+        lines = self.content.pop(layout.METRICS).splitlines(keepends=True)
+        for step in run.saved:
+            part = f"{layout.METRICS_PARTS}/{layout.checkpoint_name(step)}.jsonl"
+            self.content[part] = b"".join(lines[step - 10 : step])
+
+    def objects(self, prefix: str = "") -> dict[str, int]:
+        return {path: len(data) for path, data in self.content.items()}
+
+    def get(self, path: str, limit: int) -> bytes:
+        return self.content[path]
+
+    def pieces(self, path: str, size: int) -> Iterator[memoryview]:
+        yield memoryview(self.content[path])
+
+    def at(self, path: str) -> str:
+        return f"{self.url}/{path}"
+
+
+SWAPS: dict[str, tuple[str, Swap]] = {
+    "a tensor, when its bytes were compared": ("publish", other_bytes),
+    "a small file, when its bytes were compared": ("publish", lambda folder: flip(folder / TRAINER, -2)),
+    "the manifest, when the statements were checked": (
+        "_fetch_checkpoint",
+        lambda folder: edit_json(folder / "MANIFEST.json", lambda document: document["tensors"].pop()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SWAPS)
+def test_a_run_that_was_fetched_is_not_believed_for_having_been_compared(
+    run: SampleRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Oracle: without an exchange step 20 is fetched, verified and loaded; with one neither a resume nor
+    `harness verify` takes it."""
+    policy, store = trusted(run.signer), Store(run)
+
+    def fetched(root: Path) -> tuple[Found, int]:
+        there = RunFolder(root)
+        fetching.fetch_newest(store, there, lambda folder: story.read(folder, policy), _never)  # type: ignore[arg-type]
+        found = Candidates(Workers.alone(), there, policy, wanted).next()
+        try:
+            weights = found.loaded and filled(found.loaded)
+        except DamagedCheckpoint:
+            weights = None
+        return found if weights else Found(None, None, ()), verify.verify(root, policy, quiet=True).exit_code
+
+    found, code = fetched(tmp_path / "good")
+    assert (found.loaded is not None, code) == (True, 0)
+    hook, swap = SWAPS[name]
+    folder = "step-00000020"
+    place = {"publish": f".tmp-{folder}", "_fetch_checkpoint": f"pruned-{folder}"}[hook]
+    real = getattr(fetching.durable if hook == "publish" else fetching, hook)
+
+    def hooked(*words: Any) -> None:
+        target = tmp_path / "bad" / "checkpoints" / place
+        if hook == "_fetch_checkpoint" or words[0] == target:
+            swap(target)
+        real(*words)
+
+    monkeypatch.setattr(fetching.durable if hook == "publish" else fetching, hook, hooked)
+    found, code = fetched(tmp_path / "bad")
+    assert (found.loaded, code) == (None, 1)
+
+
+def _never(name: str, error: HarnessError) -> None:
+    raise error
+
+
+def test_a_file_of_another_size_is_not_what_was_written(run: SampleRun) -> None:
+    """Oracle: the files as they were; the disk then gives back one byte more."""
+    folder = run.saved[20].folder
+    manifest = Manifest.parse((folder / "MANIFEST.json").read_bytes(), where="")
+    written = writer.Written(manifest.files, manifest.tensors, 0)
+    writer.verify_written(folder, written)
+    longer(folder)
+    with pytest.raises(EnvironmentFault, match="does not give back what was written"):
+        writer.verify_written(folder, written)
