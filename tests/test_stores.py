@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from object_store import Bucket, Server
 from test_writer import CONFIG, RUN_ID, TENSORS, images_of, save_of
 
-from harness.audit import story
+from harness.audit import handover, story
 from harness.audit.verify import verify_run
 from harness.checkpoint.keeping import Keep
 from harness.checkpoint.mirror import Mirror
@@ -30,7 +31,7 @@ from harness.errors import (
 )
 from harness.format import layout
 from harness.format.layout import RunFolder
-from harness.provenance import keys
+from harness.provenance import keys, log, rotation
 from harness.provenance.policy import from_keys
 from harness.stores import client
 from harness.stores.client import ObjectExistsError, ObjectStore
@@ -388,8 +389,8 @@ def test_a_bit_that_flips_in_the_store_is_found_and_the_one_before_is_used(
     policy = from_keys(keys.public_keys(signer))
     told: list[str] = []
 
-    def check(folder: Path) -> None:
-        story.read(folder, policy)
+    def check(folder: Path, logged: Path) -> None:
+        story.read(folder, policy, logged=logged)
 
     def report(name: str, error: HarnessError) -> None:
         told.append(f"{name}: {error}")
@@ -495,3 +496,41 @@ def test_what_goes_on_after_the_step_of_a_resume_is_set_aside_whole(
     aside = [name.replace("/step-00000002/", "/damaged-step-00000002-1/") for name in inside]
     assert [bucket.read(name) for name in aside] == before
     assert not [name for name in bucket.names() if "/step-00000002/" in name]
+
+
+def test_a_bare_machine_goes_on_from_a_store_under_either_key_of_a_hand_over(
+    bucket: Bucket, tmp_path: Path, signer: keys.Signer
+) -> None:
+    """Oracle: which keys accept what an empty folder gets: the old and the new one, and no stranger's; before
+    the new key has signed a checkpoint, and after."""
+    new, other = (keys.load_signer(keys.create(tmp_path / name).private) for name in ("new", "other"))
+    here = launched(tmp_path / "run", bucket.url, signer)
+    here.save(1)
+    handover.enter(here.run, rotation.build(signer, new, "2026-11-23T20:00:00Z", "the laptop is sold"), new)
+    old = here.publisher
+    head = log.read_claimed(here.run.log).head
+    publisher = Publisher(here.run, RUN_ID, new, parent=old.parent, head=head, keep=old.keep)
+    again(publisher, here.store, 1)
+    writer = CheckpointWriter(here.run, Workers.alone(), publisher, store=here.store)
+    after = replace(here, publisher=publisher, writer=writer)
+    for step in (1, 2):
+        if step == 2:
+            after.save(2)
+        for number, (who, name) in enumerate(((signer, "old"), (new, "new"), (other, ""))):
+            bare = RunFolder(tmp_path / f"bare-{step}-{number}")
+            policy, told = from_keys(keys.public_keys(who)), []
+            fetched = partial(
+                fetch_newest,
+                here.store,
+                bare,
+                lambda folder, logged, policy=policy: story.read(folder, policy, logged=logged),
+                lambda name, error, told=told: told.append(f"{name}: {error}"),
+            )
+            if name:
+                assert fetched().checkpoints == (layout.checkpoint_name(step),), told
+                assert told == []
+                assert verdict(bare.root, who) == 0
+            else:
+                with pytest.raises(VerificationFailed, match=f"none of the {step} checkpoints is in order"):
+                    fetched()
+            assert not (bare.root / ".tmp-log").exists()

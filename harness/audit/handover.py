@@ -30,19 +30,19 @@ class Trust:
     """In the order of the log."""
 
 
-def trust(path: Path, policy: Policy) -> Trust:
-    """``policy`` and what the log of ``path`` adds, which is a run or a checkpoint in one.
+def trust(path: Path, policy: Policy, *, logged: Path | None = None) -> Trust:
+    """``policy`` and what the log of ``path`` adds, which is a run or a checkpoint in one; ``logged``: the
+    folder of that log, where it lies elsewhere.
 
     Raises `VerificationFailed` for a hand-over that breaks a rule or that no accepted key has signed.
     """
     run = run_of(path)
-    found = [] if run is None else list(_claims(run.log))
-    if run is None or not found:
+    folder = logged or (None if run is None else run.log)
+    found = [] if folder is None else list(_claims(folder))
+    if folder is None or not found:
         return Trust(policy)
-    moments = _moments(run, policy)
-    claims = [
-        Claim(data, f"{run.log}, record {number}", _earliest(moments, number)) for number, data in found
-    ]
+    moments = _moments(folder, policy)
+    claims = [Claim(data, f"{folder}, record {number}", _earliest(moments, number)) for number, data in found]
     more, rotations = rotation.extended(policy, claims, timed=False)
     return Trust(more, tuple(rotations))
 
@@ -96,12 +96,12 @@ def _claims(folder: Path) -> Iterator[tuple[int, bytes]]:
         return  # a log that cannot be read adds nothing, and is a finding where it is checked
 
 
-def _moments(run: RunFolder, policy: Policy) -> list[tuple[int, str]]:
+def _moments(folder: Path, policy: Policy) -> list[tuple[int, str]]:
     """(size, moment) of the kept heads that show when the log's records were there."""
     if not any(each.seen for each in policy.log_heads):
         return []
     try:
-        return heads.seen_before(log.read_claimed(run.log), policy.log_heads)
+        return heads.seen_before(log.read_claimed(folder), policy.log_heads)
     except (EvidenceIncomplete, VerificationFailed):
         return []
 

@@ -71,16 +71,18 @@ def newest(path: Path) -> Path:
     return complete[-1]
 
 
-def read(folder: Path, policy: Policy | None) -> Story:
+def read(folder: Path, policy: Policy | None, *, logged: Path | None = None) -> Story:
     """The story of ``folder``. With a policy every check but that of payload bytes is made, and the first
     failure raised; a checkpoint whose payload was pruned has a story still.
+
+    ``logged``: the folder of its run's log, where that is not beside it.
 
     Raises `VerificationFailed`, `EvidenceIncomplete`, `EnvironmentFault`.
     """
     if policy is None:
         return unverified(folder)
     findings = Findings()
-    story = examined(folder, handover.trust(folder, policy).policy, findings)
+    story = examined(folder, handover.trust(folder, policy, logged=logged).policy, findings)
     if findings.failed:
         wrong = [each for each in findings.failed if not each.missing]
         raise (wrong or findings.failed)[0].error

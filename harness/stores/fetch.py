@@ -67,7 +67,7 @@ def fetch(store: ObjectStore, run: RunFolder, wanted: Selection = newest, *, qui
     store or a disk that does not work.
     """
 
-    def payload(contents: Contents) -> list[str]:
+    def payload(contents: Contents, logged: Path) -> list[str]:
         chosen = [name for name in wanted(contents.complete) if not (run.checkpoints / name).is_dir()]
         with progress(_size(contents, chosen), "B", "fetch", quiet=quiet) as bar:
             for name in chosen:
@@ -80,22 +80,23 @@ def fetch(store: ObjectStore, run: RunFolder, wanted: Selection = newest, *, qui
 def fetch_newest(
     store: ObjectStore,
     run: RunFolder,
-    check: Callable[[Path], object],
+    check: Callable[[Path, Path], object],
     report: Callable[[str, HarnessError], None],
 ) -> Fetched:
     """`fetch` for a resume: of the checkpoints newer than those of ``run``, the newest that is in order.
 
-    ``check`` raises for a folder of statements that are not; ``report`` gets the name of each newer one that
-    is not in order, and what is wrong with it. Raises as `fetch`, and `VerificationFailed` when none is in
-    order and ``run`` has none either.
+    ``check`` raises for a folder of statements that are not; it gets the folder of the log as well, which is
+    not that of ``run`` yet. ``report`` gets the name of each newer one that is not in order, and what is
+    wrong with it. Raises as `fetch`, and `VerificationFailed` when none is in order and ``run`` has none
+    either.
     """
 
-    def payload(contents: Contents) -> list[str]:
+    def payload(contents: Contents, logged: Path) -> list[str]:
         here = [folder.name for folder in run.complete()]
         newer = [name for name in contents.complete if not here or _step(name) > _step(here[-1])]
         for name in reversed(newer):
             try:
-                check(run.checkpoints / f"{layout.PRUNED}{name}")
+                check(run.checkpoints / f"{layout.PRUNED}{name}", logged)
                 with progress(_size(contents, [name]), "B", f"fetch {name}") as bar:
                     _fetch_checkpoint(store, run, name, contents.of(name), bar)
                 return [name]
@@ -117,13 +118,13 @@ def _size(contents: Contents, names: Sequence[str]) -> int:
     return sum(sum(contents.of(name).values()) for name in names)
 
 
-def _fetch(store: ObjectStore, run: RunFolder, payload: Callable[[Contents], Sequence[str]]) -> Fetched:
+def _fetch(store: ObjectStore, run: RunFolder, payload: Callable[[Contents, Path], Sequence[str]]) -> Fetched:
     contents = Contents(store.objects())
     try:
-        with _log_of(store, run, contents) as (records, ahead):
+        with _log_of(store, run, contents) as (records, ahead, logged):
             superseded = list(_set_aside(store, run, contents, records if ahead else ()))
             statements = list(_fetch_statements(store, run, contents))
-            names = payload(contents)
+            names = payload(contents, logged)
             if names or statements or ahead:
                 _fetch_metrics(store, run, contents, ahead=ahead)
             for name in SMALL_FILES:
@@ -136,9 +137,11 @@ def _fetch(store: ObjectStore, run: RunFolder, payload: Callable[[Contents], Seq
 
 
 @contextmanager
-def _log_of(store: ObjectStore, run: RunFolder, contents: Contents) -> Iterator[tuple[Sequence[bytes], bool]]:
-    """The store's records, and whether they are ahead of the folder's; then they are put there on exit, when
-    everything that they name is there."""
+def _log_of(
+    store: ObjectStore, run: RunFolder, contents: Contents
+) -> Iterator[tuple[Sequence[bytes], bool, Path]]:
+    """The store's records, whether they are ahead of the folder's, and a folder with the longer log of the
+    two. A log that is ahead is put in its place on exit, when everything that it names is there."""
     prefix, temporary, parts = f"{layout.LOG}/", run.root / ".tmp-log", {}
     if prefix + log.HEAD in contents.objects:
         head = store.get(prefix + log.HEAD, _LIMIT)
@@ -146,20 +149,22 @@ def _log_of(store: ObjectStore, run: RunFolder, contents: Contents) -> Iterator[
         # The head last, as an append does; it names what the other files hold.
         parts = {path: store.get(prefix + path, _LIMIT) for path in tiles.paths(size)} | {log.HEAD: head}
     shutil.rmtree(temporary, ignore_errors=True)
-    for path, data in parts.items():
-        durable.write_durable(temporary / path, data)
-    theirs = log.read_claimed(temporary).records if parts else ()
-    shutil.rmtree(temporary, ignore_errors=True)
-    ours = log.read_claimed(run.log).records if (run.log / log.HEAD).exists() else ()
-    common = min(len(ours), len(theirs))
-    if ours[:common] != theirs[:common]:
-        raise VerificationFailed(
-            "the store holds another history than this folder",
-            where=f"{run.log}, record {_first_difference(ours, theirs)}",
-            remedy="move this folder away to go on from the store, or choose another checkpoint.store",
-        )
-    ahead = len(theirs) > len(ours)
-    yield theirs, ahead
+    try:
+        for path, data in parts.items():
+            durable.write_durable(temporary / path, data)
+        theirs = log.read_claimed(temporary).records if parts else ()
+        ours = log.read_claimed(run.log).records if (run.log / log.HEAD).exists() else ()
+        common = min(len(ours), len(theirs))
+        if ours[:common] != theirs[:common]:
+            raise VerificationFailed(
+                "the store holds another history than this folder",
+                where=f"{run.log}, record {_first_difference(ours, theirs)}",
+                remedy="move this folder away to go on from the store, or choose another checkpoint.store",
+            )
+        ahead = len(theirs) > len(ours)
+        yield theirs, ahead, temporary if ahead else run.log
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     if ahead:
         for path, data in parts.items():
             durable.write_durable(run.log / path, data)

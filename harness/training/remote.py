@@ -34,7 +34,9 @@ def fetch_newer(store: ObjectStore, held: HeldRun | None, screen: Screen) -> Non
     def damaged(name: str, error: HarnessError) -> None:
         screen.say(f"{name} in the store is not in order: {error}; going back to the one before")
 
-    fetched = fetch_newest(store, held.folder, lambda folder: story.read(folder, policy), damaged)
+    fetched = fetch_newest(
+        store, held.folder, lambda folder, logged: story.read(folder, policy, logged=logged), damaged
+    )
     for name in fetched.superseded:
         screen.say(f"{name} was set aside: {store.url} has another one, and a log that goes further")
     for name in fetched.checkpoints:
