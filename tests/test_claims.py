@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import fake_runs
+import later_facts
 import orjson
 import pytest
+import run_folder
+from attack import trusted
+from run_folder import SampleRun
 
 from harness import cli
+from harness.audit import attest, opening
 from harness.errors import ConfigError
+from harness.provenance import later
 from harness.report import claim_file, judge, runs
 from harness.report.document import Status
 from harness.report.judge import Judged
-from harness.report.runs import Run
+from harness.report.runs import Evaluated, Run
 
 GOOD = Status("good", "verified")
 
 
-def claimed(body: str, scope: str = "{seeds: any}") -> claim_file.Claims:
-    """One claim about the figure ``score``."""
+def claimed(body: str, scope: str = "{seeds: any}", metric: str = "score") -> claim_file.Claims:
+    """One claim about the figure ``metric``."""
     text = (
         "format: harness-claims/1\nclaims:\n"
-        f"  - {{name: it, says: It is so., metric: score, for: {scope}, of: {{optimizer.lr: 3}}, {body}}}\n"
+        f"  - {{name: it, says: It is so., metric: {metric}, for: {scope}, "
+        f"of: {{optimizer.lr: 3}}, {body}}}\n"
     )
     return claim_file.parse(text, where="claims.yaml")
 
@@ -30,7 +40,7 @@ def claimed(body: str, scope: str = "{seeds: any}") -> claim_file.Claims:
 HIGHER = "than: {optimizer.lr: 1}, better: higher, by: 0.5"
 
 
-def arm(folder: Path, lr: int, scores: list[float]) -> list[Run]:
+def arm(folder: Path, lr: int, scores: Sequence[float | None]) -> list[Run]:
     """Finished runs with the seeds 0, 1, … and these last scores."""
     made = []
     for seed, score in enumerate(scores):
@@ -136,6 +146,112 @@ def test_a_run_that_did_not_finish_is_counted_not_dropped(tmp_path: Path) -> Non
     found = told(claimed(HIGHER), made)
     assert found.verdict == "too broad"
     assert any("1 of 12 runs did not finish" in text for text in found.reasons)
+
+
+def answers(value: float, *, step: int = 60, **change: Any) -> Evaluated:
+    """A signed evaluation with this ``exact_match``; ``change``: fields of ``harness_evaluation``."""
+    facts = later_facts.test_result()
+    facts["harness_evaluation"] |= {"metrics": {"exact_match": str(value)}, **change}
+    return Evaluated(f"step-{step:08d}", step, "me", facts)
+
+
+def answered(made: list[Run], values: list[float], **change: Any) -> list[Run]:
+    """``made``, each with such an evaluation."""
+    return [
+        dataclasses.replace(run, evaluated=(answers(value, **change),))
+        for run, value in zip(made, values, strict=True)
+    ]
+
+
+OTHER = {"name": "other", "split": "held-out", "sha256": "a" * 64}
+
+
+@pytest.mark.parametrize(
+    ("scope", "count", "spread", "change", "says"),
+    [
+        ("{}", 5, 0.01, {}, ("supported", "")),
+        ("{}", 1, 0.01, {}, ("too broad", "it speaks of any seed, and 1 seed ran")),
+        ("{}", 5, 3.0, {}, ("undecided", "does not exclude the margin")),
+        ("{data: any}", 5, 0.01, {}, ("too broad", "it speaks of any data, and one dataset was evaluated")),
+        ("{}", 5, 0.01, {"dataset": OTHER}, ("too broad", "its evaluations differ in dataset, sha256")),
+        ("{}", 5, 0.01, {"decoding": {}}, ("too broad", "differ in decoding.max_tokens, decoding.temp")),
+        ("{}", 5, 0.01, {"step": 40}, ("no evidence", "no verified evaluation of step 60 has it")),
+    ],
+)
+def test_a_claim_about_signed_evaluations_is_held_to_the_same_checks(
+    tmp_path: Path, scope: str, count: int, spread: float, change: dict[str, Any], says: tuple[str, str]
+) -> None:
+    """Oracle: two arms that differ by 1; one thing taken away, or the second arm measured differently."""
+    noise = [spread * each for each in (0.1, -0.2, 0.3, -0.1, 0.05)][:count]
+    made = answered(arm(tmp_path, 3, FIVE[:count]), [5.0 + each for each in noise])
+    made += answered(arm(tmp_path, 1, FIVE[:count]), [4.0 - 2 * each for each in noise], **change)
+    found = told(claimed(HIGHER, scope, "exact_match"), made)
+    assert found.verdict == says[0]
+    assert says[1] in "; ".join(found.reasons)
+    assert (says[0] == "supported") == (found.reasons == ())
+
+
+def test_which_of_several_evaluations_is_meant_must_be_said(tmp_path: Path) -> None:
+    """Oracle: two suites a run; named, the one is a level above and the other below; the same one twice."""
+    made = answered(arm(tmp_path, 3, FIVE), [0.8, 0.81, 0.79, 0.8, 0.8])
+    both = [
+        dataclasses.replace(run, evaluated=(*run.evaluated, answers(0.1 + n / 100, dataset=OTHER)))
+        for n, run in enumerate(made)
+    ]
+    level = "at_least: 0.5"
+    lost = told(claimed(level, metric="exact_match"), both)
+    assert (lost.verdict, "2 evaluations that differ in dataset, sha256" in lost.reasons[0]) == (
+        "no evidence",
+        True,
+    )
+    for name, verdict in {"wheel": "supported", "other": "not supported", "absent": "no evidence"}.items():
+        body = f"{level}, evaluation: {{dataset: {name}}}"
+        assert told(claimed(body, metric="exact_match"), both).verdict == verdict
+    again = [dataclasses.replace(run, evaluated=(*run.evaluated, answers(0.7))) for run in made]
+    twice = told(claimed(level, metric="exact_match"), again)
+    assert (twice.verdict, "it was measured 2 times, from 0.7 to 0.8" in twice.reasons[0]) == (
+        "too broad",
+        True,
+    )
+
+
+def test_a_finished_run_without_the_figure_is_counted_not_dropped(tmp_path: Path) -> None:
+    """Oracle: one of eleven runs diverged in its last evaluation, which metrics.jsonl writes as null."""
+    made = arm(tmp_path, 3, [*FIVE, None]) + arm(tmp_path, 1, shifted(1))
+    found = told(claimed(HIGHER), made)
+    assert found.verdict == "too broad"
+    assert any("1 of 11 runs finished without a value of score" in text for text in found.reasons)
+
+
+def test_only_evaluations_that_were_verified_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: `harness report` of one signed run: no key, a stranger's evaluation, then the maker's own."""
+    run = SampleRun(tmp_path / "run", run_folder.identity(tmp_path / "me"))
+    run.advance(30)
+    (tmp_path / "claims.yaml").write_text(
+        "format: harness-claims/1\nclaims:\n  - {name: right, says: It answers., metric: exact_match, "
+        "at_least: 0.5, of: {run.seed: 3}, for: {seeds: these}}\n"
+    )
+    words = ["report", str(run.root), "--out", str(tmp_path / "out"), "--json"]
+    words += ["--claims", str(tmp_path / "claims.yaml")]
+
+    def verdict(*key: str) -> tuple[int, str, list[str]]:
+        code = cli.main([*words, *key])
+        (claim,) = orjson.loads(capsys.readouterr().out)["claims"]
+        return code, claim["verdict"], claim["reasons"]
+
+    opened = opening.open_checkpoint(run.saved[30].folder, trusted(run.signer))
+    attest.add(opened, later.TEST_RESULT, answers(0.75).facts, run.signer)
+    keys = ["--key", f"{tmp_path}/me.ed25519.pub", f"{tmp_path}/me.p256.pub"]
+    assert verdict()[:2] == (0, "no evidence")
+    assert verdict(*keys)[:2] == (0, "supported")
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "the mean exact match of run.seed 3 was 0.75" in page
+    bundle = run.saved[30].folder / "provenance" / "test-result-0.sigstore.json"
+    bundle.write_bytes(bundle.read_bytes().replace(b"signatures", b"signaturez"))
+    code, said, reasons = verdict(*keys)
+    assert (code, said) == (1, "no evidence"), reasons
 
 
 @pytest.mark.parametrize(

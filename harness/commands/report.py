@@ -25,7 +25,7 @@ from harness.provenance.policy import Policy
 from harness.report import claim_file, claims, html, markdown, report, runs
 from harness.report.document import Block, Picture, Status
 from harness.report.judge import Judged
-from harness.report.study import Evaluated, Planned, study
+from harness.report.study import Planned, study
 from harness.sweeps import register
 
 EXAMPLE = "harness report runs/tiny --out runs/tiny-report"
@@ -58,9 +58,13 @@ def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed:
     folders, plans, absent = _expanded(paths)
     read = runs.told_apart([runs.read(path) for path in folders])
     reports = [] if whom is None else [verify_run(one.root, whom) for one in read]
+    if reports:
+        read = [
+            replace(one, evaluated=tuple(_evaluated(judged)))
+            for one, judged in zip(read, reports, strict=True)
+        ]
     verdicts = _verdicts(read, reports)
     about = study(read, verdicts, wanted, plans, absent, [found.evidence for found in reports])
-    about = replace(about, evaluations=tuple(_evaluations(read, reports)))
     files = _write(out, report.compose(about))
     lines = [*(report.summary(one) for one in read), *(one.text for one in verdicts if one)]
     lines += [
@@ -73,8 +77,8 @@ def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed:
     document: dict[str, Any] = {
         "runs": [_document(*each) for each in zip(read, verdicts, about.tiers, strict=True)],
         "evaluations": [
-            {"run": one.run, "checkpoint": one.checkpoint, "signer": one.signer, **one.facts}
-            for one in about.evaluations
+            {"run": one.name, "checkpoint": each.checkpoint, "signer": each.signer, **each.facts}
+            for one, each in about.evaluations
         ],
         "claims": [_judged(one) for one in about.judged],
         "files": {name: str(path) for name, path in files.items()},
@@ -102,14 +106,13 @@ def _expanded(paths: Sequence[Path]) -> tuple[list[Path], list[Planned], list[st
     return folders, plans, absent
 
 
-def _evaluations(read: Sequence[runs.Run], reports: Sequence[Report]) -> Iterator[Evaluated]:
-    """The accepted test-results of runs whose verification found nothing wrong."""
-    for one, judged in zip(read, reports, strict=bool(reports)):
-        for opened in judged.checkpoints if not judged.findings else ():
-            for each in opened.added:
-                if each.statement.kind == later.TEST_RESULT:
-                    facts = dict(each.statement.predicate)
-                    yield Evaluated(one.name, opened.folder.name, each.signer, facts)
+def _evaluated(judged: Report) -> Iterator[runs.Evaluated]:
+    """The accepted test-results of a run whose verification found nothing wrong."""
+    for opened in judged.checkpoints if not judged.findings else ():
+        for each in sorted(opened.added, key=lambda one: (len(one.statement.name), one.statement.name)):
+            if each.statement.kind == later.TEST_RESULT:
+                step, facts = opened.statement.step_to, dict(each.statement.predicate)
+                yield runs.Evaluated(opened.folder.name, step, each.signer, facts)
 
 
 def _verdicts(read: Sequence[runs.Run], reports: Sequence[Report]) -> list[Status | None]:

@@ -6,7 +6,7 @@
     claims:
       - name: wider-is-better
         says: The wide model needs fewer bits per byte than the narrow one.
-        metric: bits_per_byte              # an evaluation figure, or train_loss
+        metric: bits_per_byte              # a figure of an evaluation, or train_loss
         better: lower
         of: {model.width: 128}             # the runs with these settings …
         than: {model.width: 64}            # … against the runs with those
@@ -17,7 +17,16 @@
         metric: bits_per_byte
         at_most: 3.0                       # or at_least
         of: {model.width: 128}
+      - name: it-answers
+        says: A fifth of the answers are right, token by token.
+        metric: exact_match                # of a signed evaluation (harness evaluate) of the last step
+        evaluation: {dataset: chats}       # which one, where there are several
+        at_least: 0.2
+        of: {model.width: 128}
 
+- ``evaluation`` names a signed evaluation by what it was: ``procedure``, ``version``, ``dataset``,
+  ``split``, ``sha256``, ``examples``, ``step``, ``decoding.…`` and ``setting.…``; `harness.report.measured`
+  says which one is meant without it
 - ``for`` is what the claim speaks about. ``seeds``: ``any`` (the default) or ``these``; ``data`` and
   ``stack``: ``same`` as in the runs (the default) or ``any``
 - an unknown, missing or repeated key is an error with its line
@@ -39,6 +48,7 @@ TRAIN_LOSS = "train_loss"
 _LIMIT = 256 << 10
 _NEEDED = ("name", "says", "metric", "of")
 _COMPARED, _BOUND = ("better", "than", "by"), ("at_most", "at_least")
+_OPTIONAL = ("evaluation", "for")
 _SCOPE = {"seeds": ("any", "these"), "data": ("same", "any"), "stack": ("same", "any")}
 
 Direction = Literal["lower", "higher"]
@@ -72,6 +82,9 @@ class Claim:
     margin: float
     """By how much at least, or the level itself."""
     scope: Scope
+    evaluation: Settings | None = None
+    """Which signed evaluation is meant, as `harness.report.measured` names them; None for any, or for the one
+    while training."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +177,7 @@ class _Reader:
         return float(value)
 
     def claim(self, value: Any) -> Claim:
-        fields = self.mapping(value, "a claim", (*_NEEDED, *_COMPARED, *_BOUND, "for"), _NEEDED)
+        fields = self.mapping(value, "a claim", (*_NEEDED, *_COMPARED, *_BOUND, *_OPTIONAL), _NEEDED)
         name = self.text(fields["name"], "name")
         kinds = [key for key in ("than", *_BOUND) if key in fields]
         if len(kinds) != 1:
@@ -185,7 +198,11 @@ class _Reader:
         if of == than:
             self.fail(f"{name} compares runs with themselves")
         says, metric = self.text(fields["says"], "says"), self.text(fields["metric"], "metric")
-        return Claim(name, says, metric, of, than, better, margin, self.scope(fields.get("for", {}), name))
+        scope = self.scope(fields.get("for", {}), name)
+        evaluation: Settings | None = None
+        if "evaluation" in fields:
+            evaluation = self.settings(fields["evaluation"], f"evaluation of {name}", "dataset: chats")
+        return Claim(name, says, metric, of, than, better, margin, scope, evaluation)
 
     def direction(self, value: Any, name: str) -> Direction:
         if value == "lower":
@@ -194,9 +211,9 @@ class _Reader:
             return "higher"
         self.fail(f"{name} needs `better: lower` or `better: higher`")
 
-    def settings(self, value: Any, what: str) -> Settings:
+    def settings(self, value: Any, what: str, example: str = "model.width: 128") -> Settings:
         if not isinstance(value, dict) or any(isinstance(inner, dict) for inner in value.values()):
-            self.fail(f"{what} is no mapping of config keys, such as {{model.width: 128}}")
+            self.fail(f"{what} is no mapping of keys to values, such as {{{example}}}")
         return dict(value)
 
     def scope(self, value: Any, name: str) -> Scope:

@@ -10,7 +10,8 @@ from typing import Any
 
 from harness.report.argument import decimal
 from harness.report.document import Block, Heading, Paragraph, Table
-from harness.report.study import Evaluated, Study
+from harness.report.runs import Evaluated, Run
+from harness.report.study import Study
 
 _HEAD = ("run", "checkpoint", "measures", "examples", "procedure", "suite", "decoding", "result", "signed by")
 
@@ -19,23 +20,23 @@ def blocks(study: Study) -> Iterator[Block]:
     """The section of a report."""
     yield Heading(2, "Evaluations of checkpoints")
     if study.evaluations:
-        yield Table(list(_HEAD), [_row(each) for each in study.evaluations])
+        yield Table(list(_HEAD), [_row(*each) for each in study.evaluations])
     elif any(study.verdicts):
         yield Paragraph("No verified checkpoint has a signed test-result; `harness evaluate` adds one.")
     else:
         yield Paragraph("Signed test-results are shown once they are verified: give `--key` or `--policy`.")
 
 
-def _row(one: Evaluated) -> list[str]:
+def _row(run: Run, one: Evaluated) -> list[str]:
     told: Mapping[str, Any] = one.facts.get("harness_evaluation") or {}
-    measures = (f"{name} {decimal(float(value))}" for name, value in told.get("metrics", {}).items())
+    measures = (f"{name} {decimal(value)}" for name, value in one.metrics.items())
     decoding = ", ".join(
         f"{name.replace('_', ' ')} {value}" for name, value in told.get("decoding", {}).items()
     )
     failed = one.facts.get("failedTests") or []
     examples = told.get("examples")
     return [
-        one.run,
+        run.name,
         f"`{one.checkpoint}`",
         ", ".join(measures) or "—",
         "—" if examples is None else f"{examples:,}",

@@ -23,9 +23,9 @@ from typing import Literal
 
 from harness.audit.tiers import Claim as Supported
 from harness.report import claims as facts
-from harness.report import statistics
+from harness.report import measured, statistics
 from harness.report.arms import APART, Arm, chosen
-from harness.report.claim_file import TRAIN_LOSS, Claim
+from harness.report.claim_file import Claim
 from harness.report.document import Status
 from harness.report.runs import Run
 from harness.report.statistics import Comparison, Interval
@@ -76,35 +76,35 @@ def supporting(judged: Sequence[Judged], run: Run, runs: Sequence[Run]) -> Itera
         arms = [chosen(runs, settings) for settings in (one.claim.of, one.claim.than) if settings is not None]
         used = [each for arm in arms for each in arm.runs]
         if any(each.root == run.root for each in used):
-            name = "loss (train)" if one.claim.metric == TRAIN_LOSS else one.claim.metric
-            seeds = min(len(arm.values(name)) for arm in arms)
+            seeds = min(len(side.values) for side in measured.sides(one.claim, arms))
             yield Supported(one.claim.name, seeds, len({_identity(each, "stack") for each in used}))
 
 
 def _judge(claim: Claim, runs: Sequence[Run], unverified: set[Path], level: float) -> Judged:
     arms = [chosen(runs, settings) for settings in (claim.of, claim.than) if settings is not None]
-    name = "loss (train)" if claim.metric == TRAIN_LOSS else claim.metric
-    values = [arm.values(name) for arm in arms]
-    for arm, found in zip(arms, values, strict=True):
-        if not found:
-            reason = f"no finished run with {arm.label} has a figure {claim.metric}"
-            return Judged(claim, "no evidence", (reason,), None, None, None, None)
-    narrow = [*_breadth(claim, arms, values, unverified)]
+    sides = measured.sides(claim, arms)
+    values = [side.values for side in sides]
+    for side in sides:
+        if not side.values:
+            reason = f"no finished run with {side.arm.label} has a figure {claim.metric}"
+            told = (f"{each.run.name}: {each.remark}" for each in side.found[:1])
+            return Judged(claim, "no evidence", (": ".join((reason, *told)),), None, None, None, None)
+    narrow = [*_breadth(claim, sides, unverified)]
     centre, interval, comparison = _measured(values, level)
     shown = _sentence(claim, arms, values, centre, interval)
     sign = -1 if claim.better == "lower" else 1
     # As a distance on the claim's side of its margin, whatever its direction.
-    side = sign * centre - (claim.margin if claim.than is not None else sign * claim.margin)
+    beyond = sign * centre - (claim.margin if claim.than is not None else sign * claim.margin)
     # A claim about these very runs is a matter of fact, not of inference.
     inferred = interval is not None and claim.scope.seeds == "any"
     half = (interval.high - interval.low) / 2 if interval is not None and inferred else 0.0
-    if half and abs(side) <= half:
+    if half and abs(beyond) <= half:
         alone = stdev(values[0].values()), True
         deviation, paired = (comparison.deviation, comparison.paired) if comparison else alone
-        needed = statistics.seeds_needed(side, deviation, paired=paired, level=level)
+        needed = statistics.seeds_needed(beyond, deviation, paired=paired, level=level)
         narrow.insert(0, f"the interval {interval} does not exclude the margin of {claim.margin:g}")
         return Judged(claim, "undecided", tuple(narrow), shown, interval, comparison, needed)
-    short = side < 0 or (side == 0 and claim.than is not None and claim.margin == 0)
+    short = beyond < 0 or (beyond == 0 and claim.than is not None and claim.margin == 0)
     verdict: Verdict = "not supported" if short else "too broad" if narrow else "supported"
     return Judged(claim, verdict, tuple(narrow), shown, interval, comparison, None)
 
@@ -120,12 +120,11 @@ def _measured(values: Sequence[Values], level: float) -> tuple[float, Interval |
     return comparison.difference, comparison.interval, comparison
 
 
-def _breadth(
-    claim: Claim, arms: Sequence[Arm], values: Sequence[Values], unverified: set[Path]
-) -> Iterator[str]:
+def _breadth(claim: Claim, sides: Sequence[measured.Side], unverified: set[Path]) -> Iterator[str]:
     """Where the claim speaks of more than the runs show."""
+    arms = [side.arm for side in sides]
     runs = [run for arm in arms for run in arm.runs]
-    seeds = min(map(len, values))
+    seeds = min(len(side.values) for side in sides)
     if claim.scope.seeds == "any" and seeds < LEAST_SEEDS:
         yield f"it speaks of any seed, and {_count(seeds, 'seed')} ran; {LEAST_SEEDS} are the least"
     for key, words in (("data", "corpus"), ("stack", "stack")):
@@ -140,10 +139,31 @@ def _breadth(
     lost = [f"{run.name} ({facts.ending(run).text})" for run in runs if facts.ending(run).kind != "good"]
     if lost:
         yield f"{len(lost)} of {_count(len(runs), 'run')} did not finish and are left out: {lost[0]}"
+    remarks = [each for side in sides for each in side.found if each.remark is not None]
+    none = [each for each in remarks if each.value is None]
+    if none:
+        yield (
+            f"{len(none)} of {_count(len(runs), 'run')} finished without a value of {claim.metric} and are "
+            f"left out: {none[0].run.name}: {none[0].remark}"
+        )
+    yield from (f"{each.run.name}: {each.remark}" for each in remarks if each.value is not None)
     twice = sum(len({facts.seed(run) for run in arm.runs}) < len(arm.runs) for arm in arms)
     if twice:
         yield "an arm has several runs of the same seed; the last one counts"
     yield from _confounded(claim, arms)
+    yield from _measured_differently(claim, sides)
+
+
+def _measured_differently(claim: Claim, sides: Sequence[measured.Side]) -> Iterator[str]:
+    """What is not alike in how signed evaluations were made, and the claim does not speak of."""
+    tested = measured.datasets(sides)
+    if claim.scope.data == "any" and len(tested) == 1:
+        yield "it speaks of any data, and one dataset was evaluated"
+    free = {"data": measured.DATA, "stack": measured.STACK}
+    ignored = {name for key, names in free.items() if getattr(claim.scope, key) == "any" for name in names}
+    other = [name for name in measured.differing(sides) if name not in ignored]
+    if other:
+        yield f"its evaluations differ in {', '.join(other[:5])}"
 
 
 def _confounded(claim: Claim, arms: Sequence[Arm]) -> Iterator[str]:

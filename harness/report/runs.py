@@ -40,6 +40,25 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """A test-result of a checkpoint that a verification has accepted."""
+
+    checkpoint: str
+    """Name of its folder."""
+    step: int
+    signer: str
+    """Name of the policy's identity."""
+    facts: Facts
+    """The predicate."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Measure → value; empty for a result of another tool that has none."""
+        told = self.facts.get("harness_evaluation") or {}
+        return {name: float(value) for name, value in told.get("metrics", {}).items()}
+
+
+@dataclass(frozen=True)
 class Incident:
     """A warning or an error from ``events/``."""
 
@@ -69,6 +88,8 @@ class Run:
     config_text: str
     energy: Mapping[str, float] = field(default_factory=dict)
     """Source → joules, over all launches and ranks, as far as events/ tell; no signature covers them."""
+    evaluated: tuple[Evaluated, ...] = ()
+    """In the order of steps and statements; empty until a verification has found nothing wrong."""
     label: str | None = None
     """What to call it instead of its name, where several runs have the same."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from harness.audit import tiers as tier_rules
 from harness.audit.tiers import Evidence, Tiers
@@ -13,7 +12,7 @@ from harness.report.arms import Arm, group
 from harness.report.claim_file import Claims
 from harness.report.document import Status
 from harness.report.judge import Judged
-from harness.report.runs import Run
+from harness.report.runs import Evaluated, Run
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,6 @@ class Planned:
     """Members that had already finished."""
     claims: str | None
     """Hex sha256 of the claims file that it was given; None without one."""
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A verified test-result of a checkpoint."""
-
-    run: str
-    checkpoint: str
-    """Name of its folder."""
-    signer: str
-    facts: Mapping[str, Any]
-    """The predicate."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +45,16 @@ class Study:
     """Planned members that never began."""
     tiers: tuple[Tiers, ...]
     """How far a rerun of each run would repeat it."""
-    evaluations: tuple[Evaluated, ...] = ()
-    """Test-results that a verification accepted."""
 
     @property
     def several(self) -> bool:
         """Whether runs must be told apart."""
         return len(self.runs) > 1
+
+    @property
+    def evaluations(self) -> list[tuple[Run, Evaluated]]:
+        """Test-results that a verification accepted, each with its run."""
+        return [(run, each) for run in self.runs for each in run.evaluated]
 
     @property
     def figures(self) -> tuple[str, ...]:
