@@ -1,9 +1,9 @@
 """One run from start or resume to its last step: set-up, loop, finish, read from top to bottom.
 
 Accelerate places the model and wraps it in DDP; everything else that decides a bit of the run is in the
-modules that this file names. `harness.training.building` makes what a step needs, `harness.training.session`
-steps, `harness.training.resume` says what it continues from, `harness.training.recorder` writes down what
-happened.
+modules that this file names. `harness.training.continuation` says what it continues from,
+`harness.training.building` makes what a step needs, `harness.training.session` steps,
+`harness.training.recorder` writes down what happened.
 """
 
 from __future__ import annotations
@@ -21,7 +21,20 @@ from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
 from harness.errors import Interrupted
 from harness.format import chain, layout
-from harness.training import building, distributed, elastic, energy, launch, remote, session, signals, startup
+from harness.training import (
+    building,
+    continuation,
+    distributed,
+    elastic,
+    energy,
+    launch,
+    remote,
+    session,
+    signals,
+    startup,
+    summary,
+)
+from harness.training.desk import newest_id, open_desk
 from harness.training.evaluate import evaluate
 from harness.training.exchange import FAILED
 from harness.training.metrics import Events
@@ -71,8 +84,8 @@ def train(
         watchdog = stack.enter_context(startup.watchdog(workers, settings, stop))
         screen = Screen(visible=workers.first and not quiet)
         store = remote.client(workers, settings)
-        held, candidates = startup.hold_run(workers, settings, store, screen)
-        opened, found = startup.open_run(workers, held, candidates, accept)
+        held, candidates = continuation.hold_run(workers, settings, store, screen)
+        opened, found = continuation.open_run(workers, held, candidates, accept)
         task = startup.build_task(workers, settings, loaded.path.parent)
         events = Events(startup.events_path(settings, workers.rank))
         stack.callback(events.close)
@@ -82,13 +95,13 @@ def train(
         # The state of the run: build, warm up, then tensors, data cursor and generators of the checkpoint.
         # Tensors are verified while they are read, so only now can a checkpoint turn out to be damaged.
         while True:
-            origin = startup.open_start(workers, settings, held) if found is None else None
+            origin = continuation.open_start(workers, settings, held) if found is None else None
             launched = workers.first_only(
-                partial(startup.classify, opened, loaded, started, workers, task, accept, reason, origin)
+                partial(continuation.classify, opened, loaded, started, workers, task, accept, reason, origin)
             )
             if opened is not None and launched is not None:
                 screen.table(
-                    startup.first_screen(loaded, started, workers, task, opened, launched, changes, origin)
+                    summary.first_screen(loaded, started, workers, task, opened, launched, changes, origin)
                 )
             current = building.build(settings, task, workers, prepare)
             stack.callback(current.batches.close)
@@ -97,11 +110,11 @@ def train(
                     partial(session.begin, current, None if origin is None else origin.loaded)
                 )
                 break
-            resumed = startup.resumed(workers, current, found, candidates, screen)
+            resumed = continuation.resumed(workers, current, found, candidates, screen)
             if resumed is not None:
                 stream = resumed
                 break
-            opened, found = startup.open_run(workers, held, candidates, accept)
+            opened, found = continuation.open_run(workers, held, candidates, accept)
         kind = workers.broadcast_bytes(launched.segment.kind.encode() if launched else b"").decode()
         ledger = Ledger(
             settings.determinism.mode, settings.determinism.census_every, workers.rank, workers.device
@@ -113,9 +126,7 @@ def train(
                 ledger.load(found.files[layout.LEDGER])
         current.doubling = startup.doubling(settings, workers, current, ledger, start)
         desk = workers.first_only(
-            lambda: startup.open_desk(
-                opened, launched, loaded, task, workers, events, screen, start, accept, store
-            )
+            lambda: open_desk(opened, launched, loaded, task, workers, events, screen, start, accept, store)
         )
         writer = startup.writer(workers, settings, desk, store)
         watchdog.give_up = writer.give_up
@@ -187,13 +198,13 @@ def train(
             )
             stopped.silent = not workers.first
             raise stopped
-        screen.say(startup.closing(settings, recorder, desk, start, time.monotonic() - began))
+        screen.say(summary.closing(settings, recorder, desk, start, time.monotonic() - began))
         return Result(
             run=str(settings.run.dir),
             kind=kind,
             first_step=start,
             last_step=recorder.last_step,
-            checkpoint=startup.newest_id(desk),
+            checkpoint=newest_id(desk),
             loss=recorder.loss,
             evaluation=dict(recorder.evaluation),
         )

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from harness.checkpoint import shards, state
-from harness.checkpoint.publisher import Commit, Publication, Publisher
+from harness.checkpoint.publisher import Publication
 from harness.checkpoint.shards import Part
 from harness.checkpoint.snapshot import Arena, Tensors, image_of
 from harness.checkpoint.writer import NICENESS, CheckpointWriter, Save
@@ -23,29 +23,15 @@ from harness.determinism import ledger as ledgers
 from harness.determinism.ledger import Ledger
 from harness.errors import HarnessError, TrainingFailed
 from harness.format import chain, layout, strict_json
-from harness.format.layout import RunFolder
 from harness.settings import Settings
-from harness.tracking import Tracking
 from harness.training import record
+from harness.training.desk import Desk
 from harness.training.exchange import FAILED, Told
-from harness.training.metrics import Events, MetricsLog
+from harness.training.metrics import Events
 from harness.training.readback import NonFinite, Values
-from harness.training.record import RunFacts, StepFacts
+from harness.training.record import StepFacts
 from harness.training.screen import Screen
 from harness.training.session import Session, captured_rng
-
-
-@dataclass
-class Desk:
-    """What only rank 0 has: the open files of the run."""
-
-    folder: RunFolder
-    facts: RunFacts
-    publisher: Publisher
-    metrics: MetricsLog
-    tracking: Tracking
-    peak_flops: float | None
-    """Of all GPUs of the run together; None when unknown."""
 
 
 @dataclass(frozen=True)
@@ -318,16 +304,3 @@ class Recorder:
             "epoch": samples // task.samples,
             "position": samples % task.samples,
         }
-
-
-def announce(events: Events, screen: Screen, commit: Commit) -> None:
-    """Say that a checkpoint is on disk; called in the writer's thread."""
-    events.write(
-        "checkpoint",
-        step=commit.step,
-        checkpoint=commit.checkpoint,
-        seconds=commit.seconds,
-        bytes=commit.size,
-        direct_bytes=commit.direct,
-    )
-    screen.saved(commit)

@@ -33,6 +33,7 @@ from harness.errors import EvidenceIncomplete, HarnessError, TrainingFailed
 from harness.settings import Settings
 from harness.tasks.task import Batch, Task
 from harness.training import building, distributed, elastic, launch, localise, resume, session, startup
+from harness.training.facts import facts_of
 from harness.training.readback import NonFinite, Readback, Values
 from harness.training.record import Segment
 from harness.training.session import Session, wanted_files
@@ -113,7 +114,7 @@ def launched(order: Order) -> Iterator[tuple[Place, Task]]:
         place = Place(settings, Path(order.base), workers, prepare, answer)
         task = place.task()
         loaded = config.Loaded(settings, {}, (Path(order.base) / "run.yaml",))
-        facts = startup.facts_of(loaded, started, workers, task, "0" * 32, None, Segment(0, "genesis"))
+        facts = facts_of(loaded, started, workers, task, "0" * 32, None, Segment(0, "genesis"))
         changes = workers.first_only(lambda: list(resume.changes(order.signed, facts)))
         if changes is not None:
             answer.write(
