@@ -130,6 +130,17 @@ def test_a_job_at_work_in_the_folder_is_seen(path: Path, capsys: pytest.CaptureF
     assert "another job is training" in checks["run"]["text"]
 
 
+def test_what_was_cut_off_is_named(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: folders as a save and a fetch leave them."""
+    run = path.parent / "run"
+    for name in (".tmp-log", "checkpoints/.tmp-step-00000012", "checkpoints/step-00000006"):
+        (run / name).mkdir(parents=True)
+    _, checks = examine(path, capsys)
+    said = "left by what was cut off, removed by the next launch: .tmp-log, .tmp-step-00000012"
+    assert checks["leftovers"]["text"] == said
+    assert sorted(each.name for each in run.rglob(".tmp-*")) == [".tmp-log", ".tmp-step-00000012"]
+
+
 def test_a_key_without_a_model_half_is_a_warning(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: an OpenSSH Ed25519 key, which has no P-256 half."""
     from cryptography.hazmat.primitives import serialization

@@ -24,8 +24,8 @@ from harness.audit import export, verify
 from harness.data import chat
 from harness.data.documents import Document
 from harness.data.tokenizer import END_OF_DOCUMENT, train_bpe
-from harness.errors import UsageError, VerificationFailed
-from harness.format import layout, strict_json
+from harness.errors import EnvironmentFault, UsageError, VerificationFailed
+from harness.format import files, layout, strict_json
 from harness.model.gpt import GPT, Shape
 
 TEMPLATE = (Path(__file__).parent.parent / "recipes" / "chat_template.jinja").read_bytes()
@@ -194,6 +194,23 @@ def test_only_a_checkpoint_that_verifies_is_exported_and_nothing_is_left_behind(
     with pytest.raises(UsageError, match="which of its checkpoints"):
         export.export(decoder.root, tmp_path / "new", trust, decoder.signer, quiet=True)
     assert [each.name for each in tmp_path.iterdir() if "new" in each.name] == []
+
+
+def test_what_a_killed_export_has_left_is_removed_and_said_and_one_at_work_is_left_alone(
+    decoder: SampleRun, tmp_path: Path
+) -> None:
+    """Oracle: a folder with half a file in it, first with the lock of a process at work, then without."""
+    folder, trust = decoder.saved[10].folder, trusted(decoder.signer)
+    left = tmp_path / ".tmp-new"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    with files.locked(left), pytest.raises(EnvironmentFault, match="another job is at work"):
+        export.export(folder, tmp_path / "new", trust, decoder.signer, quiet=True)
+    assert (left / "model.safetensors").read_bytes() == b"half"
+    made = export.export(folder, tmp_path / "new", trust, decoder.signer, quiet=True)
+    assert ".tmp-new, left by an export that was cut off, was removed first" in made.notes
+    assert not left.exists()
+    assert judged(tmp_path / "new", decoder)[0] == 0
 
 
 def test_another_model_keeps_its_names_and_the_reason_is_printed(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
+from harness.errors import EnvironmentFault, EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files
 
 
@@ -94,6 +94,23 @@ def test_publishing_overwrites_nothing(kind: str, tmp_path: Path) -> None:
         files.publish(tmp_path / ".tmp-a", final)
     assert os.lstat(final).st_ino == before.st_ino
     assert (tmp_path / ".tmp-a").is_dir()
+
+
+def test_a_workplace_is_emptied_when_nobody_holds_it_and_refused_when_somebody_does(tmp_path: Path) -> None:
+    """Oracle: the folder itself, as a killed process, a process at work, a failure and a rename leave it."""
+    place = tmp_path / "folder" / ".tmp-a"
+    place.mkdir(parents=True)
+    (place / "half").write_bytes(b"x")
+    with files.workplace(place) as left:
+        assert (left, list(place.iterdir())) == (True, [])
+        with pytest.raises(EnvironmentFault, match="another job is at work"), files.workplace(place):
+            pass
+        assert place.is_dir()
+        place.rename(tmp_path / "a")
+    assert (tmp_path / "a").is_dir()
+    with pytest.raises(FileNotFoundError), files.workplace(place):
+        (place / "missing" / "half").write_bytes(b"x")
+    assert not place.exists()
 
 
 def test_a_plain_file_is_read_up_to_its_limit(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from harness.errors import (
     UsageError,
     VerificationFailed,
 )
-from harness.format import layout
+from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.provenance import keys, log, rotation
 from harness.provenance.policy import from_keys
@@ -478,6 +478,27 @@ def test_fetch_brings_what_was_asked_for_and_goes_on_where_it_was(
     bucket.flip("checkpoints/step-00000003/model.safetensors")  # which is here already
     assert main(["fetch", bucket.url, str(folder), "--payload", "3"]) == 0
     assert verdict(folder, signer) == 0
+
+
+def test_what_other_fetches_have_left_is_removed_unless_a_job_is_at_work(
+    bucket: Bucket, tmp_path: Path, signer: keys.Signer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: leftovers made by hand, first under a lock; a store without a run makes no folder."""
+    launched(tmp_path / "run", bucket.url, signer).save(1)
+    folder = tmp_path / "fetched"
+    for name in (".tmp-log", "checkpoints/.tmp-step-00000009"):
+        (folder / name).mkdir(parents=True)
+    with files.locked(folder):
+        assert main(["fetch", bucket.url, str(folder)]) == 3
+    assert "another job is at work in this folder" in capsys.readouterr().err
+    assert (folder / "checkpoints" / ".tmp-step-00000009").is_dir()
+    assert main(["fetch", bucket.url, str(folder)]) == 0
+    # A fetch makes the temporary folder of the log anew, and removes that itself.
+    assert "removed .tmp-step-00000009: left by a save or a fetch" in capsys.readouterr().out
+    assert not list(folder.rglob(".tmp-*"))
+    assert main(["fetch", f"{bucket.url}-typo", str(tmp_path / "typo")]) == 4
+    assert "holds no checkpoint of a run: s3://" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
 
 
 @pytest.mark.parametrize("copied_by", ["server", "client"])

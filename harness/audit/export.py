@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -77,7 +76,8 @@ def export(
     """Write the weights of ``checkpoint`` to the new folder ``target``.
 
     Raises `UsageError` when ``target`` exists, `VerificationFailed` or `EvidenceIncomplete` when the
-    checkpoint does not verify; then nothing is left behind.
+    checkpoint does not verify; then nothing is left behind. Raises `EnvironmentFault` while another process
+    writes the same target; what one that was killed has left of it is removed, and a note says so.
     """
     return merge([checkpoint], target, policy, signer, None, quiet=quiet)
 
@@ -99,16 +99,13 @@ def merge(
         raise UsageError("the target exists", where=str(target), remedy="name a new folder")
     opened = [_opened(checkpoint, policy) for checkpoint in checkpoints]
     _check_alike(opened)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{layout.TEMPORARY}{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        exported = _write(opened, temporary, target.name, signer, mix, quiet)
+    with files.workplace(temporary) as left:
+        identity, chosen, sources, notes = _write(opened, temporary, target.name, signer, mix, quiet)
         files.publish(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return Exported(target, *exported)
+    if left:
+        notes = (*notes, f"{temporary.name}, left by an export that was cut off, was removed first")
+    return Exported(target, identity, chosen, sources, notes)
 
 
 def _opened(checkpoint: Path, policy: Policy) -> OpenedCheckpoint:

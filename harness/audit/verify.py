@@ -341,7 +341,7 @@ def _folders(run: RunFolder, findings: Findings) -> list[Path]:
         elif path.name.startswith(layout.DAMAGED):
             findings.note(f"not checked: {path.name} (set aside as damaged by a resume)")
         elif path.name.startswith(layout.TEMPORARY):
-            findings.note(f"not checked: {path.name} (a save that was cut off)")
+            findings.note(f"not checked: {path.name} (a save or a fetch that was cut off)")
         else:
             findings.bad("file set", "is no checkpoint's name", str(path), "move it out of the run folder")
     return folders

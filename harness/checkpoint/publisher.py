@@ -299,15 +299,6 @@ def durable_rename(source: Path, target: Path) -> None:
     durable.fsync_folder(target.parent)
 
 
-def clear_unfinished(run: RunFolder) -> list[str]:
-    """Remove what cut-off saves have left behind; returns their names."""
-    names = []
-    for leftover in sorted(run.checkpoints.glob(".tmp-*")) if run.checkpoints.is_dir() else []:
-        names.append(leftover.name)
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    return names
-
-
 def _manifest(folder: Path, files: Mapping[str, bytes], parts: Sequence[Written]) -> Manifest:
     """Write the small files, and list everything that ``folder`` holds now."""
     entries = [entry for part in parts for entry in part.files]

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from harness.commands import Outcome
+from harness.format import leftovers
 from harness.format.layout import RunFolder
 from harness.stores.client import ObjectStore
 from harness.stores.contents import parse_selection
@@ -56,6 +57,8 @@ def _lines(fetched: Fetched, folder: Path) -> list[str]:
         lines.append(f"whole       {', '.join(fetched.checkpoints)}  ({human_bytes(fetched.size)})")
     if fetched.statements:
         lines.append(f"statements  {', '.join(fetched.statements)}")
+    if fetched.cleared:
+        lines.append(leftovers.in_words(fetched.cleared))
     if fetched.nothing:
         lines.append("nothing new")
     return [*lines, f"{folder} is not verified yet: harness verify {folder} --key PUB"]

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,27 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def workplace(folder: Path) -> Iterator[bool]:
+    """A new, empty ``folder`` to build something in, held against others and removed at the end, unless it
+    has another name by then.
+
+    Yields whether one was removed first that a process had left which was killed: its lock is gone with it.
+    Raises `EnvironmentFault` when a process is at work there.
+    """
+    make_folder(folder.parent)
+    left = folder.is_dir()
+    if left:
+        with locked(folder, wait=False):
+            shutil.rmtree(folder)
+    folder.mkdir()
+    with locked(folder, wait=False):
+        try:
+            yield left
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_folder(path: Path) -> None:

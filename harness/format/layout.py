@@ -52,7 +52,7 @@ DAMAGED = "damaged-"
 NONFINITE = "nonfinite-"
 """Prefix of the signed last state of a run whose loss or gradients became NaN or infinite; never a parent."""
 TEMPORARY = ".tmp-"
-"""Prefix of a save that was cut off: readers ignore it, the next writer removes it."""
+"""Prefix of a save or a fetch that was cut off: readers ignore it, the next writer removes it."""
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
 

@@ -16,12 +16,12 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import EvidenceIncomplete, HarnessError, VerificationFailed, storage_fault
 from harness.format import files as durable
-from harness.format import layout
+from harness.format import layout, leftovers
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest
 from harness.format.metrics_line import step_of
@@ -51,20 +51,23 @@ class Fetched:
     """Checkpoints of the folder that were set aside, since the store's history goes another way."""
     size: int
     """Bytes of payload."""
+    cleared: tuple[str, ...] = ()
+    """What other fetches and saves had left unfinished, and is removed."""
 
     @property
     def nothing(self) -> bool:
         """Whether the folder is as it was."""
-        return not (self.checkpoints or self.statements or self.superseded)
+        return not (self.checkpoints or self.statements or self.superseded or self.cleared)
 
 
 def fetch(store: ObjectStore, run: RunFolder, wanted: Selection = newest, *, quiet: bool = False) -> Fetched:
     """Bring what ``run`` lacks: payload of the ``wanted`` ones of the complete checkpoints (names by step),
-    statements of all, log and metrics. What an interrupted fetch has brought is not brought again.
+    statements of all, log and metrics. What an interrupted fetch has brought is not brought again; of others
+    than the ``wanted`` ones it is removed.
 
     Raises `VerificationFailed` when store and folder hold different histories or a byte is wrong,
-    `EvidenceIncomplete` when the store lacks something that its manifest names, `EnvironmentFault` for a
-    store or a disk that does not work.
+    `EvidenceIncomplete` when the store lacks something that its manifest names, or everything,
+    `EnvironmentFault` for a store or a disk that does not work, or while a job is at work in the folder.
     """
 
     def payload(contents: Contents, logged: Path) -> list[str]:
@@ -74,7 +77,15 @@ def fetch(store: ObjectStore, run: RunFolder, wanted: Selection = newest, *, qui
                 _fetch_checkpoint(store, run, name, contents.of(name), bar)
         return chosen
 
-    return _fetch(store, run, payload)
+    contents = Contents(store.objects())
+    if not (contents.complete or contents.pruned):
+        raise EvidenceIncomplete(
+            "holds no checkpoint of a run", where=store.url, remedy="check the bucket, the prefix and AWS_*"
+        )
+    with _writing(run):
+        durable.make_folder(run.root)
+        with durable.locked(run.root, wait=False):
+            return replace(_fetch(store, run, contents, payload), cleared=leftovers.clear(run))
 
 
 def fetch_newest(
@@ -111,27 +122,38 @@ def fetch_newest(
             )
         return []
 
-    return _fetch(store, run, payload)
+    contents = Contents(store.objects())
+    with _writing(run):
+        return _fetch(store, run, contents, payload)
+
+
+@contextmanager
+def _writing(run: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise storage_fault(error, "fetching a run", run.root) from error
 
 
 def _size(contents: Contents, names: Sequence[str]) -> int:
     return sum(sum(contents.of(name).values()) for name in names)
 
 
-def _fetch(store: ObjectStore, run: RunFolder, payload: Callable[[Contents, Path], Sequence[str]]) -> Fetched:
-    contents = Contents(store.objects())
-    try:
-        with _log_of(store, run, contents) as (records, ahead, logged):
-            superseded = list(_set_aside(store, run, contents, records if ahead else ()))
-            statements = list(_fetch_statements(store, run, contents))
-            names = payload(contents, logged)
-            if names or statements or ahead:
-                _fetch_metrics(store, run, contents, ahead=ahead)
-            for name in SMALL_FILES:
-                if name in contents.objects and (ahead or not (run.root / name).exists()):
-                    durable.write_durable(run.root / name, store.get(name, _LIMIT))
-    except OSError as error:
-        raise storage_fault(error, "fetching a run", run.root) from error
+def _fetch(
+    store: ObjectStore,
+    run: RunFolder,
+    contents: Contents,
+    payload: Callable[[Contents, Path], Sequence[str]],
+) -> Fetched:
+    with _log_of(store, run, contents) as (records, ahead, logged):
+        superseded = list(_set_aside(store, run, contents, records if ahead else ()))
+        statements = list(_fetch_statements(store, run, contents))
+        names = payload(contents, logged)
+        if names or statements or ahead:
+            _fetch_metrics(store, run, contents, ahead=ahead)
+        for name in SMALL_FILES:
+            if name in contents.objects and (ahead or not (run.root / name).exists()):
+                durable.write_durable(run.root / name, store.get(name, _LIMIT))
     statements = [name for name in statements if name not in names]
     return Fetched(tuple(names), tuple(statements), tuple(superseded), _size(contents, names))
 

@@ -21,6 +21,7 @@ from harness.audit import prepared, sealed
 from harness.data.corpus import WheelFiles
 from harness.data.documents import FILE_KINDS, matching_files, prepared_folder
 from harness.errors import HarnessError
+from harness.format import leftovers
 from harness.format.layout import RunFolder
 from harness.provenance import keys, policy, policy_file
 from harness.provenance.policy import Policy
@@ -168,6 +169,9 @@ def _run(root: Path) -> Iterator[Check]:
         yield Check("ok", "run", f"continues from {complete[-1].name}, if that verifies")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if left := leftovers.found(RunFolder(root)):
+            names = ", ".join(path.name for path in left)
+            yield Check("ok", "leftovers", f"left by what was cut off, removed by the next launch: {names}")
     except BlockingIOError:
         yield Check("bad", "run", f"another job is training in {root}", "wait for it or stop it")
     finally:

@@ -15,7 +15,7 @@ from typing import Any
 from harness import config
 from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Loaded
 from harness.errors import ResumeRefused, TrainingFailed
-from harness.format import layout
+from harness.format import layout, leftovers
 from harness.format.layout import RunFolder
 from harness.settings import Settings
 from harness.stores.client import ObjectStore
@@ -45,6 +45,8 @@ def hold_run(
 ) -> tuple[HeldRun | None, Candidates]:
     """The run folder, held by rank 0, with what only the store had, and the way back to its checkpoints."""
     held = workers.first_only(lambda: resume.hold(settings))
+    if held is not None and held.cleared:
+        screen.say(leftovers.in_words(held.cleared))
     folder = RunFolder(settings.run.dir)
     if store is not None:
         workers.first_only(partial(remote.fetch_newer, store, held, screen))

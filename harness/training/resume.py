@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from harness import config
-from harness.checkpoint import publisher
 from harness.checkpoint.publisher import Commit
 from harness.checkpoint.restore import Found, Skipped
 from harness.errors import EnvironmentFault, ResumeRefused, TrainingFailed, VerificationFailed
 from harness.format import files as durable
-from harness.format import layout, strict_json
+from harness.format import layout, leftovers, strict_json
 from harness.format.layout import RunFolder
 from harness.provenance import history, keys, log, policy
 from harness.provenance.keys import PublicKey, Signer
@@ -50,6 +49,8 @@ class HeldRun:
     """The file of the signing key."""
     signer: Signer
     signer_reason: str
+    cleared: tuple[str, ...] = ()
+    """What cut-off saves and fetches had left, and is removed now."""
 
     @property
     def policy(self) -> Policy:
@@ -91,8 +92,7 @@ def hold(settings: Settings) -> HeldRun:
     lock = _lock(folder)
     path, reason = keys.signing_key_path(settings.signing.key, folder.root)
     signer = keys.load_signer(path)
-    publisher.clear_unfinished(folder)
-    return HeldRun(folder, lock, path, signer, reason)
+    return HeldRun(folder, lock, path, signer, reason, leftovers.clear(folder))
 
 
 def open_run(held: HeldRun | None, found: Found, accept: Sequence[str]) -> OpenRun:
