@@ -13,9 +13,10 @@ from planted_models import Sound, micro_step
 from test_train import keys, predicate
 from toy_task import config
 
+from harness.determinism.double import Checked
 from harness.determinism.ledger import Ledger
 from harness.format import ledger as document
-from harness.training.doubling import FIRST, SECOND, Doubling
+from harness.training.doubling import AGAIN, FIRST, MOST_PAIRS, SECOND, Doubling
 from harness.workers import Workers
 
 RESTLESS = """
@@ -104,6 +105,117 @@ def test_a_run_has_the_same_bits_with_and_without_it(
         looked += sum(each["steps"] for each in ledger["coverage"] if each["observer"] == "double")
     assert looked >= 2
     assert chain(place.root / "off") == chain(place.root / "half")
+
+
+GROWING = """
+import torch
+from toy_task import Toy
+
+
+class Last(torch.nn.Linear):
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+class Indexed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.ones(3, 8))
+        self.compiled = Last(8, 4)
+        self.compiled.compile(backend="eager", dynamic=False)
+
+    def forward(self, x):
+        rows = self.table[torch.zeros(len(x), dtype=torch.long)]
+        return self.compiled(x + rows)
+
+
+class Growing(Toy):
+    made = 0  # one of them for evaluations
+
+    def build_model(self):
+        return Indexed()
+
+    def batch(self, indices, epochs):
+        self.made += 1
+        x, y = super().batch(indices, epochs)
+        return (x, y) if self.made <= 21 else (x.repeat(2, 1), y.repeat(2))
+"""
+
+
+def test_a_recompilation_is_looked_at_as_a_start_and_what_is_doubled_is_not_counted(place: Place) -> None:
+    """Oracle: batches have another shape from step 11 on; two micro-batches a step, each with one gradient of
+    indexing, in two steps with a census. In the second of them one is executed twice besides."""
+    (place.root / "growing_task.py").write_text(GROWING)
+    task = '{kind: "growing_task:Growing", options: {plain: true}}'
+    train = "{steps: 20, global_batch: 4, micro_batch: 2}"
+    place.write("toy.yaml", config(place.run, task=task, train=train, evaluate="{every: 0}"))
+    assert (done := place.harness("train", "toy.yaml")).code == 0, done.err
+    ledger = json.loads((place.run / "checkpoints" / "step-00000020" / "ledger.json").read_bytes())
+    steps = {
+        each["observer"]: (each["first_step"], each["steps"], each["last_step"])
+        for each in ledger["coverage"]
+    }
+    assert steps["double"] == (FIRST, 4, 11 + AGAIN[1])
+    assert steps["census"] == (1, 2, 12)
+    (row,) = (
+        each for each in ledger["rows"] if each["op"] == "aten.index_put" and each["evidence"] == "documented"
+    )
+    assert row["count"] == 4
+
+
+def test_recompilations_without_end_are_not_all_looked_at() -> None:
+    """Oracle: double executions whose steps are written down; pairs after three recompilations, then none."""
+    model, taken = Sound(), []
+    doubling = Doubling(
+        Ledger("warn", 50, 0, torch.device("cpu")),
+        Workers.alone(),
+        model,
+        model,
+        {},
+        (),
+        start=0,
+        budget=1e-9,
+    )
+    doubling._double.check = lambda _, fine: (
+        taken.append((step, fine)) or Checked(fine, (), frozenset(), 1, 10**9)
+    )  # type: ignore[assignment,func-returns-value,misc]
+    for step in range(1, 200):
+        doubling.look(step, micro_step(model))
+        if step % 20 == 0:
+            doubling.look_again(step)
+    again = [(20 * number + each, each == 1) for number in range(1, MOST_PAIRS + 1) for each in AGAIN]
+    assert taken == [(FIRST, True), (SECOND, False), *again]
+
+
+def test_digests_are_paid_before_double_executions() -> None:
+    """Oracle: a clock of its own: steps of 10 ms, of which digests take 0.5 %, and executions of 25 ms."""
+    clock, steps, budget = Clock(), 4000, 0.01
+    model, taken, digests = Sound(), [], 0
+    ledger = Ledger("warn", 50, 0, torch.device("cpu"))
+    doubling = Doubling(
+        ledger,
+        Workers.alone(),
+        model,
+        model,
+        {},
+        (),
+        start=0,
+        budget=budget,
+        digest_ns=lambda: digests,
+        clock=clock,
+    )
+
+    def check(*_: object, **__: object) -> Checked:
+        taken.append(step)
+        clock.now += 25_000_000
+        return Checked(True, (), frozenset(), 1, 25_000_000)
+
+    doubling._double.check = check  # type: ignore[method-assign]
+    for step in range(1, steps + 1):
+        doubling.look(step, micro_step(model))
+        clock.now += 10_000_000
+        digests += 50_000
+    assert 0.9 * budget <= (len(taken) * 25 + digests / 1e6) / (steps * 10) <= 1.01 * budget
 
 
 class Clock:

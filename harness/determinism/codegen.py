@@ -70,6 +70,12 @@ class Scanned:
         return sum(finding.places for finding in self.findings if not finding.tuned)
 
 
+def compilations() -> int:
+    """Graphs that dynamo has compiled in this process so far, as it counts them; 0 when it is not loaded."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
+
+
 def loaded_modules() -> list[ModuleType]:
     """Modules that inductor generated and loaded in this process; none when inductor is not loaded."""
     cache = sys.modules.get("torch._inductor.codecache")

@@ -19,8 +19,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from time import perf_counter_ns
 from typing import Any
@@ -58,6 +58,7 @@ class Ledger:
         self._next_step = _NEVER if mode == "off" else -1
         self._profiled = False
         self._sample: _Sample | None = None
+        self._compilations = codegen.compilations()
         self._scanned: dict[str, codegen.Scanned | None] = {}
         self._findings = document.Ledger(mode=mode)
         self.spent_ns = 0
@@ -72,11 +73,23 @@ class Ledger:
         """No census before ``step``: they cost more than the budget has."""
         self._next_step = max(self._next_step, step)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether dynamo has compiled anything since the step that is observed began."""
+        return self._mode != "off" and codegen.compilations() != self._compilations
+
+    def look_again(self, step: int) -> None:
+        """After update ``step``, in which something was compiled: read it, and take a census of the next."""
+        if self._mode != "off":
+            self.scan(step)
+            self._next_step = step + 1
+
     def observe(self, step: int) -> AbstractContextManager[None]:
         """A context around the forward, backward and optimizer work of update ``step``.
 
-        On a step that is not due it costs one comparison.
+        On a step that is not due it costs two look-ups and a comparison.
         """
+        self._compilations = codegen.compilations()
         if step < self._next_step:
             return _IDLE
         return self._observe(step)
@@ -102,6 +115,19 @@ class Ledger:
         """
         if self._sample is not None:
             self._sample.walk(loss)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Around work inside of `observe` that is no part of the step: it is not counted."""
+        sample = self._sample
+        if sample is None:
+            yield
+            return
+        sample.census.paused = True
+        try:
+            yield
+        finally:
+            sample.census.paused = False
 
     def scan(self, step: int) -> None:
         """Read the code that inductor has generated so far; new files only."""

@@ -3,9 +3,15 @@
 The first double execution comes at the third step of a launch, when compiling and the first census are over;
 it sees every operator, and a second one, soon after, only loss and gradients. They cost more than the budget
 has by then. From then on the next one comes when all that was spent, and what it will cost itself, is at most
-the budget's share of the time of the steps since the launch began. They take turns in what they see. The
-ranks agree on the step: a rank that looked alone would keep the others waiting, and FSDP2's passes need every
-rank.
+the budget's share of the time of the steps since the launch began. They take turns in what they see. Another
+such pair follows a recompilation, whatever it costs; at most `MOST_PAIRS` in a launch, since a model may
+compile for ever new shapes.
+
+The digests of steps are looking, too. They come at the steps that the config says, so the rest has
+what they leave of the budget, but at least `LEAST`.
+
+The ranks agree on the step: a rank that looked alone would keep the others waiting, and FSDP2's passes need
+every rank.
 """
 
 from __future__ import annotations
@@ -24,6 +30,11 @@ from harness.workers import Workers
 
 FIRST, SECOND = 3, 8
 """Steps of a launch, from 1, at which a micro-step is executed twice whatever it costs."""
+AGAIN = (1, 1 + SECOND - FIRST)
+"""The same after a recompilation."""
+MOST_PAIRS = 4
+LEAST = 0.1
+"""Share of the budget that double executions and censuses have, however much the digests cost."""
 _NEVER = 1 << 62
 _MILLION = 1_000_000
 _NUMBER = 8
@@ -44,18 +55,24 @@ class Doubling:
         *,
         start: int,
         budget: float,
+        digest_ns: Callable[[], int] = int,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        """``start``: updates before this launch. ``budget``: share of the time of its steps, above 0."""
+        """``start``: updates before this launch. ``budget``: share of the time of its steps, above 0.
+        ``digest_ns``: what step digests have cost so far."""
         self._ledger = ledger
         self._workers = workers
         self._double = Double(model, wrapped, generators, holders, self._any)
         self._start = start
         self._budget = budget
+        self._digest_ns = digest_ns
         self._clock = clock
         self._began: int | None = None
+        self._unpaid = [start + FIRST, start + SECOND]
+        """Steps at which it comes whatever it costs."""
         self._next = start + FIRST
-        self._taken = 0
+        self._pairs = 0
+        self._fine = True
 
     def look(self, step: int, execute: Callable[[], Tensor]) -> None:
         """In update ``step``, before its first micro-batch: execute it twice if it is time to.
@@ -63,28 +80,49 @@ class Doubling:
         ``execute`` makes a forward and a backward pass and returns the detached loss.
         """
         if self._began is None and step > self._start + 1:
-            self._began = self._clock() - self._ledger.spent_ns  # the first step compiles
+            self._began = self._clock() - self._spent()  # the first step compiles
         if step < self._next:
             return
-        checked = self._double.check(execute, fine=self._taken % 2 == 0)
+        with self._ledger.aside():
+            checked = self._double.check(execute, fine=self._fine)
         self._ledger.doubled(step, checked)
-        self._taken += 1
+        self._fine = not self._fine
+        self._unpaid = [each for each in self._unpaid if each > step]
         if checked.refused:
             self._next = _NEVER
             return
-        spent, cost, elapsed = self._agreed(self._ledger.spent_ns, checked.nanoseconds, self._elapsed())
+        paid = self._paid(step, checked.nanoseconds)
+        self._next = self._unpaid[0] if self._unpaid else max(paid, step + 1)
+
+    def look_again(self, step: int) -> None:
+        """Something was compiled anew in update ``step``: execute one twice soon, seeing every operator."""
+        if self._next == _NEVER or self._pairs == MOST_PAIRS:
+            return
+        self._pairs += 1
+        self._unpaid = sorted({*self._unpaid, *(step + each for each in AGAIN)})
+        self._next, self._fine = min(self._next, self._unpaid[0]), True
+
+    def _paid(self, step: int, cost: int) -> int:
+        """The step by which what was spent until ``step``, and ``cost`` more, is within the budget."""
+        spent, digests, cost, elapsed = self._agreed(
+            self._ledger.spent_ns, self._digest_ns(), cost, self._elapsed()
+        )
         steps = max(1, step - self._start - 1)
-        own = max(1, elapsed - spent) // steps
-        paid = self._start + 1 + math.ceil((spent + cost) / (self._budget * own))
-        self._next = self._start + SECOND if self._taken == 1 else max(paid, step + 1)
-        if spent > self._budget * elapsed:
+        allowed = self._budget * max(1, elapsed - spent - digests) / steps
+        left = max(allowed - digests / steps, LEAST * allowed)
+        paid = self._start + 1 + math.ceil((spent + cost) / left)
+        if spent > left * steps:
             self._ledger.put_off(paid)
+        return paid
 
     def settle(self, step: int) -> None:
         """Write down what looking has cost by the end of update ``step``."""
         elapsed = self._elapsed()
-        spent = _MILLION * self._ledger.spent_ns // elapsed if elapsed > 0 else 0
+        spent = _MILLION * self._spent() // elapsed if elapsed > 0 else 0
         self._ledger.budgeted(Budget(round(self._budget * _MILLION), spent, step - self._start))
+
+    def _spent(self) -> int:
+        return self._ledger.spent_ns + self._digest_ns()
 
     def _elapsed(self) -> int:
         """Nanoseconds of this launch's steps, its first one left out."""

@@ -1,4 +1,5 @@
-"""What the ranks tell each other at every step: stop signals, failures behind the scenes, and digests.
+"""What the ranks tell each other at every step: stop signals, failures behind the scenes, whether anything
+was compiled, and digests.
 
 One small all-gather on the control group, begun before the optimizer step and awaited after it. The digests
 of an update's micro-batches are combined in the order of its logical shards, so they do not depend on the
@@ -21,6 +22,8 @@ FAILED = 255
 """The flag of a rank whose background work has failed; smaller ones are signal numbers."""
 
 _DIGEST_BYTES = 16
+_HEAD = 2
+"""Bytes ahead of the digests: the flag, and whether something was compiled."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Told:
     """Digest of the update's samples, 16 bytes; empty when digests are off."""
     rng: bytes
     """Digest of the generators of every rank, or of every shard, 16 bytes; empty when digests are off."""
+    compiled: bool = False
+    """Whether any rank has compiled something in this step."""
 
 
 class Exchange:
@@ -56,7 +61,7 @@ class Exchange:
         self._shard_generators = shard_generators
         self._interleaved = interleaved
         self._generators = _DIGEST_BYTES * (accumulation if shard_generators else 1)
-        size = 1 + (self._generators + _DIGEST_BYTES * accumulation if digests else 0)
+        size = _HEAD + (self._generators + _DIGEST_BYTES * accumulation if digests else 0)
         self._own = torch.zeros(size, dtype=torch.uint8)
         self._view = self._own.numpy().data
         self._all = [torch.zeros(size, dtype=torch.uint8) for _ in range(workers.world_size)]
@@ -64,16 +69,16 @@ class Exchange:
         self._handle: dist.Work | None = None
         self._told: Told | None = None
 
-    def begin(self, flag: int, batches: Sequence[bytes], rng: bytes) -> None:
-        """Send this rank's flag and digests."""
+    def begin(self, flag: int, batches: Sequence[bytes], rng: bytes, *, compiled: bool = False) -> None:
+        """Send this rank's flag and digests, and whether it has ``compiled`` something in this step."""
         if self._group is None:
             if self._shard_generators and self._digests:
                 rng = _combined([rng])
-            self._told = Told(flag, 0, _combined(batches) if self._digests else b"", rng)
+            self._told = Told(flag, 0, _combined(batches) if self._digests else b"", rng, compiled)
             return
-        self._view[0] = flag
+        self._view[0], self._view[1] = flag, compiled
         if self._digests:
-            self._view[1:] = b"".join((rng, *batches))
+            self._view[_HEAD:] = b"".join((rng, *batches))
         self._handle = dist.all_gather(self._all, self._own, group=self._group, async_op=True)
 
     def end(self) -> Told:
@@ -84,14 +89,16 @@ class Exchange:
             self._handle.wait()
         flags = [view[0] for view in self._views]
         flag = max(flags)
+        compiled = any(view[1] for view in self._views)
         if not self._digests:
-            return Told(flag, flags.index(flag), b"", b"")
-        split = 1 + self._generators
+            return Told(flag, flags.index(flag), b"", b"", compiled)
+        split = _HEAD + self._generators
         return Told(
             flag,
             flags.index(flag),
             _combined(self._in_order([view[split:] for view in self._views])),
-            _combined(self._in_order([view[1:split] for view in self._views])),
+            _combined(self._in_order([view[_HEAD:split] for view in self._views])),
+            compiled,
         )
 
     def _in_order(self, parts: list[memoryview]) -> list[memoryview]:

@@ -149,7 +149,9 @@ def train(
                 with ledger.observe(step):
                     loss = current.forward_backward(stream, ledger, digests)
                     norm = current.gradient_norm()
-                    exchange.begin(recorder.flag(stop.signal), digests, current.rng_digest())
+                    exchange.begin(
+                        recorder.flag(stop.signal), digests, current.rng_digest(), compiled=ledger.compiled
+                    )
                     readback.push(step, loss, norm, current.gradient_sums(step))
                     current.update(rate)
                 told = exchange.end()
@@ -185,6 +187,8 @@ def train(
                 ledger.scan(step)
                 recorder.prepare()
                 _quiet_collector(stack)
+            elif told.compiled:
+                current.look_again(step, ledger)
             if told.flag:
                 break
 

@@ -180,6 +180,12 @@ class Session:
 
         self.doubling.look(self.updates + 1, execute)
 
+    def look_again(self, step: int, ledger: Ledger) -> None:
+        """After update ``step``, in which some rank compiled something: look as after a start."""
+        ledger.look_again(step)
+        if self.doubling is not None:
+            self.doubling.look_again(step)
+
     def _backward(self, batch: Batch, count: int, ledger: Ledger) -> Tensor:
         if self.precision.autocast is None:
             loss = self.task.loss(self.wrapped, batch)
@@ -203,6 +209,11 @@ class Session:
                 {name: p.grad for name, p in named if p.grad is not None}, self.clip
             )
         return optimizer.gradient_norm([p.grad for p in self._parameters if p.grad is not None], self.clip)
+
+    @property
+    def digest_ns(self) -> int:
+        """What the digests of gradients and state have cost so far."""
+        return self._step_digests.spent_ns
 
     def gradient_sums(self, step: int) -> Sums | None:
         """The gradients that the optimizer is about to get, for their digest; None when it is not due."""

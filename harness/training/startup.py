@@ -85,6 +85,7 @@ def doubling(
         (current.task,),
         start=start,
         budget=settings.determinism.budget,
+        digest_ns=lambda: current.digest_ns,
     )
 
 

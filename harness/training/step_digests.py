@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from time import perf_counter_ns
 
 import torch.distributed as dist
 from torch import Tensor
@@ -51,6 +52,8 @@ class StepDigests:
         self._names = [names[id(each)] for each in self._parameters]
         self._shared = set(names.values())
         self._plans: dict[tuple[str, ...], Plan] = {}
+        self.spent_ns = 0
+        """What summing has cost the host."""
 
     def gradients(self) -> Sums:
         """Of the parameters that have a gradient, as they are now."""
@@ -66,12 +69,14 @@ class StepDigests:
         return self._sums(dict(sorted(tensors.items())), "state")
 
     def _sums(self, tensors: Mapping[str, Tensor], kind: str) -> Sums:
+        started = perf_counter_ns()
         key = (kind, *tensors)
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = Plan(self._pieces(tensors), self._large)
         local = [mesh.local_part(name, each)[0] for name, each in tensors.items()]
         vector = plan.sums(local)
+        self.spent_ns += perf_counter_ns() - started
         if self._workers.world_size > 1:
             dist.all_reduce(vector)
         return Sums(plan, vector)
