@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import fake_runs
 import orjson
@@ -24,8 +26,8 @@ from harness.audit import tiers
 from harness.commands.watch import Follower
 from harness.errors import UsageError
 from harness.format.ledger import Coverage, Ledger, Row
-from harness.report import claims, figure, frame, html, markdown, report, runs
-from harness.report.document import Heading, Paragraph, Source, Status, Table
+from harness.report import checklist, claims, figure, frame, html, markdown, report, runs
+from harness.report.document import Bullets, Heading, Link, Paragraph, Source, Status, Table, anchor
 from harness.report.figure import Figure, Mark, Series
 from harness.report.study import study
 
@@ -418,12 +420,12 @@ class Page(HTMLParser):
 
 
 def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
-    """Oracle: an HTML parser: no script, no link, no image of elsewhere; a policy that forbids them."""
+    """Oracle: an HTML parser: no script, no link or image of elsewhere; a policy that forbids them."""
     run = runs.read(fake_runs.finished(tmp_path / "a"))
     text = html.render(report.compose(study([run], [None])), "a")
     page = Page(text)
     assert page.tags.isdisjoint({"script", "link", "iframe", "img", "object", "embed"})
-    assert page.links == []
+    assert all(link.startswith("#") for link in page.links)
     assert "default-src 'none'" in text
     assert not re.search(r"url\(|@import", text)
 
@@ -449,6 +451,80 @@ def test_a_config_with_a_code_fence_stays_inside_its_own() -> None:
     assert "````\n```\nx\n````" in markdown.render([Source("t", "```\nx")])
 
 
+def test_every_answer_of_the_checklist_links_to_a_section_that_is_there(tmp_path: Path) -> None:
+    """Oracle: the ids of the page, and the names that GitHub gives to the headings of the Markdown."""
+    made = report.compose(study([scored(tmp_path / "a", 1.0)], [None]))
+    links = {cell for block in made if isinstance(block, Table) for row in block.rows for cell in row[3:]}
+    targets = {link.target for link in links if isinstance(link, Link)}
+    assert len(targets) > 8
+    page, text = html.render(made, "t"), markdown.render(made)
+    assert targets == set(re.findall(r'href="#([^"]+)"', page)) == set(re.findall(r"\]\(#([^)]+)\)", text))
+    assert targets <= set(re.findall(r'<h2 id="([^"]+)">', page))
+    assert targets <= {anchor(title) for title in re.findall(r"^## (.+)$", text, re.MULTILINE)}
+    assert anchor("Conclusion and its limits") == "conclusion-and-its-limits"
+
+
+@pytest.mark.parametrize(
+    ("code", "answer"),
+    [
+        ({}, "yes"),
+        ({"dirty": True, "diff_sha256": "a" * 64}, "no"),
+        ({"git_commit": None, "dirty": None}, "not recorded"),
+    ],
+)
+def test_which_code_it_was_is_answered_from_the_statement(
+    tmp_path: Path, code: dict[str, Any], answer: str
+) -> None:
+    """Oracle: a clean checkout, one with changes, and none."""
+    facts = fake_runs.predicate("a", 20)
+    facts["code"] |= code
+    fake_runs.write_metrics(tmp_path, fake_runs.lines(20))
+    fake_runs.write_checkpoint(tmp_path, "step-00000020", facts)
+    found = {item.asked: item.answer for item in checklist.items(study([runs.read(tmp_path)], [None]))}
+    assert (found["which code?"], found["the training code, as it was"]) == (answer, answer)
+
+
+def test_whatever_went_wrong_is_among_the_failures(tmp_path: Path) -> None:
+    """Oracle: a run that ended in NaN, one that was killed, one that does not verify, one whose evaluation
+    has failed; a member that never began."""
+    broken, killed = tmp_path / "broken", tmp_path / "killed"
+    for root, last in ((broken, None), (killed, 2.0)):
+        root.mkdir()
+        (root / "run.yaml").write_text("train:\n  steps: 60\n")
+        fake_runs.write_metrics(root, [*fake_runs.lines(29), {"step": 30, "loss": last}])
+    failed = runs.Evaluated(
+        "step-00000060", 60, "me", {"result": "FAILED", "failedTests": ["score at least 2"]}
+    )
+    scored(tmp_path / "tampered", 1.0)
+    scored(tmp_path / "poor", 1.0, seed=1)
+    made = [runs.read(broken), runs.read(killed), runs.read(tmp_path / "tampered")]
+    made.append(dataclasses.replace(runs.read(tmp_path / "poor"), evaluated=(failed,)))
+    verdicts = [None, None, Status("bad", "tampered: FAILED"), Status("good", "poor: verified")]
+    blocks = report.compose(study(made, verdicts, absent=["seed-4"]))
+    at = blocks.index(Heading(2, "Failures and negative results"))
+    listed = blocks[at + 1]
+    assert isinstance(listed, Bullets)
+    words = ["broken: the loss was not finite", "killed: not finished", "seed-4", "tampered: FAILED",
+             "an evaluation has failed: score at least 2"]  # fmt: skip
+    assert len(listed.items) == len(words)
+    assert all(word in item for word, item in zip(words, listed.items, strict=True)), listed.items
+
+
+def test_a_run_that_was_better_before_its_end_is_noted(tmp_path: Path) -> None:
+    """Oracle: bits per byte fall by the formula of `fake_runs` up to step 50 and jump at the last step."""
+    run = scored(tmp_path / "a", 1.0)
+    fake_runs.finished(tmp_path / "b", figures={"bits_per_byte": 9.0})
+    notes = [
+        item
+        for block in report.compose(study([run, runs.read(tmp_path / "b")], [None] * 2))
+        if isinstance(block, Bullets)
+        for item in block.items
+        if "lowest at step" in item
+    ]
+    best = (2 + 3 * 0.97**50) * 1.4427
+    assert notes == [f"b: held-out bits_per_byte was lowest at step 50, {best:.4g}; at the end it was 9"]
+
+
 def test_a_status_says_in_words_and_sign_what_its_colour_says() -> None:
     """Oracle: both renderings."""
     assert markdown.render([Status("bad", "it failed")]) == "> ✘ **it failed**\n"
@@ -469,8 +545,8 @@ def test_the_command_writes_the_report_and_its_pictures(
     assert "not verified" in (out / "report.md").read_text()
     names = {path.name for path in out.iterdir()}
     assert names == {"report.md", "report.html", "loss.svg", "evaluation-bits-per-byte.svg", "throughput.svg"}
-    pictures = re.findall(r"\]\(([^)]+)\)", (out / "report.md").read_text())
-    assert set(pictures) <= names
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (out / "report.md").read_text())
+    assert set(pictures) == {name for name in names if name.endswith(".svg")}
     for name in names:
         if name.endswith(".svg"):
             ElementTree.parse(out / name)

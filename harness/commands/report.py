@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed: Path | None) -> Outcome:
     """The report on ``paths`` in the folder ``out``; ``whom`` to trust, ``claimed`` the file of claims."""
     wanted = None if claimed is None else claim_file.load(claimed)
-    folders, plans, absent = _expanded(paths)
+    folders, plans, absent, alone = _expanded(paths)
     read = runs.told_apart([runs.read(path) for path in folders])
     reports = [] if whom is None else [verify_run(one.root, whom) for one in read]
     if reports:
@@ -64,7 +64,8 @@ def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed:
             for one, judged in zip(read, reports, strict=True)
         ]
     verdicts = _verdicts(read, reports)
-    about = study(read, verdicts, wanted, plans, absent, [found.evidence for found in reports])
+    evidence = [found.evidence for found in reports]
+    about = study(read, verdicts, wanted, plans, absent, alone, evidence)
     files = _write(out, report.compose(about))
     lines = [*(report.summary(one) for one in read), *(one.text for one in verdicts if one)]
     lines += [
@@ -86,13 +87,15 @@ def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed:
     return Outcome(document, "\n".join(lines), exit_code=max([0, *(each.exit_code for each in reports)]))
 
 
-def _expanded(paths: Sequence[Path]) -> tuple[list[Path], list[Planned], list[str]]:
-    """Run folders, with a sweep's members for its folder; its plans; planned members that never began."""
-    folders, plans, absent = [], list[Planned](), []
+def _expanded(paths: Sequence[Path]) -> tuple[list[Path], list[Planned], list[str], list[str]]:
+    """Run folders, with a sweep's members for its folder; its plans; planned members that never began; runs
+    that no sweep has."""
+    folders, plans, absent, alone = list[Path](), list[Planned](), list[str](), list[str]()
     for path in paths:
         found = register.read(path)
         if found is None:
             folders.append(path)
+            alone.append(str(path))
             continue
         plans += [
             Planned(one.created, one.seeds, one.variants, one.finished, one.claims) for one in found.plans
@@ -103,7 +106,7 @@ def _expanded(paths: Sequence[Path]) -> tuple[list[Path], list[Planned], list[st
             absent += [] if begun else [name]
     if not folders:
         raise UsageError("no member of the sweep has begun", where=str(paths[0]))
-    return folders, plans, absent
+    return folders, plans, absent, alone
 
 
 def _evaluated(judged: Report) -> Iterator[runs.Evaluated]:

@@ -189,17 +189,53 @@ def failures(study: Study) -> Iterator[Block]:
         f"{run.name}: {end.text}" for run in study.runs for end in [facts.ending(run)] if end.kind != "good"
     ]
     found += [f"`{name}`: planned, never began" for name in study.absent]
+    found += [f"verification: {each.text}" for each in study.verdicts if each and each.kind != "good"]
     found += [
-        f"claim {one.claim.name}: {one.verdict}"
-        for one in study.judged
-        if one.verdict in ("not supported", "undecided")
+        f"{run.name}, `{each.checkpoint}`: an evaluation has failed: {', '.join(each.failed)}"
+        for run, each in study.evaluations
+        if each.facts["result"] == "FAILED"
     ]
+    found += [
+        f"{run.name}: {reason}"
+        for run, tiers in zip(study.runs, study.tiers, strict=True)
+        for reason in tiers.contradicted
+    ]
+    found += [f"claim {one.claim.name}: {one.verdict}" for one in study.judged if one.verdict != "supported"]
     yield Heading(2, "Failures and negative results")
     yield (
         Bullets(found)
         if found
-        else Paragraph("None: every run that was begun has finished, and no claim failed.")
+        else Paragraph("None: every run that was begun has finished, and no claim or evaluation failed.")
     )
+
+
+_FALLING = ("loss", "bits_per_byte", "perplexity")
+"""Figures that are the better the lower they are."""
+_NOTED = 0.01
+"""Share of a figure by which its last value must be worse than its best, to be noted."""
+
+
+def observations(study: Study) -> Iterator[Block]:
+    """What the curves show, in numbers: where figures ended, and where a run was better before its end."""
+    noted = []
+    for name in study.figures:
+        last = [(value, run.name) for run in study.runs if (value := facts.final(run, name)) is not None]
+        finite = sorted(each for each in last if math.isfinite(each[0]))
+        if len(finite) > 1:
+            (low, first), (high, second) = finite[0], finite[-1]
+            noted.append(f"{name} ended between {low:.4g} ({first}) and {high:.4g} ({second})")
+    for run in study.runs:
+        for name in run.evaluation_names:
+            points = [(value, step) for step, value in run.evaluation(name) if math.isfinite(value)]
+            if name in _FALLING and points and points[-1][0] > min(points)[0] * (1 + _NOTED):
+                best, step = min(points)
+                noted.append(
+                    f"{run.name}: held-out {name} was lowest at step {step:,.0f}, {best:.4g}; at the end it "
+                    f"was {points[-1][0]:.4g}"
+                )
+    if noted:
+        yield Heading(3, "Observations")
+        yield Bullets(noted)
 
 
 def decimal(value: float | None) -> str:

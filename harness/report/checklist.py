@@ -1,5 +1,6 @@
-"""Two published checklists, answered from what is on record, never by assertion.
+"""Three checklists, answered from what is on record, never by assertion.
 
+- the five questions that decide whether a result can be made again (docs/method.md)
 - the machine learning reproducibility checklist, version 2.0 (Pineau et al., arXiv 2003.12206, appendix)
 - the NeurIPS paper checklist, 2025 (neurips.cc/public/guides/PaperChecklist), as far as runs can answer it
 
@@ -9,12 +10,12 @@ the authors of a paper can answer (theory, ethics, human subjects) is left out, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.report import costs
-from harness.report.document import Block, Heading, Paragraph, Table
+from harness.report.document import Block, Heading, Link, Paragraph, Table
 from harness.report.runs import Run
 from harness.report.study import Study
 
@@ -33,18 +34,64 @@ class Item:
 
 def items(study: Study) -> list[Item]:
     """Every item, in the order of the lists."""
-    return [ask(study) for ask in _ITEMS]
+    return [ask(study) for ask in (*_MINIMAL, *_ITEMS)]
 
 
 def blocks(study: Study) -> Iterator[Block]:
     """The section of a report."""
     yield Heading(2, "Checklist")
+    yield Heading(3, "What it takes to make a result again")
+    yield _table(study, _MINIMAL)
+    yield Heading(3, "Reproducibility checklist 2.0 and NeurIPS checklist")
     yield Paragraph(
         "Items of the reproducibility checklist 2.0 (Pineau et al.) and of the NeurIPS checklist that runs "
         "can answer, from what is on record. Theory, ethics and licences are for the authors to answer."
     )
-    rows = [[each.asked, each.answer, each.evidence, each.section] for each in items(study)]
-    yield Table(["item", "answer", "evidence", "section"], rows)
+    yield _table(study, _ITEMS)
+
+
+def _table(study: Study, asked: Sequence[Ask]) -> Table:
+    found = [ask(study) for ask in asked]
+    rows = [[each.asked, each.answer, each.evidence, Link(each.section)] for each in found]
+    return Table(["item", "answer", "evidence", "section"], rows)
+
+
+def _which_data(study: Study) -> Item:
+    return _told(
+        study,
+        "which data?",
+        lambda run: run.newest is not None and run.newest["data"].get("corpus_sha256") is not None,
+        "digest of the corpus in the statements",
+        "Environment and code",
+    )
+
+
+def _which_environment(study: Study) -> Item:
+    return replace(_infrastructure(study), asked="which environment?")
+
+
+def _which_code(study: Study) -> Item:
+    return replace(_code(study), asked="which code?")
+
+
+def _which_settings(study: Study) -> Item:
+    return _told(
+        study,
+        "which settings and seed?",
+        lambda run: run.newest is not None and bool(run.newest["config"]["text"]),
+        "resolved config and seed in the statements",
+        "Configs",
+    )
+
+
+def _which_outputs(study: Study) -> Item:
+    return _told(
+        study,
+        "which outputs?",
+        lambda run: run.newest is not None and run.newest["metrics"]["chain"] is not None,
+        "digest of the state and chain over the metrics in the statements",
+        "Artefact provenance",
+    )
 
 
 def _hyperparameters(study: Study) -> Item:
@@ -58,23 +105,25 @@ def _hyperparameters(study: Study) -> Item:
 
 
 def _selection(study: Study) -> Item:
+    told = "runs without a sweep's register: others may have been tried"
+    if study.planned:
+        later = sum(bool(plan.finished) for plan in study.plans)
+        changed = f", changed {later} times after members had finished" if later else ""
+        told = f"{len(study.arms)} configs of a sweep that was registered before it ran{changed}"
     return Item(
         "the range of hyperparameters considered and how the best were chosen",
-        "yes" if study.plans else "not recorded",
-        f"{len(study.arms)} configs of a sweep that was registered before it ran"
-        if study.plans
-        else "runs without a sweep's register: others may have been tried",
-        "Question",
+        "yes" if study.planned else "not recorded",
+        told,
+        "Question" if study.plans or study.claims else "Setup",
     )
 
 
 def _number(study: Study) -> Item:
-    planned = bool(study.plans)
     return Item(
         "the exact number of training and evaluation runs",
-        "yes" if planned else "not recorded",
+        "yes" if study.planned else "not recorded",
         f"{len(study.runs)} runs, {len(study.absent)} planned ones never began, all listed"
-        if planned
+        if study.planned
         else f"{len(study.runs)} runs were given to this report; whether there are others is not known",
         "Results",
     )
@@ -132,15 +181,13 @@ def _dependencies(study: Study) -> Item:
 
 
 def _code(study: Study) -> Item:
-    return _told(
-        study,
+    told = [run.newest["code"] for run in study.runs if run.newest is not None]
+    named = [code for code in told if code.get("git_commit") is not None]
+    clean = sum(code.get("dirty") is False for code in named)
+    return Item(
         "the training code, as it was",
-        lambda run: (
-            run.newest is not None
-            and run.newest["code"].get("git_commit") is not None
-            and run.newest["code"].get("dirty") is False
-        ),
-        "a git commit without uncommitted changes",
+        "yes" if clean == len(study.runs) else "no" if named else "not recorded",
+        f"a git commit: {len(named)} of {len(study.runs)} runs; without uncommitted changes: {clean}",
         "Environment and code",
     )
 
@@ -156,6 +203,26 @@ def _data(study: Study) -> Item:
         ),
         "corpus digest and sizes of both splits in the statements",
         "Environment and code",
+    )
+
+
+def _preprocessing(study: Study) -> Item:
+    return _told(
+        study,
+        "what data were left out, and the preprocessing",
+        lambda run: run.newest is not None and run.newest["data"].get("kind") != "prepared",
+        "files, split and limit in the config; a prepared corpus says it in its own statement, not read here",
+        "Configs",
+    )
+
+
+def _protocol(study: Study) -> Item:
+    return _told(
+        study,
+        "how the measures were taken",
+        lambda run: run.newest is not None and bool(run.evaluation_names),
+        "interval, batches and held-out counts in config and statements",
+        "Evaluation protocol",
     )
 
 
@@ -190,15 +257,16 @@ def _claims(study: Study) -> Item:
         "no file of claims was given"
         if study.claims is None
         else f"{held} of {len(study.judged)} claims supported",
-        "Conclusion and its limits",
+        "Results" if study.claims is None else "Conclusion and its limits",
     )
 
 
 def _limits(study: Study) -> Item:
-    return Item(
+    return _told(
+        study,
         "the limits of the results",
-        "yes",
-        "what could differ on a rerun, and what was not looked at",
+        lambda run: run.newest is not None,
+        "what could differ on a rerun, by statements, ledger and replays",
         "What could still vary",
     )
 
@@ -209,7 +277,10 @@ def _told(study: Study, asked: str, has: Callable[[Run], bool], evidence: str, s
     return Item(asked, answer, f"{evidence}: {count} of {len(study.runs)} runs", section)
 
 
-_ITEMS: tuple[Callable[[Study], Item], ...] = (
-    _hyperparameters, _selection, _number, _measures, _variation, _runtime, _infrastructure, _dependencies,
-    _code, _data, _weights, _authentic, _claims, _limits,
+Ask = Callable[[Study], Item]
+
+_MINIMAL: tuple[Ask, ...] = (_which_code, _which_data, _which_environment, _which_settings, _which_outputs)
+_ITEMS: tuple[Ask, ...] = (
+    _hyperparameters, _selection, _number, _measures, _protocol, _variation, _runtime, _infrastructure,
+    _dependencies, _code, _data, _preprocessing, _weights, _authentic, _claims, _limits,
 )  # fmt: skip

@@ -5,13 +5,31 @@ Text may hold code between backticks, as in Markdown; everything else in it is s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
+class Link(str):
+    """The title of a section of the report, in a table: shown as a link to it."""
+
+    __slots__ = ()
+
+    @property
+    def target(self) -> str:
+        """`anchor` of the title."""
+        return anchor(self)
+
+
+def anchor(title: str) -> str:
+    """The name of a heading in an address, as GitHub makes it of Markdown: ``Artefact provenance`` gives
+    ``artefact-provenance``."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
 @dataclass(frozen=True)
 class Heading:
-    """A title; ``level`` 1 is the report's own."""
+    """A title; ``level`` 1 is the report's own, and only 2 can be linked to: its words are never a run's."""
 
     level: int
     text: str

@@ -33,7 +33,6 @@ def _row(run: Run, one: Evaluated) -> list[str]:
     decoding = ", ".join(
         f"{name.replace('_', ' ')} {value}" for name, value in told.get("decoding", {}).items()
     )
-    failed = one.facts.get("failedTests") or []
     examples = told.get("examples")
     return [
         run.name,
@@ -43,7 +42,7 @@ def _row(run: Run, one: Evaluated) -> list[str]:
         str(told.get("procedure", {}).get("name", "not recorded")),
         _suite(told.get("dataset")),
         decoding or "nothing is generated",
-        str(one.facts["result"]) + (f": {', '.join(failed)}" if failed else ""),
+        str(one.facts["result"]) + (f": {', '.join(one.failed)}" if one.failed else ""),
         one.signer,
     ]
 

@@ -10,11 +10,13 @@ from harness.report.document import (
     Block,
     Bullets,
     Heading,
+    Link,
     Paragraph,
     Picture,
     Source,
     Status,
     Table,
+    anchor,
     right_aligned,
 )
 
@@ -42,6 +44,7 @@ pre{background:var(--panel);padding:12px 16px;border-radius:6px;overflow-x:auto}
 td code{overflow-wrap:normal;white-space:nowrap}
 figure{margin:16px 0;overflow-x:auto}svg{max-width:100%;height:auto}
 @media(max-width:600px){main{padding:20px 14px 48px}svg{max-width:none;width:620px}}
+a{color:inherit}
 summary{cursor:pointer;color:var(--soft)}
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -49,6 +52,8 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 def text(value: str) -> str:
     """``value`` as HTML, with code spans."""
+    if isinstance(value, Link):
+        return f'<a href="#{escape(value.target)}">{escape(value)}</a>'
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(value))
 
 
@@ -66,6 +71,8 @@ def render(blocks: Sequence[Block], title: str) -> str:
 
 def _block(block: Block) -> str:
     match block:
+        case Heading(2, words):
+            return f'<h2 id="{escape(anchor(words))}">{text(words)}</h2>'
         case Heading(level, words):
             return f"<h{level}>{text(words)}</h{level}>"
         case Paragraph(words):

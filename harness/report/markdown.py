@@ -9,6 +9,7 @@ from harness.report.document import (
     Block,
     Bullets,
     Heading,
+    Link,
     Paragraph,
     Picture,
     Source,
@@ -23,6 +24,8 @@ _SPECIAL = re.compile(r"([\\*_\[\]<>#|~])")
 
 def text(value: str) -> str:
     """``value`` with everything that Markdown would read as markup escaped; code spans stay."""
+    if isinstance(value, Link):
+        return f"[{text(str(value))}](#{value.target})"
     parts = re.split(r"(`[^`]*`)", " ".join(value.split()))
     return "".join(
         part.replace("|", r"\|") if part.startswith("`") and len(part) > 1 else _SPECIAL.sub(r"\\\1", part)

@@ -50,7 +50,9 @@ def _banded(title: str, words: str, arms: Sequence[tuple[Arm, Sequence[Sequence[
         rows = [(x, [curve[x] for curve in smooth]) for x in common]
         count = f"mean of {len(curves)} runs" if len(curves) > 1 else "one run"
         shown = f"{arm.label} ({count}{f', of {window} steps' if window > 1 else ''})"
-        series.append(Series(shown, tuple((x, fmean(values)) for x, values in rows), index))
+        # A line through one point would not be seen.
+        means = tuple((x, fmean(values)) for x, values in rows)
+        series.append(Series(shown, means, index, dots=len(rows) == 1))
         if len(curves) > 1:
             bands.append(Band(tuple((x, min(values), max(values)) for x, values in rows), index))
     return Figure(

@@ -7,10 +7,10 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from harness.audit.kernels import not_looked_at
 from harness.audit.tier_text import lines as tier_lines
@@ -37,10 +37,13 @@ def compose(study: Study) -> list[Block]:
         *_standing(study),
         *([] if any(study.verdicts) else [Status("open", "not verified: give `--key` or `--policy`")]),
         *argument.question(study),
+        Heading(2, "Setup"),
+        *_each(study, _setup),
+        *_settings(study),
         Heading(2, "Results"),
         *pictures(study),
         _results(runs),
-        *_settings(study),
+        *argument.observations(study),
         *argument.uncertainty(study),
         *argument.comparison(study),
         *argument.conclusion(study),
@@ -138,6 +141,49 @@ def _results(runs: Sequence[Run]) -> Table:
             ]
         )
     return Table(head, rows)
+
+
+_SECTIONS = ("task", "model", "data", "optimizer", "schedule", "evaluate")
+"""Of the config, a line each; all of it is in the section Configs."""
+
+
+def _setup(run: Run) -> list[Block]:
+    """What was trained, on what, and how; without the seed."""
+    table = claims.settings(run.config_text, str(run.root))
+    rows = [[name, _said(table, name)] for name in _SECTIONS]
+    rows.insert(2, ["parameters", "not recorded"])
+    rows += [
+        ["updates", f"{_shown(table, 'train.steps')} of {_shown(table, 'train.global_batch')} samples"],
+        ["precision", f"{_shown(table, 'precision')}, compile {_shown(table, 'compile')}"],
+        ["processes", "not recorded"],
+        ["device", costs.device(run)],
+    ]
+    if run.newest is not None:
+        told = {
+            "parameters": f"{run.newest['state']['parameters']:,}",
+            "processes": f"{run.newest['launch']['world_size']} ({run.newest['launch']['parallel']})",
+        }
+        rows = [[name, told.get(name, value)] for name, value in rows]
+        start = run.newest["start"]
+        began = "random weights" if start is None else f"step {start['step']:,} of {start['name']}"
+        rows.append(["began with", began])
+    return [Table(["what", "value"], [[name, value] for name, value in rows if value])]
+
+
+def _said(table: Mapping[str, Any], section: str) -> str:
+    """The settings of a section that are set, in one line; packages are those of wheels alone."""
+    hidden = {"data.packages"} if table.get("data.kind") != "wheel" else set()
+    return ", ".join(
+        f"{key.removeprefix(f'{section}.').replace('_', ' ')} {claims.shown(value)}"
+        for key, value in table.items()
+        if key.startswith(f"{section}.")
+        and key not in hidden
+        and claims.shown(value) not in (*_NOTHING, "{}")
+    )
+
+
+def _shown(table: Mapping[str, Any], key: str) -> str:
+    return claims.shown(table.get(key, "—"))
 
 
 def _settings(study: Study) -> Iterator[Block]:

@@ -57,6 +57,11 @@ class Evaluated:
         told = self.facts.get("harness_evaluation") or {}
         return {name: float(value) for name, value in told.get("metrics", {}).items()}
 
+    @property
+    def failed(self) -> list[str]:
+        """Tests that did not hold."""
+        return list(self.facts.get("failedTests") or ())
+
 
 @dataclass(frozen=True)
 class Incident:

@@ -43,8 +43,15 @@ class Study:
     """Of the sweeps among the runs; empty when there is none."""
     absent: tuple[str, ...]
     """Planned members that never began."""
+    unplanned: tuple[str, ...]
+    """Folders of the runs that belong to no sweep."""
     tiers: tuple[Tiers, ...]
     """How far a rerun of each run would repeat it."""
+
+    @property
+    def planned(self) -> bool:
+        """Whether every run is a member of a sweep, whose register names all that there are."""
+        return bool(self.plans) and not self.unplanned
 
     @property
     def several(self) -> bool:
@@ -69,6 +76,7 @@ def study(
     claims: Claims | None = None,
     plans: Sequence[Planned] = (),
     absent: Sequence[str] = (),
+    unplanned: Sequence[str] = (),
     evidence: Sequence[Evidence] = (),
 ) -> Study:
     """Group the runs into arms and hold the claims against them; ``evidence`` of each run comes from its
@@ -90,5 +98,6 @@ def study(
         tuple(judged),
         tuple(plans),
         tuple(absent),
+        tuple(unplanned),
         tuple(tiers),
     )
