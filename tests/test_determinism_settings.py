@@ -6,6 +6,9 @@ import os
 
 import pytest
 import torch
+from conftest import Place
+from test_train import predicate
+from toy_task import config
 
 from harness.determinism import settings
 from harness.errors import EnvironmentFault, TrainingFailed
@@ -147,6 +150,50 @@ def test_strict_refuses_to_come_too_late(cuda_build, restored):
     with pytest.raises(EnvironmentFault) as raised:
         settings.apply("strict")
     assert "export CUBLAS_WORKSPACE_CONFIG=:4096:8" in str(raised.value)
+
+
+PRECISE = """
+import torch
+from toy_task import Toy
+
+
+class Precise(Toy):
+    def loss(self, model, batch):
+        torch.set_float32_matmul_precision("high")
+        return super().loss(model, batch)
+"""
+
+
+def test_what_the_first_step_changes_is_said_and_signed_as_it_then_is(place: Place) -> None:
+    """Oracle: the task's loss sets another precision of products; nothing else is said to change."""
+    (place.root / "precise_task.py").write_text(PRECISE)
+    task, train = '{kind: "precise_task:Precise"}', "{steps: 1, global_batch: 2, micro_batch: 2}"
+    place.write("toy.yaml", config(place.run, task=task, train=train, evaluate="{every: 0}"))
+    assert (done := place.harness("train", "toy.yaml")).code == 0, done.err
+    changed = "float32_matmul_precision: highest → high"
+    assert f"by the first step, and signed as it is now: {changed}\n" in done.out + done.err
+    signed = predicate(place.run / "checkpoints" / "step-00000001")
+    assert signed["determinism"]["settings"]["float32_matmul_precision"] == "high"  # type: ignore[index]
+    assert signed["determinism"]["settings"]["changed_by_first_step"] == changed  # type: ignore[index]
+    assert signed["environment"]["stack"]["float32_matmul_precision"] == "highest"  # type: ignore[index]
+
+
+def test_strict_settings_that_were_undone_stop_the_run(restored):
+    """Oracle: torch's own switch, back at its default; another setting may change."""
+    settings.apply("strict")
+    before = settings.read_back()
+    assert settings.read_again("strict", before) == (before, [])
+    torch.use_deterministic_algorithms(False)
+    with pytest.raises(TrainingFailed, match="deterministic_algorithms: True → False"):
+        settings.read_again("strict", before)
+    assert "deterministic_algorithms: True → False" in settings.read_again("warn", before)[1]
+
+
+def test_the_stack_names_the_libraries_that_multiply():
+    """Oracle: the words that torch prints of its build."""
+    stack, told = settings.stack(), torch.__config__.show()
+    assert f"Math Kernel Library Version {stack['mkl']}-" in told or stack["mkl"] is None
+    assert f"MKL-DNN v{stack['onednn']} " in told or stack["onednn"] is None
 
 
 def test_the_thread_count_is_read_back_not_remembered():

@@ -5,7 +5,8 @@
   their settings once. Applied too late, it refuses instead of half working.
 - `strict` raises at an operator that has no deterministic form; it never uses `warn_only`, which swaps
   kernels silently and is itself a change of the run.
-- What holds is read back from torch, not remembered.
+- What holds is read back from torch, not remembered: at the start, and again after the first step, since a
+  task or a library may have changed it by then (`read_again`).
 
 Example::
 
@@ -46,15 +47,26 @@ _READ_VARIABLES = (
     "ATEN_CPU_CAPABILITY",
     "CUBLAS_WORKSPACE_CONFIG",
     "DNNL_MAX_CPU_ISA",
+    "DNNL_DEFAULT_FPMATH_MODE",
     "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
     "NCCL_ALGO",
     "NCCL_NVLS_ENABLE",
     "NCCL_PROTO",
     "NVIDIA_TF32_OVERRIDE",
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO",
+    "ONEDNN_CPU_ISA_HINTS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
     "ONEDNN_MAX_CPU_ISA",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 )
+
+_STRICT_FLAGS = frozenset(
+    {"deterministic_algorithms", "deterministic_warn_only", "fill_uninitialized_memory"}
+    | {"inductor_deterministic", "cudnn_benchmark", "cudnn_deterministic"}
+    | {"CUBLAS_WORKSPACE_CONFIG", *_STRICT_ENVIRONMENT}
+)
+"""What a run in strict mode stands on."""
 
 _ALERT = re.compile(r"(?P<op>\S.*?) does not have a deterministic implementation")
 _CUBLAS_ALERT = "not deterministic because it uses CuBLAS"
@@ -107,6 +119,23 @@ def read_back() -> dict[str, Value]:
     }
 
 
+def read_again(mode: Mode, before: Mapping[str, Value]) -> tuple[dict[str, Value], list[str]]:
+    """`read_back` once more, and what has changed since ``before``, as `name: value → value`.
+
+    Raises `TrainingFailed` when something has undone what ``strict`` had set.
+    """
+    now = read_back()
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    changed = [f"{name}: {before.get(name)} → {now.get(name)}" for name in names]
+    if mode == "strict" and not _STRICT_FLAGS.isdisjoint(names):
+        raise TrainingFailed(
+            f"the task or a library has undone strict settings by the first step: {'; '.join(changed)}",
+            where="determinism.mode strict",
+            remedy="take that out of the task, or train with determinism.mode=warn",
+        )
+    return now, changed
+
+
 def _variable(name: str) -> str | None:
     value = os.environ.get(name)
     return None if value is None else environment.recorded(value)
@@ -123,6 +152,7 @@ def stack() -> dict[str, Value]:
         "torch_commit": torch.version.git_version,
         "machine": platform.machine(),
         "libc": " ".join(platform.libc_ver()),
+        **_libraries(),
         **_processor(),
         **_devices(),
         **read_back(),
@@ -202,7 +232,15 @@ def _processor_settings() -> dict[str, Value]:
         "mkl_threads": int(threads[1]) if threads else None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "mkldnn": bool(torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()),
+        "mkldnn_deterministic": _mkldnn("deterministic"),
+        "mkldnn_fp32_precision": _mkldnn("fp32_precision"),
     }
+
+
+def _mkldnn(name: str) -> Value:
+    """A setting of oneDNN; None where this torch has none of that name."""
+    value = getattr(torch.backends.mkldnn, name, None)
+    return value if value is None or isinstance(value, bool | str) else str(value)
 
 
 _ISA = re.compile(r"^(sse|ssse|avx|amx|fma|f16c|bmi|asimd|sve|sme|bf16|i8mm)")
@@ -219,6 +257,16 @@ def _processor() -> dict[str, Value]:
         "cpu": fields.get("model name"),
         "cpu_instructions": " ".join(sorted(flag for flag in flags if _ISA.match(flag))) or None,
     }
+
+
+_LIBRARIES = {"mkl": r"Math Kernel Library Version ([\d.]+)", "onednn": r"MKL-DNN v([\d.]+)"}
+
+
+def _libraries() -> dict[str, Value]:
+    """Versions of the libraries that multiply on a processor, as torch's build names them."""
+    told = torch.__config__.show()
+    found = {name: re.search(pattern, told) for name, pattern in _LIBRARIES.items()}
+    return {name: match[1] if match else None for name, match in found.items()}
 
 
 def _devices() -> dict[str, Value]:

@@ -80,6 +80,7 @@ def train(
         distributed.connect(started)
         prepare = building.accelerator(settings)
         workers = distributed.join(started, prepare)
+        at_launch = determinism.read_back()
         stack.callback(distributed.leave)
         watchdog = stack.enter_context(startup.watchdog(workers, settings, stop))
         screen = Screen(visible=workers.first and not quiet)
@@ -179,6 +180,8 @@ def train(
             if evaluating and not told.flag:
                 scores = evaluate(task, current.model, evaluation, workers, current.autocast())
             recorder.record(values, scores)
+            if step == start + 1:
+                workers.together(partial(recorder.read_back, at_launch))
             if due:
                 recorder.save(step)
                 meter.note(events, step)

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from harness.checkpoint.shards import Part
 from harness.checkpoint.snapshot import Arena, Tensors, image_of
 from harness.checkpoint.writer import NICENESS, CheckpointWriter, Save
 from harness.determinism import ledger as ledgers
+from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
 from harness.errors import HarnessError, TrainingFailed
 from harness.format import chain, layout, strict_json
@@ -71,6 +72,7 @@ class Recorder:
         self._arena = arena
         self._global_batch = settings.train.global_batch
         self._checkpoint = settings.checkpoint
+        self._mode = settings.determinism.mode
         self._head = head
         self._noted: deque[_Noted] = deque()
         self._latest: Values | None = None
@@ -131,6 +133,21 @@ class Recorder:
             self._screen.say(f"step {step}: waited {waited:.1f} s for the save before to finish")
         self._advance()
         self._clock = time.perf_counter()
+
+    def read_back(self, before: Mapping[str, determinism.Value]) -> None:
+        """After the first step: sign the settings that hold now, and say which are not as ``before``.
+
+        Raises `TrainingFailed` when strict settings do not hold any more.
+        """
+        now, changed = determinism.read_again(self._mode, before)
+        for each in changed:
+            self._events.write("setting changed", "warning", reason=each)
+        if changed:
+            self._screen.say(f"changed by the first step, and signed as it is now: {'; '.join(changed)}")
+        if self._desk is not None:
+            known = {**self._desk.facts.determinism_settings, **now}
+            known |= {"changed_by_first_step": "; ".join(changed)} if changed else {}
+            self._desk.facts = replace(self._desk.facts, determinism_settings=record.plain(known))
 
     def prepare(self) -> None:
         """Take the memory that a save will need, now that the optimizer has its state."""
