@@ -15,9 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import browser
 import fake_runs
 import orjson
 import pytest
+from browser import Browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,8 +28,8 @@ from harness.audit import tiers
 from harness.commands.watch import Follower
 from harness.errors import UsageError
 from harness.format.ledger import Coverage, Ledger, Row
-from harness.report import checklist, claims, figure, frame, html, markdown, report, runs
-from harness.report.document import Bullets, Heading, Link, Paragraph, Source, Status, Table, anchor
+from harness.report import checklist, claims, figure, frame, html, markdown, pictures, report, runs
+from harness.report.document import Bullets, Heading, Link, Paragraph, Picture, Source, Status, Table, anchor
 from harness.report.figure import Figure, Mark, Series
 from harness.report.study import study
 
@@ -160,6 +162,24 @@ def test_an_axis_that_has_to_start_at_zero_does() -> None:
     (_, middle), (_, top) = corners(svg)
     base = figure.HEIGHT - figure.BOTTOM
     assert base - middle == pytest.approx((base - top) / 2, abs=0.2)
+
+
+def test_bars_lie_where_their_steps_are(tmp_path: Path) -> None:
+    """Oracle: an axis of 60 steps; the launches of `fake_runs` are 0 to 20 and, resumed, 20 to 60; a ledger
+    with one row, of steps 15 to 30."""
+    root = fake_runs.finished(tmp_path / "<a>")
+    row = Row("aten.index_put", None, "eager", "cpu", "fp32", None, "observed", 2, 15, 30, None, "list")
+    ledger = Ledger("warn", rows=(row,), coverage=(Coverage("census", 2, 15, 30, (0,), 100, 5),))
+    (root / "checkpoints" / "step-00000060" / "ledger.json").write_bytes(ledger.to_bytes())
+    about = study([runs.read(root)], [None])
+    made = [*pictures.launches(about), *pictures.kernels(about)]
+    svgs = [ElementTree.fromstring(each.svg) for each in made if isinstance(each, Picture)]
+    bars = [bar for svg in svgs for bar in svg.iter(f"{SVG}rect") if len(bar)]
+    drawn = [(float(bar.get("x", 0)), float(bar.get("width", 0))) for bar in bars]
+    step = (figure.WIDTH - figure.RIGHT - figure.LEFT) / 60
+    expected = [(figure.LEFT + step * a, step * (b - a)) for a, b in ((0, 20), (20, 60), (15, 30))]
+    assert drawn == [pytest.approx(pair, abs=0.1) for pair in expected]
+    assert [bar[0].text for bar in bars][1] == "exact, steps 20 to 60"
 
 
 def test_labels_from_a_run_folder_cannot_break_the_picture() -> None:
@@ -451,6 +471,22 @@ def test_a_config_with_a_code_fence_stays_inside_its_own() -> None:
     assert "````\n```\nx\n````" in markdown.render([Source("t", "```\nx")])
 
 
+@pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
+def test_a_browser_asks_for_nothing_else_and_nothing_overflows(tmp_path: Path) -> None:
+    """Oracle: a real browser's requests, and the width of the page at the widths of a desktop and a phone."""
+    made = [scored(tmp_path / f"a-rather-long-name-of-a-run-{seed}", 1.0, seed=seed) for seed in range(2)]
+    page = tmp_path / "report.html"
+    page.write_text(html.render(report.compose(study(made, [None] * 2)), "t"))
+    window = Browser()
+    try:
+        for width in (1280, 390):
+            window.open(page, width)
+            assert window.evaluate("document.documentElement.scrollWidth") <= width
+            assert window.requests == [page.as_uri()]
+    finally:
+        window.close()
+
+
 def test_every_answer_of_the_checklist_links_to_a_section_that_is_there(tmp_path: Path) -> None:
     """Oracle: the ids of the page, and the names that GitHub gives to the headings of the Markdown."""
     made = report.compose(study([scored(tmp_path / "a", 1.0)], [None]))
@@ -544,9 +580,10 @@ def test_the_command_writes_the_report_and_its_pictures(
     assert f"loss curve: {out}/loss.svg" in printed
     assert "not verified" in (out / "report.md").read_text()
     names = {path.name for path in out.iterdir()}
-    assert names == {"report.md", "report.html", "loss.svg", "evaluation-bits-per-byte.svg", "throughput.svg"}
+    svgs = {"loss.svg", "evaluation-bits-per-byte.svg", "throughput.svg", "launches.svg"}
+    assert names == {"report.md", "report.html", *svgs}
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (out / "report.md").read_text())
-    assert set(pictures) == {name for name in names if name.endswith(".svg")}
+    assert set(pictures) == svgs
     for name in names:
         if name.endswith(".svg"):
             ElementTree.parse(out / name)

@@ -95,13 +95,7 @@ def _which_outputs(study: Study) -> Item:
 
 
 def _hyperparameters(study: Study) -> Item:
-    known = [run for run in study.runs if run.config_text]
-    return Item(
-        "all hyperparameters of the reported results",
-        "yes" if len(known) == len(study.runs) else "no",
-        f"resolved config of {len(known)} of {len(study.runs)} runs, its digest in every statement",
-        "Configs",
-    )
+    return replace(_which_settings(study), asked="all hyperparameters of the reported results")
 
 
 def _selection(study: Study) -> Item:

@@ -186,17 +186,37 @@ def draw(figure: Figure) -> str:
             for text in _curve(series, across, up)
         ),
     ]
+    lowered = f'<g transform="translate(0 {lower})">{"".join(body)}</g>'
+    return page(figure.title, HEIGHT + lower, [*legend, lowered])
+
+
+def page(title: str, height: int, body: Sequence[str]) -> str:
+    """``body`` as one ``<svg>`` element, in the colours of all pictures, under its title."""
     dark = "".join(f".hf .c{index}{{stroke:{pair[1]};fill:{pair[1]}}}" for index, pair in enumerate(_COLOURS))
     light = "".join(
         f".hf .c{index}{{stroke:{pair[0]};fill:{pair[0]}}}" for index, pair in enumerate(_COLOURS)
     )
     style = f"{light}{_RULES}@media(prefers-color-scheme:dark){{{dark}{_DARK_RULES}.hf .curve{{fill:none}}}}"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="hf" viewBox="0 0 {WIDTH} {HEIGHT + lower}" '
-        f'width="{WIDTH}" height="{HEIGHT + lower}" role="img" aria-label="{escape(figure.title)}">'
-        f'<style>{style}</style><text class="title" x="{LEFT}" y="24">{escape(figure.title)}</text>'
-        f'{"".join(legend)}<g transform="translate(0 {lower})">{"".join(body)}</g></svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="hf" viewBox="0 0 {WIDTH} {height}" '
+        f'width="{WIDTH}" height="{height}" role="img" aria-label="{escape(title)}">'
+        f'<style>{style}</style><text class="title" x="{LEFT}" y="24">{escape(title)}</text>'
+        f"{''.join(body)}</svg>"
     )
+
+
+def steps(across: Scale, base: int) -> Iterator[str]:
+    """The axis below, ``base`` pixels from the top, with its labels."""
+    yield f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>'
+    for value in ticks(across.low, across.high, 8):
+        x = across(value)
+        yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 5}"/>'
+        yield label(x, base + 19, number(value, across.high), "middle")
+
+
+def label(x: float, y: float, words: str, anchor: str) -> str:
+    """``words`` at a place."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def _drawable(value: float) -> bool:
@@ -237,23 +257,15 @@ def _frame(figure: Figure, across: Scale, up: Scale) -> Iterator[str]:
     for value in ticks(up.low, up.high):
         y = up(value)
         yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield _text(LEFT - 8, y + 4, number(value, up.high), "end")
+        yield label(LEFT - 8, y + 4, number(value, up.high), "end")
     base = HEIGHT - BOTTOM
-    yield f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>'
-    for value in ticks(across.low, across.high, 8):
-        x = across(value)
-        yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 5}"/>'
-        yield _text(x, base + 19, number(value, across.high), "middle")
-    yield _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, figure.x_label, "middle")
+    yield from steps(across, base)
+    yield label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, figure.x_label, "middle")
     height = (TOP + base) / 2
     yield (
         f'<text x="16" y="{height}" text-anchor="middle" transform="rotate(-90 16 {height})">'
         f"{escape(figure.y_label)}</text>"
     )
-
-
-def _text(x: float, y: float, words: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
 def _marks(marks: Sequence[Mark], across: Scale) -> Iterator[str]:
@@ -265,7 +277,7 @@ def _marks(marks: Sequence[Mark], across: Scale) -> Iterator[str]:
         if x - last > 8 * len(mark.label):
             anchor = "end" if x > WIDTH - RIGHT - 8 * len(mark.label) else "start"
             shift = -5 if anchor == "end" else 5
-            yield _text(x + shift, TOP + 12, mark.label, anchor)
+            yield label(x + shift, TOP + 12, mark.label, anchor)
             last = x
 
 
@@ -283,7 +295,7 @@ def _curve(series: Series, across: Scale, up: Scale) -> Iterator[str]:
     for x, y in points:
         if not _drawable(y):
             words = f"✕ beyond {LIMIT:g}" if math.isfinite(y) else "✕ not finite"
-            yield _text(across(x), HEIGHT - BOTTOM - 6, words, "middle")
+            yield label(across(x), HEIGHT - BOTTOM - 6, words, "middle")
 
 
 def _area(band: Band, across: Scale, up: Scale) -> Iterator[str]:
@@ -322,6 +334,6 @@ def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
         drawn.append(f'<line class="curve {kind}" x1="{x:.1f}" x2="{x + 20:.1f}" y1="{y}" y2="{y}"/>')
         if one.dots:
             drawn.append(f'<circle class="{kind}" cx="{x + 10:.1f}" cy="{y}" r="3"/>')
-        drawn.append(_text(x + 26, y + 4, name, "start"))
+        drawn.append(label(x + 26, y + 4, name, "start"))
         x += width
     return drawn, row + 1

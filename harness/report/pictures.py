@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from harness.report import claims, figure
+from harness.errors import VerificationFailed
+from harness.format.ledger import EVIDENCE
+from harness.report import claims, figure, spans
 from harness.report.arms import Arm
 from harness.report.document import Block, Paragraph, Picture
 from harness.report.figure import Band, Figure, Mark, Point, Series
 from harness.report.runs import Run
+from harness.report.spans import Row, Span
 from harness.report.study import Study
 
 _SMOOTHED_SHARE = 50
@@ -113,6 +117,46 @@ def _rate_figure(study: Study) -> Figure:
         Series(_label(run, runs), run.curve(f"{run.unit}s_per_s"), index) for index, run in enumerate(runs)
     )
     return Figure("Throughput", "step", words, curves, _resume_marks(runs), from_zero=True)
+
+
+_CLASSES = ("genesis", "exact", "same-data", "accepted")
+"""Of launches, in the order of their colours."""
+_MOST_ROWS = 40
+
+
+def launches(study: Study) -> Iterator[Block]:
+    """Which launch made which steps of each run, unless each had one that went to the end."""
+    rows = []
+    for run in study.runs:
+        found = claims.segments(run)
+        bars = tuple(Span(float(one.resumed_from or 0), float(one.last), one.kind) for one in found)
+        if bars:
+            rows.append(Row(run.name, bars))
+    if any(len(row.spans) > 1 for row in rows) or len({row.spans[-1].end for row in rows}) > 1:
+        yield from _chart(study, "Launches, by the class of their resume", "launches.svg", rows, _CLASSES)
+
+
+def kernels(study: Study) -> Iterator[Block]:
+    """From which step to which each order-dependent operator was seen, over all runs."""
+    seen: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for run in study.runs:
+        with contextlib.suppress(VerificationFailed):  # the section says so itself
+            ledger = claims.newest_ledger(run)
+            for row in () if ledger is None else ledger.rows:
+                seen.setdefault((row.op, row.evidence), []).append((row.first_step, row.last_step))
+    rows = [
+        Row(op, (Span(float(min(first for first, _ in steps)), float(max(last for _, last in steps)), kind),))
+        for (op, kind), steps in seen.items()
+    ]
+    if rows:
+        yield from _chart(study, "Operators of the ledger, by evidence", "kernels.svg", rows, EVIDENCE)
+
+
+def _chart(study: Study, title: str, file: str, rows: Sequence[Row], kinds: Sequence[str]) -> Iterator[Block]:
+    last = max(run.last_step for run in study.runs)
+    yield Picture(spans.draw(title, rows[:_MOST_ROWS], kinds, last), file, f"{title}, over steps")
+    if len(rows) > _MOST_ROWS:
+        yield Paragraph(f"The first {_MOST_ROWS} of {len(rows):,} rows; the tables have all.")
 
 
 def _label(run: Run, runs: Sequence[Run]) -> str:

@@ -18,7 +18,7 @@ from harness.errors import VerificationFailed
 from harness.report import argument, checklist, claims, costs, evaluations
 from harness.report.argument import decimal
 from harness.report.document import Block, Bullets, Heading, Paragraph, Source, Status, Table
-from harness.report.pictures import pictures
+from harness.report.pictures import kernels, launches, pictures
 from harness.report.runs import Facts, Run, printable
 from harness.report.study import Study
 
@@ -54,8 +54,10 @@ def compose(study: Study) -> list[Block]:
         Heading(2, "Artefact provenance"),
         *_artefacts(study),
         Heading(2, "Launches and resumes"),
+        *launches(study),
         *_each(study, _launches),
         Heading(2, "Order-dependent kernels"),
+        *kernels(study),
         *_each(study, _kernels),
         Heading(2, "Warnings and errors"),
         *_each(study, _incidents),
