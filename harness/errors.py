@@ -26,6 +26,11 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _STORAGE = (*_NO_SPACE, errno.EFBIG, errno.EINTR, errno.EIO, errno.EROFS, errno.ESTALE)
 
 
+def visible(text: str) -> str:
+    """``text`` with escapes for what a terminal would obey or cannot show; names come from strangers."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 class HarnessError(Exception):
     """Root of the tree. ``what`` went wrong, ``where``, and the ``remedy``."""
 
@@ -42,7 +47,7 @@ class HarnessError(Exception):
     def __str__(self) -> str:
         text = self.what if self.where is None else f"{self.what}: {self.where}"
         text = text if self.remedy is None else f"{text}; {self.remedy}"
-        return " ".join(text.split())
+        return visible(" ".join(text.split()))
 
 
 class UsageError(HarnessError):

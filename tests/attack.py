@@ -139,7 +139,7 @@ def judge(scene: Scene) -> tuple[int, list[str]]:
     report = verify.verify(scene.target, scene.policy, beside=scene.beside, quiet=True)
     json.dumps(report.document(), allow_nan=False).encode()
     messages = [str(finding) for finding in report.findings]
-    assert not [message for message in messages if not message.isprintable()]
+    assert not [text for text in (*messages, *report.notes) if not text.isprintable()]
     return report.exit_code, messages
 
 

@@ -375,6 +375,29 @@ def the_config_becomes_a_symbolic_link(scene: Scene) -> None:
     (scene.root / "run.yaml").symlink_to(outside)
 
 
+@attack("is a symbolic link")
+def the_metrics_become_a_symbolic_link(scene: Scene) -> None:
+    outside = (scene.root / "metrics.jsonl").rename(scene.root.parent / "outside.jsonl")
+    (scene.root / "metrics.jsonl").symlink_to(outside)
+
+
+@attack("has 2 hard links")
+def the_metrics_have_a_second_name_outside(scene: Scene) -> None:
+    os.link(scene.root / "metrics.jsonl", scene.root.parent / "outside.jsonl")
+
+
+@attack("is a symbolic link")
+def the_folder_of_the_log_becomes_a_symbolic_link(scene: Scene) -> None:
+    outside = (scene.root / "log").rename(scene.root.parent / "outside")
+    (scene.root / "log").symlink_to(outside)
+
+
+@attack("is a symbolic link")
+def the_folder_of_all_checkpoints_becomes_a_symbolic_link(scene: Scene) -> None:
+    outside = (scene.root / "checkpoints").rename(scene.root.parent / "outside")
+    (scene.root / "checkpoints").symlink_to(outside)
+
+
 @attack("the run holds no checkpoint", 4)
 def every_checkpoint_and_the_log_are_removed(scene: Scene) -> None:
     shutil.rmtree(scene.root / "checkpoints")
@@ -394,7 +417,7 @@ def the_head_of_the_log_becomes_a_folder(scene: Scene) -> None:
     (_log(scene) / "checkpoint").mkdir()
 
 
-@attack("is missing", 4)
+@attack("is not a regular file")
 def the_metrics_become_a_pipe(scene: Scene) -> None:
     (scene.root / "metrics.jsonl").unlink()
     os.mkfifo(scene.root / "metrics.jsonl")

@@ -25,6 +25,9 @@ from honest import HONEST
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.cli import main
+from harness.provenance import keys
+
 MODULES = (
     attacks_on_files,
     attacks_on_formats,
@@ -87,6 +90,36 @@ def test_every_file_is_needed(scene: Scene) -> None:
         required = "the policy requires a statement of kind"
         assert any(path.name in message or required in message for message in messages), (path, messages)
         kept.rename(path)
+
+
+def test_what_is_not_checked_is_told_and_its_names_cannot_speak_to_a_terminal(
+    scene: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: names with the commands that clear a screen and write a verdict of their own; every character
+    that arrives at the terminal is one that it shows."""
+    evil = "\x1b[2J\rx\nverified"
+    for path in (f"checkpoints/damaged-{evil}", f"checkpoints/.tmp-{evil}", f"weights{evil}", "later"):
+        (scene.root / path).mkdir()
+    shutil.copytree(scene.checkpoint(10), tmp_path / f"step{evil}")
+    for verb in ("verify", "lineage", "show", "diff", "gate", "export"):
+        for path in (scene.root, tmp_path / f"step{evil}", tmp_path / f"none{evil}"):
+            more = {"diff": [str(scene.root)], "export": [str(tmp_path / "exported")]}.get(verb, [])
+            for key in ([], ["--key", f"{tmp_path.parent}/none{evil}.pub"], _public(scene, tmp_path)):
+                main([verb, str(path), *more, *key])
+                said = capsys.readouterr()
+                lines = (said.out + said.err).split("\n")
+                assert not [line for line in lines if line and not line.isprintable()], (verb, path)
+                assert "verified" not in lines
+    main(["verify", str(scene.root), *_public(scene, tmp_path)])
+    assert "covered by no signature: later, weights\\x1b[2J" in capsys.readouterr().out
+
+
+def _public(scene: Scene, folder: Path) -> list[str]:
+    """The option that gives the signer's public keys."""
+    files = [folder / f"{key.algorithm}.pub" for key in keys.public_keys(scene.signer)]
+    for file, key in zip(files, keys.public_keys(scene.signer), strict=True):
+        file.write_bytes(key.pem)
+    return ["--key", *map(str, files)]
 
 
 @given(data=st.data())

@@ -561,6 +561,12 @@ def test_a_run_that_was_better_before_its_end_is_noted(tmp_path: Path) -> None:
     assert notes == [f"b: held-out bits_per_byte was lowest at step 50, {best:.4g}; at the end it was 9"]
 
 
+def test_the_title_of_a_folded_text_is_no_markup() -> None:
+    """Oracle: HTML has no tag there but those of the fold, whatever backslashes mean elsewhere."""
+    made = markdown.render([Source("<img src=x onerror='alert(1)'>`<b>`", "x")])
+    assert re.findall("<[^>]*>", made) == ["<details>", "<summary>", "</summary>", "</details>"]
+
+
 def test_a_status_says_in_words_and_sign_what_its_colour_says() -> None:
     """Oracle: both renderings."""
     assert markdown.render([Status("bad", "it failed")]) == "> ✘ **it failed**\n"

@@ -8,7 +8,7 @@ from harness.audit import story
 from harness.audit.diff import Result, Step
 from harness.audit.facts import TOPICS, Fact
 from harness.audit.tensors import Difference
-from harness.provenance.findings import visible
+from harness.errors import visible
 from harness.terminal import human_bytes, style
 
 _LABEL = 13

@@ -18,8 +18,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from harness.errors import visible
 from harness.format.ledger import EVIDENCE, SUSPECTED, Coverage, Ledger, Row
-from harness.provenance.findings import visible
 
 _SHOWN_NAMES = 8
 _ITEMS = {

@@ -12,7 +12,8 @@ from pathlib import PurePath
 from typing import Any
 
 from harness.audit.lineage import Picture
-from harness.provenance.findings import Finding, visible
+from harness.errors import visible
+from harness.provenance.findings import Finding
 from harness.provenance.lineage import Edge, Graph, Node
 
 STYLE = """

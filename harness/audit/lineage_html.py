@@ -8,7 +8,7 @@ from html import escape
 
 from harness.audit import lineage_cards, lineage_svg
 from harness.audit.lineage import Picture
-from harness.provenance.findings import visible
+from harness.errors import visible
 from harness.provenance.lineage import Graph
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"

@@ -8,7 +8,7 @@ from html import escape
 
 from harness.audit import lineage_words as words
 from harness.audit.lineage_rows import Row, lonely, rows
-from harness.provenance.findings import visible
+from harness.errors import visible
 from harness.provenance.lineage import Graph, Node
 
 # Pixels.

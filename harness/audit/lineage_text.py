@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from harness.audit import lineage_words as words
 from harness.audit.lineage import Picture
 from harness.audit.lineage_rows import Row, lonely, rows
-from harness.provenance.findings import visible
+from harness.errors import visible
 from harness.provenance.lineage import Edge, Graph, Node, State
 from harness.terminal import Style, style
 

@@ -126,8 +126,8 @@ def examine_folder(
 def listing(folder: Path, findings: Findings) -> dict[str, os.stat_result]:
     """Every plain file under ``folder`` by relative path; anything else is a finding."""
     found: dict[str, os.stat_result] = {}
-    for path, status in _walk(folder, findings):
-        if len(found) >= ENTRY_LIMIT:
+    for number, (path, status) in enumerate(_walk(folder, findings)):
+        if number >= ENTRY_LIMIT:
             findings.bad("file set", f"holds more than {ENTRY_LIMIT} files", str(folder))
             break
         if findings.attempt("plain files", _is_plain, status, f"{folder}/{path}"):

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from harness.audit import noise_floor
 from harness.audit.divergence import Divergence
 from harness.audit.segment import Segment
-from harness.provenance.findings import visible
+from harness.errors import visible
 from harness.terminal import Style, style
 
 PREDICATE_TYPE = "urn:harness:predicate:replay/v1"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from harness.provenance.findings import visible
+from harness.errors import visible
 from harness.provenance.statements import CheckpointStatement
 
 CONFIG, REQUIREMENTS, SCRIPT = "run.yaml", "requirements.txt", "rerun.sh"

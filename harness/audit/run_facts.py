@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from typing import BinaryIO
 
 from harness.audit import chain
 from harness.format import files, layout
@@ -29,28 +29,28 @@ def check_metrics(
     if not signed:
         findings.note(f"{layout.METRICS}: not checked (no checkpoint has signed its chain)")
         return
-    if not run.metrics.is_file() or run.metrics.is_symlink():
-        findings.missing("metrics", "is missing", str(run.metrics))
+    stream = findings.attempt("plain files", files.open_regular, run.metrics)
+    if stream is None:
         return
     gaps = _gaps(entries)
     for step in sorted(gaps):
         findings.note(
             f"{layout.METRICS}: lines before step {step + 1} may be missing, a resume accepted that"
         )
-    broken = chain.check(_lines(run.metrics, keep), map(_anchor, signed), gaps, str(run.metrics))
-    findings.all_of("metrics", ((each.what, each.where) for each in broken))
+    with stream:
+        broken = chain.check(_lines(stream, keep), map(_anchor, signed), gaps, str(run.metrics))
+        findings.all_of("metrics", ((each.what, each.where) for each in broken))
     findings.note(
         f"{layout.METRICS}: signed up to step {signed[-1].statement.step_to}, later lines are not yet"
     )
 
 
-def _lines(path: Path, keep: Callable[[bytes], object] | None) -> Iterator[bytes]:
-    """The lines of ``path``, each cut at the limit that `chain` refuses."""
-    with open(path, "rb") as stream:
-        while line := stream.readline(chain.LINE_LIMIT + 1):
-            if keep is not None:
-                keep(line)
-            yield line
+def _lines(stream: BinaryIO, keep: Callable[[bytes], object] | None) -> Iterator[bytes]:
+    """The lines of ``stream``, each cut at the limit that `chain` refuses."""
+    while line := stream.readline(chain.LINE_LIMIT + 1):
+        if keep is not None:
+            keep(line)
+        yield line
 
 
 def _anchor(entry: Entry) -> chain.Anchor:

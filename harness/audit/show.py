@@ -14,9 +14,8 @@ from typing import Any
 from harness.audit import kernels, tier_evidence, tier_text, tiers
 from harness.audit import story as stories
 from harness.audit.story import Story
-from harness.errors import EvidenceIncomplete, VerificationFailed
+from harness.errors import EvidenceIncomplete, VerificationFailed, visible
 from harness.format.ledger import EVIDENCE, SUSPECTED, Ledger
-from harness.provenance.findings import visible
 from harness.terminal import style
 
 WIDTH = 100

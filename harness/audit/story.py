@@ -12,12 +12,12 @@ from pathlib import Path
 
 from harness.audit import handover, opening
 from harness.audit.opening import OpenedCheckpoint
-from harness.errors import EvidenceIncomplete, VerificationFailed
+from harness.errors import EvidenceIncomplete, VerificationFailed, visible
 from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.format.ledger import Ledger
 from harness.provenance import envelope, verifier
-from harness.provenance.findings import Findings, visible
+from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
 from harness.provenance.statements import CheckpointStatement, parse_checkpoint
 from harness.provenance.verifier import Added, Kind

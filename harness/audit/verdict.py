@@ -10,7 +10,8 @@ from typing import Any
 from harness.audit import tier_text
 from harness.audit.opening import OpenedCheckpoint
 from harness.audit.verify import Report
-from harness.provenance.findings import Finding, visible
+from harness.errors import visible
+from harness.provenance.findings import Finding
 from harness.terminal import Style, human_bytes, style
 
 _COLOURS: dict[int, Style] = {0: "green", 1: "red", 4: "yellow"}

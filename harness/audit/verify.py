@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +39,7 @@ from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.provenance import freshness, heads, history, log, rotation
 from harness.provenance import policy as policies
-from harness.provenance.findings import Finding, Findings, visible
+from harness.provenance.findings import Finding, Findings
 from harness.provenance.heads import Kept
 from harness.provenance.history import Entry
 from harness.provenance.keys import PublicKey
@@ -51,8 +51,10 @@ Kind = Literal["run", "checkpoint", "export", "corpus"]
 
 _CONFIG_LIMIT = 1 << 20
 _VERDICTS = {0: "verified", 1: "FAILED", 4: "cannot tell"}
-_UNSIGNED = (layout.EVENTS, layout.EVALUATIONS, layout.CORPUS, layout.TRACKING, "policy.json")
-"""What a run folder holds for convenience and no signature covers."""
+_SIGNED = {layout.CHECKPOINTS, layout.LOG, layout.METRICS, layout.RUN_CONFIG}
+"""What signatures cover in a run folder."""
+_NAMED = 20
+"""Names of files that no signature covers, in a note."""
 
 
 @dataclass(frozen=True)
@@ -221,9 +223,7 @@ def _trust(path: Path, policy: Policy, findings: Findings) -> Trust:
         findings.bad(rotation.CHECK, error.what, error.where, error.remedy)
         return Trust(policy)
     for each in trust.rotations:
-        findings.note(
-            visible(f"the key {each.old_id[:16]}… handed over to {each.new_id[:16]}…: {each.reason}")
-        )
+        findings.note(f"the key {each.old_id[:16]}… handed over to {each.new_id[:16]}…: {each.reason}")
     if trust.rotations:
         findings.passed.append(rotation.CHECK)
     return trust
@@ -262,6 +262,7 @@ def verify_run(
         if policy.witnesses and not policy.log_heads:
             what = "the policy wants a head that witnesses have cosigned, and none is kept"
             findings.missing(heads.CHECK, what, str(root), "give it: --head FILE, or log_head in the policy")
+        findings.all_of("file set", _links(run))
         seen, moments = _seen(run, policy, findings)
         folders = _folders(run, findings)
         opened = many.examine(folders, policy, findings, seen, quiet=quiet)
@@ -291,11 +292,24 @@ def verify_run(
         raise EnvironmentFault(what, where=where, remedy="check the disk and the permissions") from error
     if not opened:
         findings.missing("checkpoints", "the run holds no checkpoint", str(root))
-    present = [name for name in _UNSIGNED if (root / name).exists()]
-    if present:
-        findings.note(f"covered by no signature: {', '.join(present)}")
+    _tell_unsigned(root, findings)
     report = _report(root, "run", findings, known, hashed, started)
     return replace(report, since=incremental.document(since, covered, continued))
+
+
+def _links(run: RunFolder) -> Iterator[tuple[str, str]]:
+    """Folders of ``run`` that are elsewhere: what is there can be exchanged behind the run's back."""
+    for path in (run.checkpoints, run.log):
+        if path.is_symlink():
+            yield "is a symbolic link", str(path)
+
+
+def _tell_unsigned(root: Path, findings: Findings) -> None:
+    """What lies in a run folder for convenience, or to be taken for a part of the run."""
+    names = sorted(set(os.listdir(root)) - _SIGNED)
+    if names:
+        more = "" if len(names) <= _NAMED else f" and {len(names) - _NAMED} more"
+        findings.note(f"covered by no signature: {', '.join(names[:_NAMED])}{more}")
 
 
 def _report(

@@ -15,8 +15,7 @@ from harness.audit import gate, verdict
 from harness.audit.gate import Passage
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
-from harness.errors import UsageError
-from harness.provenance.findings import visible
+from harness.errors import UsageError, visible
 from harness.terminal import style
 
 EXAMPLE = "harness gate models --policy team.yaml"

@@ -14,10 +14,9 @@ from harness.audit import kernels, story
 from harness.audit.opening import open_checkpoint
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
-from harness.errors import EvidenceIncomplete, VerificationFailed
+from harness.errors import EvidenceIncomplete, VerificationFailed, visible
 from harness.format import files, layout
 from harness.format.ledger import Ledger
-from harness.provenance.findings import visible
 from harness.provenance.policy import Policy
 
 EXAMPLE = "harness kernels runs/tiny --key keys/me.ed25519.pub"

@@ -6,15 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
-from harness.errors import EvidenceIncomplete, HarnessError, UsageError, VerificationFailed
+from harness.errors import EvidenceIncomplete, HarnessError, UsageError, VerificationFailed, visible
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-def visible(text: str) -> str:
-    """``text`` with escapes for what a terminal would obey or cannot show; names come from strangers."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,8 @@ class Findings:
         self._add(check, what, where, remedy, missing=True)
 
     def note(self, text: str) -> None:
-        """Say something once."""
+        """Say something once; as `visible`, since names in it may come from strangers."""
+        text = visible(text)
         if text not in self.notes:
             self.notes.append(text)
 

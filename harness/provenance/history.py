@@ -27,7 +27,7 @@ from typing import Any
 from harness.errors import VerificationFailed
 from harness.format import layout, strict_json
 from harness.provenance import heads, log
-from harness.provenance.findings import Findings, visible
+from harness.provenance.findings import Findings
 from harness.provenance.rotation import Rotation
 from harness.provenance.statements import CheckpointStatement
 
@@ -177,7 +177,7 @@ def check_starts(
             what = f"began with {told}, which is not in what --with names"
             findings.missing(START, what, entry.where, "add its run folder to --with")
         else:
-            findings.note(visible(f"began with {told}: not at hand, so not checked (--with ITS_RUN)"))
+            findings.note(f"began with {told}: not at hand, so not checked (--with ITS_RUN)")
 
 
 def _misnamed(start: Mapping[str, Any], parent: Entry, where: str) -> Iterator[tuple[str, str]]:

@@ -32,7 +32,7 @@ from harness.format import ledger as ledgers
 from harness.format.manifest import Manifest, checkpoint_id, dir_hash, state_digest
 from harness.provenance import envelope, later, model_signature, statements
 from harness.provenance import policy as policies
-from harness.provenance.findings import Findings, visible
+from harness.provenance.findings import Findings
 from harness.provenance.keys import PublicKey
 from harness.provenance.later import Later
 from harness.provenance.policy import Identity, Policy
@@ -276,7 +276,7 @@ def _later_statement(
     read = findings.attempt(check, later.parse, opened.payload, name, statement, where=where)
     if read is not None and read.summary:
         signer = policy.identity(opened.key).name
-        findings.note(visible(f"{statement.name} {name}: {read.summary} (signed by {signer})"))
+        findings.note(f"{statement.name} {name}: {read.summary} (signed by {signer})")
     return None if read is None else (opened.key, read)
 
 
@@ -294,7 +294,7 @@ def _may_sign(
     enough = good >= policy.threshold
     for reason in filter(None, objections):
         if enough:
-            findings.note(visible(f"not counted: {reason}"))
+            findings.note(f"not counted: {reason}")
         else:
             findings.bad("policy", reason, where)
     if not enough and not any(objections):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 
@@ -51,7 +52,8 @@ def _block(block: Block) -> str:
         case Picture(_, file, alternative):
             return f"![{text(alternative)}]({file})"
         case Source(title, body):
-            return f"<details><summary>{text(title)}</summary>\n\n{_fenced(body)}\n\n</details>"
+            # Inside of HTML nothing is Markdown, so its escapes would not count.
+            return f"<details><summary>{html.escape(title)}</summary>\n\n{_fenced(body)}\n\n</details>"
         case Table():
             return _table(block)
 
