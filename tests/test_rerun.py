@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import fake_runs
 import pytest
+import run_folder
 import toy_task
 from compare import differing
 from conftest import Place
 
 from harness.audit import rerun
+from harness.commands import show
 from harness.provenance.statements import CheckpointStatement
 
 
@@ -38,6 +41,21 @@ def test_the_script_that_is_printed_makes_the_same_tensors_again(place: Place) -
     assert done.stdout.splitlines()[-1] == "equal: step 12, every tensor"
     assert differing(place.run, out / "run", after=4) == []
     assert place.harness("show", str(place.run), "--rerun", str(out)).code == 2  # never over something
+
+
+def test_the_tier_to_expect_is_said_with_what_the_next_one_lacks(tmp_path: Path) -> None:
+    """Oracle: a run that nobody has executed again, with its key and without; the verdict of the JSON."""
+    signer = run_folder.identity(tmp_path / "me")
+    folder = run_folder.checkpoint(run_folder.build(tmp_path / "run", signer), 30)
+    keys = ["--key", f"{tmp_path}/me.ed25519.pub", f"{tmp_path}/me.p256.pub"]
+    parser = argparse.ArgumentParser()
+    show.add_arguments(parser)
+    for number, words in enumerate(([], keys)):
+        out = str(tmp_path / f"again-{number}")
+        found = show.run(parser.parse_args([str(folder), "--rerun", out, *words]))
+        verdict = found.document["repeatability"]["verdict"]
+        assert f"\nexpect tier {verdict}" in found.text
+        assert ("\ntier 1a needs: " in found.text) == ("not observed" in verdict), found.text
 
 
 def told(**changes: Any) -> rerun.Rerun:

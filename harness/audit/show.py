@@ -73,6 +73,13 @@ def repeatability(story: Story) -> dict[str, Any]:
     return tier_text.document(tiers.compute(tier_evidence.of_story(story)))
 
 
+def tier_to_expect(story: Story) -> list[str]:
+    """The same for a person: the tier, what it rests on, and what the next one lacks."""
+    told = tier_text.lines(tiers.compute(tier_evidence.of_story(story)))
+    names = {"tier": "expect tier ", "next tier": "tier "}
+    return [f"{names.get(label, '            ')}{text}" for label, text in told]
+
+
 def _identity(story: Story, newest_of: str | None) -> Iterator[Line]:
     facts = story.statement.predicate
     where = "" if newest_of is None else f", the newest that is in {newest_of}"

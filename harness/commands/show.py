@@ -5,7 +5,7 @@ every check but hashing the payload is made first, and nothing is shown of a fol
 first line says that nothing was verified.
 
 --rerun DIR tells how to make the checkpoint again: it writes the config, the packages and a script into DIR,
-and prints the commands, what to expect, and what is not on record.
+and prints the commands, what to expect, at which tier of repeatability, and what is not on record.
 """
 
 from __future__ import annotations
@@ -57,4 +57,5 @@ def _rerun(shown: story.Story, out: Path) -> Outcome:
         "repeatability": show.repeatability(shown),
     }
     varying = [f"could vary: {each}" for each in document["could_vary"]]
-    return Outcome(document, "\n".join([shown.trust, rerun.render(found, str(out)), *varying]))
+    lines = [shown.trust, rerun.render(found, str(out)), *show.tier_to_expect(shown), *varying]
+    return Outcome(document, "\n".join(lines))
