@@ -129,6 +129,8 @@ def test_bits_per_byte_of_a_uniform_guess(folder: Path) -> None:
     expected = math.log2(257) * len(predicted) / int((predicted != 256).sum())
     assert metrics["bits_per_byte"] == pytest.approx(expected, rel=1e-6)
     assert metrics["loss"] == pytest.approx(math.log(257), rel=1e-6)
+    assert metrics["perplexity"] == pytest.approx(257, rel=1e-5)
+    assert task.metrics(sums * torch.tensor([1e4, 1, 1]))["perplexity"] == math.inf
 
 
 def test_bits_per_byte_with_bpe_counts_bytes_of_text(folder: Path) -> None:
@@ -193,7 +195,7 @@ def test_shards_without_bytes_are_evaluated_in_nats(tmp_path: Path) -> None:
         save_file(tensors, tmp_path / f"{split}.safetensors", {"vocabulary": "9", "split": split})
     task = language(tmp_path, data={"kind": "tokens", "files": ["*.safetensors"]})
     assert task.headline == "loss"
-    assert task.metrics(evaluated(task, Uniform(9))) == {"loss": pytest.approx(math.log(9))}
+    assert task.metrics(evaluated(task, Uniform(9))) == pytest.approx({"loss": math.log(9), "perplexity": 9})
 
 
 def test_flops_per_sample_follow_the_model(folder: Path) -> None:

@@ -19,7 +19,7 @@ from harness.data.tokens import Counted, TokenData
 from harness.errors import ConfigError
 from harness.format.layout import CHAT_TEMPLATE
 from harness.settings import Data, Model
-from harness.tasks.language import Decoder
+from harness.tasks.language import Decoder, perplexity
 from harness.tasks.task import Batch, Batches, spread
 
 
@@ -73,9 +73,10 @@ class Chat(Decoder):
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """``token_accuracy`` (the likeliest token given all before it is the right one), ``loss`` in nats,
-        and ``bits_per_byte`` of answers: all over counted tokens, ends included."""
+        its ``perplexity``, and ``bits_per_byte`` of answers: all over counted tokens, ends included."""
         nats, counted, size, right = sums.tolist()
-        metrics = {"token_accuracy": right / counted, "loss": nats / counted}
+        loss = nats / counted
+        metrics = {"token_accuracy": right / counted, "loss": loss, "perplexity": perplexity(loss)}
         if self._tokens.held_out_bytes is not None and size:
             metrics["bits_per_byte"] = nats / math.log(2) / size
         return metrics

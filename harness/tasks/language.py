@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -128,15 +129,20 @@ class Language(Decoder):
         return torch.stack((nats, predicted, sizes.sum().double()))
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
-        """``loss`` in nats per token and ``bits_per_byte`` of text, where its bytes are known.
+        """``loss`` in nats per token, its ``perplexity``, and ``bits_per_byte`` where the bytes are known.
 
         Bits per byte counts the bits of all predicted tokens, ends of documents included.
         """
         nats, predicted, size = sums.tolist()
-        metrics = {"loss": nats / predicted}
+        metrics = {"loss": nats / predicted, "perplexity": perplexity(nats / predicted)}
         if self._held_out_bytes is not None:
             metrics["bits_per_byte"] = nats / math.log(2) / size
         return metrics
+
+
+def perplexity(loss: float) -> float:
+    """Of a ``loss`` in nats per token: its exponential; infinite where no float is as large."""
+    return math.inf if loss > math.log(sys.float_info.max) else math.exp(loss)
 
 
 def shape_of(model: Model, context: int, vocabulary: int) -> Shape:
