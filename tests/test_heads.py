@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from test_verify import harness
 from harness.audit import kept_head, verify
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.provenance import heads, log, merkle
+from harness.provenance.keys import PublicKey
+from harness.provenance.policy import Policy
 
 Proof = list[bytes]
 
@@ -267,6 +270,45 @@ def test_what_was_added_and_what_is_small_is_still_checked_since_a_head(kept: Pa
     other = log.sign_note(log.Head(2, bytes(32), log.read_claimed(kept / "run" / "log").head.origin), signer)
     (tmp_path / "other.head").write_bytes(other)
     assert judged(10, "model.safetensors", since=tmp_path / "other.head") == (1, 0)
+
+
+def test_since_a_head_no_signature_is_computed_again_over_the_same_bytes(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: counted verifications of a run whose first checkpoint is pruned, without the head and with it;
+    a key that is not accepted any more, or a statement with another digest, is found all the same."""
+    signer = run_folder.keys.load_signer(kept / "me.key")
+    root, whom = shutil.copytree(kept / "run", tmp_path / "run"), trusted(signer)
+    first = run_folder.checkpoint(root, 10)
+    for path in [each for each in first.iterdir() if each.suffix not in (".sig", "") and each.name[0] != "M"]:
+        path.unlink()
+    first = first.rename(first.with_name(f"pruned-{first.name}"))
+    asked: list[str] = []
+    verifies = PublicKey.verifies
+    monkeypatch.setattr(
+        PublicKey,
+        "verifies",
+        lambda key, *words: (asked.append(key.algorithm), verifies(key, *words))[1],
+    )
+
+    def judged(policy: Policy = whom, since: Path | None = kept / "two.head") -> tuple[int, int, int]:
+        asked.clear()
+        report = verify.verify(root, policy, since=since, quiet=True)
+        return report.exit_code, asked.count("ed25519"), asked.count("p256")
+
+    heads_read = 1
+    assert judged(since=None) == (0, 6 + heads_read, 3)
+    assert judged() == (0, 3 + 2 * heads_read, 2)
+    (first / "model.sig").write_bytes(b"x")
+    assert judged()[0] == 0
+    assert judged(since=None)[0] == 1
+    (me,) = whom.identities
+    expired = replace(whom, identities=(replace(me, valid_until="2020-01-01T00:00:00Z"),))
+    assert judged(expired)[0] == 1
+    bundle = first / "provenance" / "checkpoint.sigstore.json"
+    hint = run_folder.keys.public_keys(signer)[0].hint.encode()
+    bundle.write_bytes(bundle.read_bytes().replace(hint, b"0" * 64))
+    assert judged()[0] == 1
 
 
 def test_since_wants_a_run(kept: Path) -> None:

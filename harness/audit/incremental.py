@@ -1,19 +1,39 @@
-"""Verifying a run again: which payload a kept log head covers, so that it need not be hashed again.
+"""Verifying a run again: what a kept log head covers, so that it need not be hashed or verified again.
 
 The head was kept after a verification that found nothing, which is its owner's word. A checkpoint is covered
 when the log continues that head and its record under it names the manifest and the statement that lie in the
-folder now; whether its payload was changed since is what is not looked at.
+folder now. These are then the bytes that were verified, so no signature is computed over them again. What
+is not looked at is whether payload was changed since, and of pruned checkpoints the SLSA statement and
+model.sig, which speak of nothing that is still there (`harness.provenance.verifier`).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.audit.opening import OpenedCheckpoint
+from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.provenance import history, log
 from harness.provenance.heads import Kept
+
+
+def known(folder: Path, since: Kept | None) -> dict[str, str]:
+    """Hex sha256 of each checkpoint's bundle → checkpoint id, of the records under ``since`` in the log
+    ``folder``; empty when that log does not continue ``since``, which is a finding where it is checked."""
+    if since is None:
+        return {}
+    try:
+        book = log.read_claimed(folder)
+        size, head = since.head.size, since.head
+        if (book.head.origin, book.root_of_prefix(size)) != (head.origin, head.root):
+            return {}
+        records = [history.parse_record(data, where=str(folder)) for data in book.records[:size]]
+    except (VerificationFailed, EvidenceIncomplete):
+        return {}
+    return {each["bundle_sha256"]: each["checkpoint"] for each in records if history.is_commit(each)}
 
 
 def covered(
@@ -38,9 +58,12 @@ def told(since: Kept, skipped: Sequence[OpenedCheckpoint], continued: bool) -> s
     if not continued:
         return f"the log does not continue {since.source}, so everything was hashed"
     payload_of = f"{len(skipped)} checkpoint" + ("s" if len(skipped) != 1 else "")
+    pruned = sum(each.kind == "pruned" for each in skipped)
+    left_out = f", nor SLSA statement and model.sig of the {pruned} pruned ones verified" if pruned else ""
     return (
-        f"{since.source} covers {since.head.size} records: the payload of {payload_of} was not hashed again; "
-        "signatures, manifests, file sets, headers and lineage were checked for all"
+        f"{since.source} covers {since.head.size} records: the payload of {payload_of} was not hashed again"
+        f"{left_out}; statements and manifests are the bytes that were verified then; file sets, headers and "
+        "lineage were checked for all"
     )
 
 

@@ -37,6 +37,7 @@ class _Task:
     folders: Sequence[Path]
     policy: Policy
     seen: Mapping[str, str]
+    known: Mapping[str, str]
 
 
 _Result = tuple[list[OpenedCheckpoint | None], Findings, EnvironmentFault | None]
@@ -44,7 +45,13 @@ _task: _Task | None = None
 
 
 def examine(
-    folders: Sequence[Path], policy: Policy, findings: Findings, seen: Mapping[str, str], *, quiet: bool
+    folders: Sequence[Path],
+    policy: Policy,
+    findings: Findings,
+    seen: Mapping[str, str],
+    known: Mapping[str, str],
+    *,
+    quiet: bool,
 ) -> list[OpenedCheckpoint | None]:
     """`opening.examine_folder` of each of ``folders``. Raises `EnvironmentFault` for a bad disk."""
     processes = min(len(os.sched_getaffinity(0)), len(folders) // _WORTH_IT + 1) if _may_fork() else 1
@@ -52,10 +59,10 @@ def examine(
     with progress(len(folders), "checkpoints", "verify", quiet=quiet) as bar:
         if processes < 2:
             for folder in folders:
-                opened.append(opening.examine_folder(folder, policy, findings, seen))
+                opened.append(opening.examine_folder(folder, policy, findings, seen, known))
                 bar.advance(1)
         else:
-            for some, found in _in_processes(_Task(folders, policy, seen), processes):
+            for some, found in _in_processes(_Task(folders, policy, seen, known), processes):
                 opened += some
                 findings.extend(found)
                 bar.advance(len(some))
@@ -91,9 +98,10 @@ def _examine(start: int) -> _Result:
     opened: list[OpenedCheckpoint | None] = []
     findings = Findings()
     assert _task is not None
+    task = _task
     try:
-        for folder in _task.folders[start : start + _AT_ONCE]:
-            opened.append(opening.examine_folder(folder, _task.policy, findings, _task.seen))
+        for folder in task.folders[start : start + _AT_ONCE]:
+            opened.append(opening.examine_folder(folder, task.policy, findings, task.seen, task.known))
     except EnvironmentFault as fault:
         return opened, findings, fault
     return opened, findings, None

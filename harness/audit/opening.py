@@ -107,16 +107,21 @@ def pruned(folder: Path) -> EvidenceIncomplete:
 
 
 def examine_folder(
-    folder: Path, policy: Policy, findings: Findings, seen: Mapping[str, str] | None = None
+    folder: Path,
+    policy: Policy,
+    findings: Findings,
+    seen: Mapping[str, str] | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> OpenedCheckpoint | None:
     """Collect every failure in ``folder`` but those of payload bytes; None for a story that is not authentic.
 
     ``seen``: hex sha256 of a bundle → the moment at which a kept log head shows that it was there.
+    ``known``: hex sha256 of a statement's bundle → checkpoint id, of what was verified before.
 
     Raises `EnvironmentFault` for a disk that cannot be read.
     """
     try:
-        return _examine(folder, policy, findings, seen or {})
+        return _examine(folder, policy, findings, seen or {}, known or {})
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         where = str(error.filename or folder)
@@ -141,7 +146,7 @@ def _is_plain(status: os.stat_result, where: str) -> bool:
 
 
 def _examine(
-    folder: Path, policy: Policy, findings: Findings, seen: Mapping[str, str]
+    folder: Path, policy: Policy, findings: Findings, seen: Mapping[str, str], known: Mapping[str, str]
 ) -> OpenedCheckpoint | None:
     if not stat.S_ISDIR(os.lstat(folder).st_mode):
         findings.bad("file set", "is not a folder", str(folder))
@@ -152,7 +157,7 @@ def _examine(
         findings.bad("file set", "was set aside as damaged by a resume", str(folder), "choose another one")
         return None
     present = listing(folder, findings)
-    evidence = _read(folder, name, present, findings, seen)
+    evidence = _read(folder, name, present, findings, seen, known)
     examined = verifier.examine(evidence, policy, findings)
     if examined is None or evidence.manifest is None:
         return None
@@ -213,6 +218,7 @@ def _read(
     present: dict[str, os.stat_result],
     findings: Findings,
     seen: Mapping[str, str],
+    known: Mapping[str, str],
 ) -> Evidence:
     def read(path: str, limit: int) -> bytes | None:
         if path not in present:
@@ -232,6 +238,7 @@ def _read(
         model_signature=read(layout.MODEL_SIGNATURE, MANIFEST_LIMIT),
         later={path: data for path, data in added.items() if data is not None},
         seen=seen,
+        known=known,
     )
 
 

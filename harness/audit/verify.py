@@ -265,7 +265,8 @@ def verify_run(
         findings.all_of("file set", _links(run))
         seen, moments = _seen(run, policy, findings)
         folders = _folders(run, findings)
-        opened = many.examine(folders, policy, findings, seen, quiet=quiet)
+        earlier = incremental.known(run.log, since)
+        opened = many.examine(folders, policy, findings, seen, earlier, quiet=quiet)
         known = [each for each in opened if each is not None]
         entries = history.in_order([entry_of(each) for each in known if each.kind != "nonfinite"])
         # Which payload is hashed depends on the log; its findings come after those of the payload.

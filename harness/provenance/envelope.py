@@ -66,8 +66,8 @@ def open_own(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Opened:
     Its keys may come in another order than `sign` has, as the official signer of models writes them. Raises
     as `open_bundle`.
     """
-    match = _OWN.fullmatch(data) if len(data) <= LIMIT else None
-    if match is not None and not (len(match[1]) % 4 or len(match[2]) % 4):
+    match = _own(data)
+    if match is not None:
         payload, signature = base64.b64decode(match[1]), base64.b64decode(match[2])
         key = _signer(payload, signature, keys, where)
         if data == _written(payload, signature, key):
@@ -80,6 +80,23 @@ def open_own(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Opened:
             remedy="get the file from its maker again",
         )
     return opened
+
+
+def reopen_own(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Opened:
+    """The same for bytes of which the caller knows that `open_own` has opened them before: only one key fits
+    their hint, and whether it is among ``keys`` is all that is left to ask. Raises as `open_bundle`."""
+    match = _own(data)
+    hint = None if match is None else match[3].decode()
+    for key in keys:
+        if match is not None and key.hint == hint:
+            return Opened(base64.b64decode(match[1]), key)
+    return open_own(data, keys, where=where)
+
+
+def _own(data: bytes) -> re.Match[bytes] | None:
+    """Payload, signature and hint of a bundle in the layout that `sign` writes."""
+    match = _OWN.fullmatch(data) if len(data) <= LIMIT else None
+    return None if match is None or len(match[1]) % 4 or len(match[2]) % 4 else match
 
 
 def _is_tight(data: bytes, opened: Opened, where: str) -> bool:

@@ -15,6 +15,10 @@ Rules for one checkpoint, in the order in which they are checked:
 - every later statement in provenance/ is signed by an accepted key, is about this checkpoint, is of the kind
   that its file's name says, and fits that kind's schema (`harness.provenance.later`)
 
+Of a statement and a manifest that a kept head covers (``--since``), byte for byte, the signature is not
+computed again; who may sign is asked again. Of a pruned checkpoint among them, SLSA statement and model.sig
+are not looked at: nothing is left that they could mislead anybody about.
+
 Every failure is collected; one that makes a later check impossible ends the list.
 """
 
@@ -59,6 +63,16 @@ class Evidence:
     """Path → bytes of statements that were added afterwards."""
     seen: Mapping[str, str] = field(default_factory=dict)
     """Hex sha256 of a bundle → the moment at which a kept log head shows that it was there."""
+    known: Mapping[str, str] = field(default_factory=dict)
+    """Hex sha256 of a statement's bundle → checkpoint id, of what a head covers that was kept when all of it
+    had been verified."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether statement and manifest are, byte for byte, those that were verified before."""
+        if not self.known or self.bundle is None or self.manifest is None:
+            return False
+        return self.known.get(_sha256(self.bundle)) == checkpoint_id(self.manifest)
 
 
 @dataclass(frozen=True)
@@ -123,7 +137,9 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
         return None
     whole = policy
     policy = policy.as_of(evidence.seen.get(_sha256(bundle)))
-    opened = findings.attempt("signature", envelope.open_own, bundle, policy.statement_keys, where=path)
+    known = evidence.is_known
+    check, opening = ("kept head", envelope.reopen_own) if known else ("signature", envelope.open_own)
+    opened = findings.attempt(check, opening, bundle, policy.statement_keys, where=path)
     if opened is None:
         return None
     statement = findings.attempt("statement", statements.parse_checkpoint, opened.payload, where=path)
@@ -138,8 +154,9 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
     _may_sign(policy, findings, statement, signers, path)
     if data is None or manifest is None:
         return None
-    _check_slsa(evidence, policy, findings, statement)
-    _check_model_signature(evidence, policy, findings, manifest, statement)
+    if not known or kind_of_name(evidence.name)[0] != "pruned":
+        _check_slsa(evidence, policy, findings, statement)
+        _check_model_signature(evidence, policy, findings, manifest, statement)
     findings.all_of("agreement", _disagreements(evidence, statement, manifest))
     names = tuple(each.identity.name for each in signers)
     there = {later.name_of(path) or path: _sha256(data) for path, data in evidence.later.items()}
