@@ -115,9 +115,10 @@ class RunFolder:
 
     def aside(self) -> list[Path]:
         """Everything else under checkpoints/: damaged, non-finite and cut-off ones, by name."""
-        known = {*self.complete(), *self.pruned()}
         entries = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
-        return sorted(entry for entry in entries if entry not in known)
+        return sorted(
+            entry for entry in entries if parse_checkpoint_name(entry.name.removeprefix(PRUNED)) is None
+        )
 
     def free_aside(self, name: str) -> Path:
         """Where the folder ``name`` goes when it is set aside: ``damaged-NAME-1``, or the next number."""
