@@ -95,8 +95,8 @@ def test_memory_of_a_rank_follows_from_the_parameters() -> None:
     ("ranks", "parallel", "lists", "sent", "times", "held"),
     [
         (1, "ddp", 4, 0.0, 0, 3.0),
-        (4, "ddp", 2, 1.5, 1, 3.0),
-        (8, "ddp", 1, 1.75, 1, 2.0),
+        (4, "ddp", 2, 1.5, 1, 2.0),
+        (8, "ddp", 1, 1.75, 1, 1.0),
         (4, "fsdp2", 2, 1.5, 2, 0.25),
         (8, "fsdp2", 1, 0.875, 1, 0.0),
     ],

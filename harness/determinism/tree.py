@@ -69,11 +69,13 @@ class Counter:
     def carried(self, position: int, tensor: Tensor) -> Tensor:
         """The sum over all leaves of the tensor at ``position``, ``tensor`` being that of the last leaf.
 
-        For the last leaf, whose tensors come one by one; `clear` when all have come.
+        For the last leaf, whose tensors come one by one, each position once; `clear` when all have come.
+        Nothing of that position is held any more.
         """
         for held in self._levels:
             if held is not None:
                 tensor = held[position].add_(tensor)
+                held[position] = tensor.new_empty(0)
         return tensor
 
     def clear(self) -> None:

@@ -51,7 +51,7 @@ class Memory:
     """The moving average of the weights."""
     elastic: int
     """What `determinism.elastic` adds at most: gradients that wait for their neighbours in the tree, and
-    buckets that are sent and received; 0 without it."""
+    buckets that are received; 0 without it."""
     activations: int | None
     """What a micro-batch's forward pass keeps for the backward pass, and the gradient of its largest tensor;
     None when the model's forward pass depends on the values of its data."""
@@ -73,6 +73,8 @@ class Elastic:
     shards: int
     lists: int
     """Lists of gradients that are held at most, those that are just computed included."""
+    held_bytes: int
+    """Bytes of those that wait, and of the buckets, at most."""
     sent_bytes: int
     """Bytes of gradients that a rank sends at each step."""
     plain_bytes: int
@@ -136,7 +138,7 @@ def plan(settings: Settings, base: Path, world_size: int) -> Plan:
     written = -(-train.steps // settings.checkpoint.every)
     checkpoint = sizes["checkpoint"]
     shards = world_size if settings.parallel == "fsdp2" else 1
-    elastic = _elastic(sizes["trainable"], world_size, settings) if settings.determinism.elastic else None
+    price = elastic(sizes["trainable"], world_size, settings) if settings.determinism.elastic else None
     return Plan(
         parameters=sizes["parameters"],
         memory=Memory(
@@ -144,7 +146,7 @@ def plan(settings: Settings, base: Path, world_size: int) -> Plan:
             gradients=-(-sizes["trainable"] // shards),
             optimizer=-(-sizes["optimizer"] // shards),
             average=-(-sizes["average"] // shards),
-            elastic=0 if elastic is None else _held(elastic, sizes["trainable"], world_size, settings),
+            elastic=0 if price is None else price.held_bytes,
             activations=activations,
             checkpoint_host=_arena(model, settings, world_size),
         ),
@@ -159,23 +161,21 @@ def plan(settings: Settings, base: Path, world_size: int) -> Plan:
         checkpoints=written,
         disk_bytes=checkpoint * (1 if settings.checkpoint.store_only else _at_once(written, settings)),
         store_bytes=checkpoint * _at_once(written, settings) if settings.checkpoint.store else 0,
-        elastic=elastic,
+        elastic=price,
     )
 
 
-def _elastic(gradients: int, world_size: int, settings: Settings) -> Elastic:
+def elastic(gradients: int, world_size: int, settings: Settings) -> Elastic:
     """``gradients``: bytes of all of them. Volumes as in docs/determinism.md."""
     shards = settings.micro_batches
     count = shards // world_size
+    lists = tree.held_lists(count)
     once = gradients * (world_size - 1) // world_size
-    plain, sent = (once, once * count) if settings.parallel == "fsdp2" else (2 * once, 2 * once)
-    return Elastic(shards, tree.held_lists(count), sent, plain)
-
-
-def _held(elastic: Elastic, gradients: int, world_size: int, settings: Settings) -> int:
     if settings.parallel == "fsdp2" and world_size > 1:
-        return (elastic.lists - 1) * -(-gradients // world_size)
-    return (elastic.lists - 1 + (2 if world_size > 1 else 0)) * gradients
+        return Elastic(shards, lists, (lists - 1) * -(-gradients // world_size), once * count, once)
+    # Of the two buckets the one that is sent takes the place of the gradients.
+    buckets = 1 if world_size > 1 else 0
+    return Elastic(shards, lists, (lists - 1 + buckets) * gradients, 2 * once, 2 * once)
 
 
 def _at_once(written: int, settings: Settings) -> int:

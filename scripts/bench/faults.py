@@ -1,6 +1,6 @@
 """A fault at every system call of the write path: what the run says, what is left, and where the rerun ends.
 
-python scripts/bench/faults.py [--only NAME …] [--sample N] [--json FILE]
+python scripts/bench/faults.py [--only NAME …] [--sample N [--skip M]] [--json FILE]
 
 For each call that changes the run folder (open for writing, write, pwrite, fallocate, fsync, rename, unlink,
 …), from the first of a launch to the last, a run is made in which this one call fails: with EIO, ENOSPC or
@@ -23,7 +23,7 @@ Bad are:
 Peers (savers.py) save a second state with the fault in it. *told*: the save raises, and the old or the new
 state loads; *absorbed*: it returns, and the new one loads; *lost*: it returns, and the old one loads;
 *stuck*: what their rule takes does not load; *other*: a state loads that was never saved.
-``--sample``: only every so many faults.
+``--sample``: only every so many faults, ``--skip``: after so many; so the whole can be taken in slices.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def _policy(place: Path) -> Policy:
     return from_keys(keys.public_keys(keys.load_signer(place / "me.key")))
 
 
-def measure_harness(place: Path, sample: int) -> Counted:
+def measure_harness(place: Path, sample: int, skip: int) -> Counted:
     """Every fault of `harness train`."""
     (place / "states").mkdir()
     (place / "toy.yaml").write_text(CONFIG)
@@ -221,7 +221,7 @@ def measure_harness(place: Path, sample: int) -> Counted:
         for how in HOWS
         for number in range(1, _calls(place, how) + 1)
         for on_failure in ("stop", "continue")
-    ][::sample]
+    ][skip::sample]
     counted = Counted()
     for done, (fault, result) in enumerate(forked.each(faults, partial(_judged, place), place), start=1):
         died = isinstance(result, dict)
@@ -254,13 +254,13 @@ def _calls(place: Path, how: str) -> int:
     return int(counted.read_text())
 
 
-def measure_peer(name: str, place: Path, sample: int) -> Counted:
+def measure_peer(name: str, place: Path, sample: int, skip: int) -> Counted:
     """Every fault in the second save of the peer ``name``."""
     library, counted = Library(), Counted()
     truths = {step: truth(step) for step in (1, 2)}
     for how, (number, lasts) in HOWS.items():
         _saved_twice(name, place / how, library, partial(library.fail, 0, number, lasts))
-        for at in range(1, library.count() + 1, sample):
+        for at in range(1 + skip, library.count() + 1, sample):
             folder = place / f"{how}-{at}"
             raised = _saved_twice(name, folder, library, partial(library.fail, at, number, lasts))
             call = library.failed()
@@ -334,6 +334,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="*", choices=[HARNESS, *PEERS], help="these savers")
     parser.add_argument("--sample", type=int, default=1, help="every so many calls (default: all)")
+    parser.add_argument("--skip", type=int, default=0, help="so many first")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -349,8 +350,8 @@ def main() -> None:
         place = arguments.scratch / str(number)
         place.mkdir()
         harness = name == HARNESS
-        sample = arguments.sample
-        results[name] = measure_harness(place, sample) if harness else measure_peer(name, place, sample)
+        part = arguments.sample, arguments.skip
+        results[name] = measure_harness(place, *part) if harness else measure_peer(name, place, *part)
     report(results)
     outcomes = {
         name: {"\t".join(key): count for key, count in counted.outcomes.items()}

@@ -1,7 +1,8 @@
 """Elastic runs: whether every world size, sharding and change of them gives one digest, and what that costs.
 
 python scripts/bench/same_bits.py [--steps 200] [--ranks 1 2 4 8] [--variants fp32 bf16]
-                                  [--modes eager compiled] [--cost 2 4] [--rounds 20] [--json FILE]
+                                  [--modes eager compiled] [--cost 2 4] [--memory 1 2 4] [--rounds 20]
+                                  [--json FILE]
 
 Bits: a decoder of two layers and width 64, dropout and clipping on, 8 logical shards. For each arithmetic,
 eager and compiled, it runs on each number of ranks with DDP and FSDP2, and once more with another number of
@@ -9,7 +10,9 @@ ranks after each of five kills. What is compared is the chain over the digests o
 generators, gradients, state) and every tensor of the last checkpoint. `--cost`: on so many ranks the
 gradients of a decoder of 10.8M parameters (43 MB fp32) by the tree's all-to-all, additions and all-gather,
 over one all-reduce, in turn in one process group (gloo); and a step of 512 tokens a rank in both ways, each
-overlapped with the backward pass, without the optimizer.
+overlapped with the backward pass, without the optimizer. `--memory`: on so many ranks the peak of a rank's
+memory over updates of 8 shards of that decoder, by the tree and by DDP, each in processes of its own, and
+what the tree adds over the number that `harness plan` calls elastic.
 """
 
 from __future__ import annotations
@@ -19,13 +22,16 @@ import hashlib
 import importlib
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -36,6 +42,8 @@ from table_task import Table
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.determinism import tree
+from harness.settings import Settings
+from harness.training import plan
 from harness.training.elastic import ShardSums
 from harness.workers import Workers
 
@@ -45,6 +53,8 @@ kill_tree = importlib.import_module("kill_at_step").kill_tree
 SHARDS = 8
 LIMIT = 2.5
 """Times the communication of an all-reduce, on gloo (facts/determinism.md, section 5: 2.2 to 2.4 there)."""
+MEMORY_LIMIT = 1.1
+"""Times the bytes that `harness plan` names."""
 CONFIG = f"""\
 run: {{seed: 3}}
 model: {{layers: 2, width: 64, heads: 2, dropout: 0.1}}
@@ -170,6 +180,55 @@ def contenders(workers: Workers) -> dict[str, Callable[[], float]]:
     return {name: timed(call) for name, call in calls.items()}
 
 
+def peak(way: str) -> None:
+    """One rank of the measurement of memory; rank 0 prints the largest peak of a rank in bytes."""
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    workers = Workers(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), "gloo", None, 1)
+    torch.manual_seed(0)
+    task = Table(seed=0, **SIZES)
+    model = task.build_model()
+    rows = (task.rows[:BATCH],)
+    count = SHARDS // workers.world_size
+    sums = ShardSums(workers, list(model.named_parameters()), count) if way == "tree" else None
+    stock = (
+        model
+        if sums or workers.world_size == 1
+        else DistributedDataParallel(model, gradient_as_bucket_view=True)
+    )
+    for _ in range(3):
+        for number in range(count):
+            last = number == count - 1
+            if sums is not None:
+                with sums.last() if last else nullcontext():
+                    loss = task.loss(model, rows)
+                    loss.backward()
+                sums.take(loss.detach())
+            else:
+                with nullcontext() if last or stock is model else stock.no_sync():
+                    task.loss(stock, rows).backward()
+        if sums is not None:
+            sums.finish()
+        model.zero_grad(set_to_none=True)
+    peaks = workers.gather_bytes(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10).encode())
+    if workers.first:
+        gradients = sum(each.nbytes for each in model.parameters())
+        print(json.dumps([max(int(each) for each in peaks), gradients]))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def memory(ranks: int) -> dict[str, int]:
+    """Peak bytes of a rank by the tree and by DDP, and the bytes that are planned for the tree."""
+    # Memory that is freed goes back at once, so that the peak is that of what was held.
+    (by_tree, gradients), (stock, _) = (
+        launched_worker(ranks, "--peak", way, MALLOC_MMAP_THRESHOLD_="65536") for way in ("tree", "ddp")
+    )
+    train = {"steps": 1, "global_batch": SHARDS, "micro_batch": 1}
+    settings = Settings.model_validate({"run": {"dir": "run"}, "train": train})
+    return {"tree": by_tree, "ddp": stock, "planned": plan.elastic(gradients, ranks, settings).held_bytes}
+
+
 def worker(count: int) -> None:
     """One rank of the measurement; rank 0 prints seconds by name as JSON."""
     dist.init_process_group("gloo")
@@ -185,14 +244,20 @@ def worker(count: int) -> None:
 
 def cost(ranks: int, count: int) -> dict[str, list[float]]:
     """Seconds of each contender on so many ranks, round by round."""
+    values: dict[str, list[float]] = launched_worker(ranks, "--worker", "--rounds", str(count))
+    return values
+
+
+def launched_worker(ranks: int, *arguments: str, **variables: str) -> Any:
+    """This script on so many ranks; what its rank 0 prints last, as JSON."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command += [__file__, "--worker", "--rounds", str(count)]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    done = subprocess.run(
+        [*command, __file__, *arguments], env=environ, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
-    values: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
-    return values
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -205,10 +270,15 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=["fp32", "bf16"])
     parser.add_argument("--modes", nargs="*", default=["eager", "compiled"])
     parser.add_argument("--cost", type=int, nargs="*", default=[2, 4])
+    parser.add_argument("--memory", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=("tree", "ddp"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.peak:
+        peak(asked.peak)
+        return
     if asked.worker:
         worker(asked.rounds)
         return
@@ -232,7 +302,13 @@ def main() -> None:
             text = f"{ranks} ranks: {tree_name} over {stock} {spread(share, '.2f')}"
             text += f", {1000 * statistics.median(values[stock]):.0f} ms"
             print(text if limit is None else verdict(text, statistics.median(share), limit))
-    keep(asked.json, {"steps": asked.steps, "digests": digests, "seconds": costs})
+    peaks = {ranks: memory(ranks) for ranks in asked.memory}
+    for ranks, found in peaks.items():
+        added = found["tree"] - found["ddp"]
+        text = f"{ranks} ranks: memory added to {found['ddp'] / 2**20:.0f} MiB: {added / 2**20:.0f} MiB"
+        share = added / found["planned"]
+        print(verdict(f"{text}, {share:.2f} of what is planned", share, MEMORY_LIMIT))
+    keep(asked.json, {"steps": asked.steps, "digests": digests, "seconds": costs, "bytes": peaks})
 
 
 if __name__ == "__main__":
