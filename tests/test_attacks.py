@@ -114,6 +114,21 @@ def test_what_is_not_checked_is_told_and_its_names_cannot_speak_to_a_terminal(
     assert "covered by no signature: later, weights\\x1b[2J" in capsys.readouterr().out
 
 
+def test_the_name_of_a_run_cannot_speak_to_a_terminal_either(
+    scene: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the same of a name that is signed, in the verdict on run, checkpoint and export."""
+    whom, private = _public(scene, tmp_path), keys.create(tmp_path / "exporter").private
+    root = scene.rebuild(tweak=lambda _, facts: facts["run"].update(name="\x1b[2Jx\nverified"))
+    last, made = str(run_folder.checkpoint(root, 30)), str(tmp_path / "made")
+    assert main(["export", last, made, "--sign-with", str(private), *whom]) == 0
+    for path in (str(root), last, made):
+        main(["verify", path, *whom])
+    lines = capsys.readouterr().out.split("\n")
+    assert not [line for line in lines if line and not line.isprintable()]
+    assert sum("\\x1b[2Jx\\nverified" in line for line in lines) >= 3
+
+
 def _public(scene: Scene, folder: Path) -> list[str]:
     """The option that gives the signer's public keys."""
     files = [folder / f"{key.algorithm}.pub" for key in keys.public_keys(scene.signer)]

@@ -43,7 +43,7 @@ def _facts(report: Report) -> list[str]:
         lines.append(_line("run", run))
         if newest.start is not None:
             began = f"step {newest.start['step']} of {newest.start['name']}  {newest.start['checkpoint']}"
-            lines.append(_line("began with", visible(began)))
+            lines.append(_line("began with", began))
         lines += [_line("checkpoints", _checkpoints(known)), *_launches(known)]
         signers = Counter(f"{', '.join(each.signers)} (ed25519 {each.signer[:16]}…)" for each in known)
         lines += [_line("signed by", f"{name}: {count}") for name, count in signers.items()]
@@ -57,7 +57,7 @@ def _facts(report: Report) -> list[str]:
 def _tiers(report: Report) -> list[str]:
     if report.kind == "export":
         return []
-    return [_line(label, visible(text)) for label, text in tier_text.lines(report.tiers)]
+    return [_line(label, text) for label, text in tier_text.lines(report.tiers)]
 
 
 def _checkpoints(known: tuple[OpenedCheckpoint, ...]) -> str:
@@ -79,7 +79,7 @@ def _launches(known: tuple[OpenedCheckpoint, ...]) -> list[str]:
         changed = ", ".join(item["what"] for item in segment["differences"])
         accepted = f"; accepted {', '.join(segment['accepted'])}" if segment["accepted"] else ""
         text = f"{number}: {segment['class']} {origin}{f'; changed {changed}' if changed else ''}{accepted}"
-        lines.append(_line("launch", visible(text)))
+        lines.append(_line("launch", text))
     return lines
 
 
@@ -90,4 +90,4 @@ def _finding(finding: Finding) -> str:
 
 
 def _line(label: str, text: str) -> str:
-    return f"  {label:<{_LABEL}}{text}"
+    return f"  {label:<{_LABEL}}{visible(text)}"

@@ -15,7 +15,7 @@ from harness.audit import croissant, prepared
 from harness.audit import export as exporting
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
-from harness.errors import UsageError
+from harness.errors import UsageError, visible
 from harness.provenance import keys
 from harness.provenance.policy import Policy
 
@@ -68,10 +68,11 @@ def run(arguments: argparse.Namespace) -> Outcome:
         f"  signed by {signer.ed25519_id[:16]}… ({reason})",
         *(f"  note      {note}" for note in made.notes),
     ]
-    return Outcome(document, "\n".join(lines))
+    return Outcome(document, "\n".join(map(visible, lines)))
 
 
 def _croissant(folder: Path, target: Path, policy: Policy) -> Outcome:
     written = croissant.export(folder, target, policy)
-    text = f"exported  {target}\n  Croissant 1.0 of the corpus {written['name']}, {written['version']}"
+    what = f"Croissant 1.0 of the corpus {written['name']}, {written['version']}"
+    text = f"exported  {target}\n  {visible(what)}"
     return Outcome({"path": str(target), "croissant": written}, text)

@@ -17,7 +17,7 @@ from harness import environment
 from harness.audit import export
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
-from harness.errors import UsageError
+from harness.errors import UsageError, visible
 from harness.provenance import keys
 
 EXAMPLE = (
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         f"  signed by {signer.ed25519_id[:16]}… ({reason})",
         *(f"  note      {note}" for note in made.notes),
     ]
-    return Outcome(document, "\n".join(lines))
+    return Outcome(document, "\n".join(map(visible, lines)))
 
 
 def _weights(text: str | None, count: int) -> Sequence[Decimal]:
