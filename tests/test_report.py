@@ -473,16 +473,20 @@ def test_a_config_with_a_code_fence_stays_inside_its_own() -> None:
 
 @pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
 def test_a_browser_asks_for_nothing_else_and_nothing_overflows(tmp_path: Path) -> None:
-    """Oracle: a real browser's requests, and the width of the page at the widths of a desktop and a phone."""
+    """Oracle: a real browser's requests, and the width of the page at that of a desktop, a phone and a sheet
+    of paper; printed, the configs are unfolded."""
     made = [scored(tmp_path / f"a-rather-long-name-of-a-run-{seed}", 1.0, seed=seed) for seed in range(2)]
     page = tmp_path / "report.html"
     page.write_text(html.render(report.compose(study(made, [None] * 2)), "t"))
     window = Browser()
     try:
-        for width in (1280, 390):
+        for width in (1280, 390, 720):
             window.open(page, width)
             assert window.evaluate("document.documentElement.scrollWidth") <= width
             assert window.requests == [page.as_uri()]
+        window.call("Emulation.setEmulatedMedia", media="print")
+        assert window.evaluate("document.documentElement.scrollWidth") <= width
+        assert window.evaluate("document.querySelector('details pre').offsetHeight") > 0
     finally:
         window.close()
 
@@ -544,6 +548,17 @@ def test_whatever_went_wrong_is_among_the_failures(tmp_path: Path) -> None:
              "an evaluation has failed: score at least 2"]  # fmt: skip
     assert len(listed.items) == len(words)
     assert all(word in item for word, item in zip(words, listed.items, strict=True)), listed.items
+
+
+def test_arms_that_differ_in_many_settings_go_by_the_names_of_their_runs(tmp_path: Path) -> None:
+    """Oracle: two arms of two runs, whose settings in one line would be cut to the same words in a legend."""
+    made = [
+        scored(tmp_path / f"{name}-{seed}", 1.0, seed=seed, settings=f"model:\n  width: {name}\n{same}")
+        for name in ("narrow", "wide")
+        for seed in range(2)
+        for same in ["".join(f"  a_setting_with_a_long_name_{n}: {name}\n" for n in range(4))]
+    ]
+    assert [arm.label for arm in study(made, [None] * 4).arms] == ["narrow-0, narrow-1", "wide-0, wide-1"]
 
 
 def test_a_run_that_was_better_before_its_end_is_noted(tmp_path: Path) -> None:

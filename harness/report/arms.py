@@ -25,6 +25,7 @@ APART = (
 
 _LONGEST = 60
 """Characters of settings that still make a name."""
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Arm:
     """Runs of one config."""
 
     label: str
-    """The settings that no other arm has, or ``all runs``; a run's name where they are many."""
+    """The settings that no other arm has, or ``all runs``; its runs' names where they are many."""
     runs: tuple[Run, ...]
 
     def values(self, name: str) -> dict[int, float]:
@@ -71,8 +72,15 @@ def group(runs: Sequence[Run]) -> list[Arm]:
 
 
 def _label(settings: str, runs: Sequence[Run]) -> str:
-    """The settings that tell the arm from others; of a single run with many of them its name."""
-    return runs[0].name if len(runs) == 1 and len(settings) > _LONGEST else settings or "all runs"
+    """The settings that tell the arm from others; where they are many, its runs: a table says the rest."""
+    return listed([run.name for run in runs]) if len(settings) > _LONGEST else settings or "all runs"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Up to three names, or how many there are and some of them."""
+    if len(names) <= _NAMED:
+        return ", ".join(names)
+    return f"{len(names)} runs ({names[0]}, {names[1]} … {names[-1]})"
 
 
 def _kept(run: Run) -> dict[str, Any]:

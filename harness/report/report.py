@@ -17,6 +17,7 @@ from harness.audit.tier_text import lines as tier_lines
 from harness.errors import VerificationFailed
 from harness.report import argument, checklist, claims, costs, evaluations
 from harness.report.argument import decimal
+from harness.report.arms import listed
 from harness.report.document import Block, Bullets, Heading, Paragraph, Source, Status, Table
 from harness.report.pictures import kernels, launches, pictures
 from harness.report.runs import Facts, Run, printable
@@ -31,9 +32,9 @@ _NOTHING = {"—", "null", "[]"}
 def compose(study: Study) -> list[Block]:
     """The whole report, in the order in which a reader asks."""
     runs = study.runs
-    listed = f": {', '.join(run.name for run in runs)}" if len(runs) <= _NAMED_IN_TITLE else ""
+    named = f": {', '.join(run.name for run in runs)}" if len(runs) <= _NAMED_IN_TITLE else ""
     return [
-        Heading(1, f"{len(runs)} runs{listed}" if study.several else f"Run {runs[0].name}"),
+        Heading(1, f"{len(runs)} runs{named}" if study.several else f"Run {runs[0].name}"),
         *_standing(study),
         *([] if any(study.verdicts) else [Status("open", "not verified: give `--key` or `--policy`")]),
         *argument.question(study),
@@ -95,7 +96,7 @@ def _standing(study: Study) -> Iterator[Block]:
                 text = status.text.removeprefix(f"{run.name}: ")
                 told.setdefault((status.kind, text), []).append(run.name)
     for (kind, text), names in told.items():
-        yield Status(kind, f"{_names(names)}: {text}" if study.several else text)
+        yield Status(kind, f"{listed(names)}: {text}" if study.several else text)
 
 
 def _each(study: Study, section: Callable[[Run], list[Block]]) -> list[Block]:
@@ -110,13 +111,7 @@ def _each(study: Study, section: Callable[[Run], list[Block]]) -> list[Block]:
             made.append((blocks, [run.name]))
         else:
             same.append(run.name)
-    return [block for blocks, names in made for block in (Heading(3, _names(names)), *blocks)]
-
-
-def _names(names: Sequence[str]) -> str:
-    if len(names) <= _NAMED_IN_TITLE:
-        return ", ".join(names)
-    return f"{len(names)} runs ({names[0]}, {names[1]} … {names[-1]})"
+    return [block for blocks, names in made for block in (Heading(3, listed(names)), *blocks)]
 
 
 def _results(runs: Sequence[Run]) -> Table:
@@ -198,7 +193,7 @@ def _settings(study: Study) -> Iterator[Block]:
     said = {key: values for key, values in differing if set(values) - _NOTHING}
     rows = [[f"`{key}`", *values] for key, values in said.items() if key not in hidden]
     if rows:
-        names = [_names([run.name for run in arm.runs]) for arm in arms]
+        names = [listed([run.name for run in arm.runs]) for arm in arms]
         yield Heading(3, "Settings that differ")
         yield Table(["key", *names], rows)
 
