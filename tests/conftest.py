@@ -68,13 +68,21 @@ class Place:
         return path
 
     def start(
-        self, words: Sequence[str], processes: int = 1, environ: Mapping[str, str] | None = None
+        self,
+        words: Sequence[str],
+        processes: int = 1,
+        environ: Mapping[str, str] | None = None,
+        *,
+        torchrun: Sequence[str] | None = None,
     ) -> subprocess.Popen[str]:
-        """`harness WORDS` bare or under torchrun, in a process group of its own."""
+        """`harness WORDS` in a process group of its own; several processes by ``ranks.py``, or, where options
+        for it are given, by torchrun."""
         command = [sys.executable, "-m", "harness", *words]
-        if processes > 1:
-            torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-            command = [sys.executable, *torchrun, "-m", "harness", *words]
+        if torchrun is not None:
+            options = ["--standalone", f"--nproc-per-node={processes}", *torchrun]
+            command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "harness", *words]
+        elif processes > 1:
+            command = [sys.executable, str(TESTS / "ranks.py"), str(processes), *command]
         return subprocess.Popen(
             command,
             cwd=self.root,
@@ -85,9 +93,15 @@ class Place:
             start_new_session=True,
         )
 
-    def harness(self, *words: str, processes: int = 1, environ: Mapping[str, str] | None = None) -> Finished:
+    def harness(
+        self,
+        *words: str,
+        processes: int = 1,
+        environ: Mapping[str, str] | None = None,
+        torchrun: Sequence[str] | None = None,
+    ) -> Finished:
         """Run `harness WORDS` to its end."""
-        return finish(self.start(words, processes, environ))
+        return finish(self.start(words, processes, environ, torchrun=torchrun))
 
     def steps(self) -> list[int]:
         """The steps in metrics.jsonl."""

@@ -1,4 +1,4 @@
-"""Run under torchrun by test_sharding: whole tensors to one rank and back, against `DTensor.full_tensor`, and
+"""Run on several ranks by test_sharding: whole tensors to one rank and back, against `DTensor.full_tensor`;
 step digests of a model that is cut, of replicas, and of one process, against each other."""
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ def replay(place: Place, *words: str) -> tuple[Finished, list[dict[str, Any]]]:
 def test_a_record_of_a_killed_and_resumed_run_is_equal_and_the_verdict_is_signed(place: Place) -> None:
     """Oracle: the run's own digests, on two ranks, across its resume; `harness verify` of the statement."""
     place.write("toy.yaml", toy_task.config(place.run, **SECTIONS))
-    place.kill_at(place.start(["train", "toy.yaml"], processes=2), "checkpoints/step-00000004")
-    assert place.harness("train", "toy.yaml", processes=2).code == 0
+    place.kill_at(place.start(["train", "toy.yaml"], 2, torchrun=[]), "checkpoints/step-00000004")
+    assert place.harness("train", "toy.yaml", processes=2, torchrun=[]).code == 0
     done, (segment,) = replay(place, "--from", "4", "--to", "12")
     assert done.code == 0, done.err
     assert (segment["verdict"], segment["steps"]) == ("equal", {"from": 4, "to": 12})

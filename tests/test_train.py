@@ -25,12 +25,32 @@ pytestmark = pytest.mark.slow
 PAUSED = '{kind: "toy_task:Toy", options: {pause: 15}}'
 
 
-def start_partly(place: Place, **extra: str) -> None:
-    """Train toy.yaml, be killed with step 12 as the newest checkpoint; the twin is in twin.yaml."""
-    place.write("toy.yaml", config(place.run, **{**extra, "task": PAUSED}))
-    place.write("twin.yaml", config(place.root / "twin", **extra))
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A run of one process that was killed with step 12 as its newest checkpoint."""
+    place = Place(tmp_path_factory.mktemp("killed"))
+    place.write("toy.yaml", config(place.run, task=PAUSED))
     place.kill_at(place.start(["train", "toy.yaml"]), "checkpoints/step-00000012")
     assert not (place.run / "checkpoints" / "step-00000018").exists()
+    return place
+
+
+@pytest.fixture
+def partly(place: Place, killed: Place) -> Place:
+    """A copy of the killed run, with its key."""
+    for name in ("run", "config"):
+        shutil.copytree(killed.root / name, place.root / name)
+    place.write("toy.yaml", config(place.run, task=PAUSED))
+    return place
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """The same run, uninterrupted."""
+    place = Place(tmp_path_factory.mktemp("twin"))
+    place.write("toy.yaml", config(place.run))
+    assert place.harness("train", "toy.yaml").code == 0
+    return place
 
 
 def predicate(checkpoint: Path) -> dict[str, object]:
@@ -85,9 +105,12 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(place: Place, variant: 
     processes, extra = VARIANTS[variant]
     place.write("toy.yaml", config(place.run, **{**extra, "task": PAUSED}))
     place.write("twin.yaml", config(place.root / "twin", **extra))
-    place.kill_at(place.start(["train", "toy.yaml"], processes), "checkpoints/step-00000012")
+    torchrun = [] if variant == "two processes" else None
+    place.kill_at(
+        place.start(["train", "toy.yaml"], processes, torchrun=torchrun), "checkpoints/step-00000012"
+    )
     reached = place.steps()[-1]
-    again = place.harness("train", "toy.yaml", processes=processes)
+    again = place.harness("train", "toy.yaml", processes=processes, torchrun=torchrun)
     twin = place.harness("train", "twin.yaml", processes=processes)
     assert (again.code, twin.code) == (0, 0), again.err + twin.err
     assert "exact: same stack and world size" in again.out
@@ -122,7 +145,7 @@ def test_a_stop_signal_saves_and_asks_to_be_requeued(place: Place, number: signa
 def test_a_signal_on_any_one_rank_stops_all_at_the_same_step(place: Place) -> None:
     """Oracle: one checkpoint with both ranks' generators, of the last step in the metrics; exit codes 75."""
     place.write("toy.yaml", config(place.run, task=PAUSED))
-    process = place.start(["train", "toy.yaml"], 2)
+    process = place.start(["train", "toy.yaml"], 2, torchrun=[])
     place.wait_for(process, "checkpoints/step-00000006")
     ranks = {child.environ()["RANK"]: child for child in workers(process)}
     ranks["1"].send_signal(signal.SIGUSR1)
@@ -140,7 +163,7 @@ def test_a_signal_on_any_one_rank_stops_all_at_the_same_step(place: Place) -> No
 def test_workers_of_a_killed_launcher_save_and_leave(place: Place) -> None:
     """Oracle: no worker is left, and the run can be started again at once."""
     place.write("toy.yaml", config(place.run, task=PAUSED))
-    process = place.start(["train", "toy.yaml"], 2)
+    process = place.start(["train", "toy.yaml"], 2, torchrun=[])
     place.wait_for(process, "checkpoints/step-00000006")
     children = workers(process)
     assert len(children) == 2
@@ -170,67 +193,64 @@ def test_a_nan_stops_the_run_with_a_saved_state(place: Place) -> None:
     assert place.harness("verify", str(place.run), *keys(place)).code == 1
 
 
-def test_another_config_is_another_run_unless_accepted(place: Place) -> None:
+def test_another_config_is_another_run_unless_accepted(partly: Place) -> None:
     """Oracle: exit code 2 with the difference named; then the reason is in the signed statement."""
-    start_partly(place)
     words = ["train", "toy.yaml", "optimizer.lr=0.5"]
-    refused = place.harness(*words)
+    refused = partly.harness(*words)
     assert refused.code == 2
     assert "optimizer.lr" in refused.last_line
     assert "--accept config --reason" in refused.last_line
-    again = place.harness(*words, "--accept", "config", "--reason", "warmer")
+    again = partly.harness(*words, "--accept", "config", "--reason", "warmer")
     assert again.code == 0, again.err
-    segment = predicate(place.run / "checkpoints" / "step-00000018")["segment"]
+    segment = predicate(partly.run / "checkpoints" / "step-00000018")["segment"]
     assert isinstance(segment, dict)
     assert segment["class"] == "accepted"
     assert segment["accepted"] == ["config: warmer"]
     assert [item["what"] for item in segment["differences"]] == ["optimizer.lr"]
-    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+    assert partly.harness("verify", str(partly.run), *keys(partly)).code == 0
 
 
-def test_another_world_size_is_the_same_data(place: Place) -> None:
+def test_another_world_size_is_the_same_data(partly: Place, twin: Place) -> None:
     """Oracle: the batch digests of an uninterrupted run of one process."""
-    start_partly(place)
-    again = place.harness("train", "toy.yaml", processes=2)
+    again = partly.harness("train", "toy.yaml", processes=2)
     assert again.code == 0, again.err
     assert "same-data" in again.out
     assert "launch.world_size: 1 → 2" in again.out
-    assert place.harness("train", "twin.yaml").code == 0
-    segment = predicate(place.run / "checkpoints" / "step-00000024")["segment"]
+    segment = predicate(partly.run / "checkpoints" / "step-00000024")["segment"]
     assert isinstance(segment, dict)
     assert segment["class"] == "same-data"
-    runs = [place.run, place.root / "twin"]
+    runs = [partly.run, twin.run]
     lines = [[orjson.loads(line) for line in (run / "metrics.jsonl").open("rb")] for run in runs]
     assert [line["batch"] for line in lines[0]] == [line["batch"] for line in lines[1]]
-    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+    assert partly.harness("verify", str(partly.run), *keys(partly)).code == 0
 
 
-def test_a_damaged_checkpoint_is_named_and_skipped_and_never_deleted(place: Place) -> None:
+def test_a_damaged_checkpoint_is_named_and_skipped_and_never_deleted(partly: Place, twin: Place) -> None:
     """Oracle: the twin; the damaged folder is still there, and the run verifies."""
-    start_partly(place)
-    model = place.run / "checkpoints" / "step-00000012" / "model.safetensors"
+    model = partly.run / "checkpoints" / "step-00000012" / "model.safetensors"
     data = bytearray(model.read_bytes())
     data[-3] ^= 1
     model.write_bytes(data)
-    again = place.harness("train", "toy.yaml")
+    again = partly.harness("train", "toy.yaml")
     assert again.code == 0, again.err
     assert "step-00000012: " in again.out
     assert "step 6, checkpoint" in again.out
-    assert place.harness("train", "twin.yaml").code == 0
-    assert differing(place.run, place.root / "twin") == []
-    (damaged,) = (place.run / "checkpoints").glob("damaged-*")
+    assert differing(partly.run, twin.run) == []
+    (damaged,) = (partly.run / "checkpoints").glob("damaged-*")
     assert (damaged / "model.safetensors").read_bytes() == bytes(data)
-    verified = place.harness("verify", str(place.run), *keys(place))
+    verified = partly.harness("verify", str(partly.run), *keys(partly))
     assert verified.code == 0, verified.out
 
 
-def test_a_rank_that_fails_is_the_last_word_on_the_screen(place: Place) -> None:
-    """Oracle: the last line under torchrun, and the traceback in that rank's events."""
+def test_a_rank_that_fails_is_the_last_word_on_the_screen_and_not_taken_for_lost(place: Place) -> None:
+    """Oracle: the last line under torchrun, no other rank's line, and the traceback in that rank's events."""
     place.write("toy.yaml", config(place.run, task='{kind: "toy_task:Toy", options: {crash: 20}}'))
-    failed = place.harness("train", "toy.yaml", processes=2)
+    failed = place.harness("train", "toy.yaml", processes=2, torchrun=[])
     assert failed.code == 1
     tail = failed.err.strip().splitlines()[-12:]
     assert any("ValueError: the toy breaks here" in line for line in tail), failed.err
+    assert "sign of life" not in failed.err
+    assert failed.err.count("harness: ") == 1, failed.err
     events = [orjson.loads(line) for line in (place.run / "events" / "rank-00001.jsonl").open("rb")]
     assert "the toy breaks here" in events[-1]["traceback"]
 
@@ -249,19 +269,18 @@ def test_two_jobs_cannot_train_in_one_folder(place: Place) -> None:
 
 
 @pytest.mark.parametrize("limit", [6000, 9000])
-def test_a_disk_that_takes_no_more_loses_nothing(place: Place, limit: int) -> None:
+def test_a_disk_that_takes_no_more_loses_nothing(partly: Place, limit: int) -> None:
     """Oracle: exit code 3, every published checkpoint verifies, and more space is all that a resume needs."""
-    start_partly(place)
     code = f"import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
     code += "import sys; sys.argv[0] = 'harness'; runpy.run_module('harness', run_name='__main__')"
     words = ["-c", code, "train", "toy.yaml"]
-    full = ran(place, [sys.executable, *words])
+    full = ran(partly, [sys.executable, *words])
     assert full.returncode == 3, full.stderr
     assert full.stderr.strip().splitlines()[-1].startswith("harness: ")
-    verified = place.harness("verify", str(place.run), *keys(place))
+    verified = partly.harness("verify", str(partly.run), *keys(partly))
     assert verified.code == 0, verified.out
-    assert place.harness("train", "toy.yaml").code == 0
-    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+    assert partly.harness("train", "toy.yaml").code == 0
+    assert partly.harness("verify", str(partly.run), *keys(partly)).code == 0
 
 
 def test_the_world_size_that_was_asked_for_is_checked(place: Place) -> None:
@@ -294,23 +313,22 @@ def test_accelerate_launch_starts_what_it_was_asked_for_or_fails(place: Place) -
     assert (facts["launcher"], facts["world_size"]) == ("accelerate", 2)
 
 
-def test_a_checkpoint_that_was_renamed_but_not_logged_is_completed(place: Place) -> None:
+def test_a_checkpoint_that_was_renamed_but_not_logged_is_completed(partly: Place) -> None:
     """Oracle: exit code 4 before, since a record is missing; 0 after the next launch."""
-    start_partly(place)
-    head = place.run / "log" / "checkpoint"
-    process = place.start(["train", "toy.yaml"])  # enters step 12 if the kill came before its record
-    before = place.root / "before"
+    head = partly.run / "log" / "checkpoint"
+    process = partly.start(["train", "toy.yaml"])  # enters step 12 if the kill came before its record
+    before = partly.root / "before"
     while process.poll() is None and head.read_text().splitlines()[1] != "2":
         time.sleep(0.01)
-    shutil.copytree(place.run / "log", before)
-    place.kill_at(process, "checkpoints/step-00000018")
+    shutil.copytree(partly.run / "log", before)
+    partly.kill_at(process, "checkpoints/step-00000018")
     # As after a crash between the rename of step 18 and its record.
-    shutil.rmtree(place.run / "log")
-    shutil.copytree(before, place.run / "log")
-    verified = place.harness("verify", str(place.run), *keys(place))
+    shutil.rmtree(partly.run / "log")
+    shutil.copytree(before, partly.run / "log")
+    verified = partly.harness("verify", str(partly.run), *keys(partly))
     assert verified.code == 4, verified.out
-    assert place.harness("train", "toy.yaml").code == 0
-    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+    assert partly.harness("train", "toy.yaml").code == 0
+    assert partly.harness("verify", str(partly.run), *keys(partly)).code == 0
 
 
 def test_a_log_that_was_cut_off_at_its_first_record_is_begun_anew(place: Place) -> None:

@@ -1,0 +1,63 @@
+"""Start N ranks of a command on this machine, as a scheduler's launcher does: `python ranks.py N COMMAND…`
+
+For tests whose subject is no launcher: torchrun takes three seconds of a core to begin. Ends with 1 once a
+rank has failed, after the others were told to end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+_GRACE = 30
+"""Seconds that the other ranks of one that failed have (torchrun's default)."""
+
+
+def started(count: int, command: Sequence[str]) -> list[subprocess.Popen[bytes]]:
+    """``count`` processes that find each other through the variables of torch's ``env://``."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(count)
+    ]
+
+
+def failed(ranks: Sequence[subprocess.Popen[bytes]]) -> bool:
+    """Wait until all have ended well, or one has not."""
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        if any(codes):
+            return True
+        if None not in codes:
+            return False
+        time.sleep(0.02)
+
+
+def main() -> int:
+    """The ranks from start to end."""
+    ranks = started(int(sys.argv[1]), sys.argv[2:])
+    if not failed(ranks):
+        return 0
+    deadline = time.monotonic() + _GRACE
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.send_signal(signal.SIGTERM)
+    for rank in ranks:
+        try:
+            rank.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
