@@ -1,4 +1,4 @@
-"""Write docs/schema/*.schema.json from the schemas in `harness.provenance`.
+"""Write docs/schema/*.schema.json from the schemas of statements, policies and reports.
 
 python scripts/schema.py [FOLDER]
 """
@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from harness.audit import report_schema
 from harness.provenance import corpora, exports, later, policy_file, rotation
 from harness.provenance.statements import SCHEMA
 
@@ -22,6 +23,7 @@ SCHEMAS = {
     "replay-v1": later.SCHEMAS[later.REPLAY],
     "svr-v0.1": later.SCHEMAS[later.SVR],
     "test-result-v0.1": later.SCHEMAS[later.TEST_RESULT],
+    "verification-v1": report_schema.SCHEMA,
 }
 
 

@@ -120,6 +120,8 @@ class Attack:
 
 
 ATTACKS: dict[str, Attack] = {}
+SEEN: set[str] = set()
+"""Checks that the attacks of this process have broken."""
 
 
 def attack(says: str, code: int = 1) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
@@ -135,9 +137,15 @@ def attack(says: str, code: int = 1) -> Callable[[Callable[[Scene], None]], Call
 
 
 def judge(scene: Scene) -> tuple[int, list[str]]:
-    """Exit code and findings of the verifier; its report must be plain JSON, and each finding one line."""
+    """Exit code and findings of the verifier; its report must be plain JSON, and each finding one line that
+    says what, where, and what to do next."""
     report = verify.verify(scene.target, scene.policy, beside=scene.beside, quiet=True)
     json.dumps(report.document(), allow_nan=False).encode()
+    for finding in report.findings:
+        assert finding.what
+        assert finding.where
+        assert finding.remedy
+        SEEN.add(finding.check)
     messages = [str(finding) for finding in report.findings]
     assert not [text for text in (*messages, *report.notes) if not text.isprintable()]
     return report.exit_code, messages

@@ -24,8 +24,9 @@ from harness.provenance.schema import check
 from harness.provenance.statements import SCHEMA
 
 DOCS = Path(__file__).parent.parent / "docs"
-STATEMENTS = {name: schema for name, schema in schema_script.SCHEMAS.items() if name != "policy-v1"}
-"""Those that `harness.provenance.schema` checks; a policy has a reader of its own."""
+_OTHERS = ("policy-v1", "verification-v1")
+STATEMENTS = {name: schema for name, schema in schema_script.SCHEMAS.items() if name not in _OTHERS}
+"""Those that `harness.provenance.schema` checks; a policy has a reader of its own, a report has none."""
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 ID, DIR_HASH, NAME = "a" * 64, "h1:x", "step-00000020"
 

@@ -73,8 +73,7 @@ def export(folder: Path, target: Path, policy: Policy) -> dict[str, Any]:
         raise UsageError("the target exists", where=str(target), remedy="name a new file")
     findings = Findings()
     statement, *_ = prepared.examine(folder, policy, findings)
-    for failure in findings.failed:
-        raise failure.error
+    findings.raise_first()
     if statement is None:
         raise UsageError("no prepared corpus", where=str(folder))
     document = metadata(statement, sealed.manifest(folder, statement))

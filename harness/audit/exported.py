@@ -16,6 +16,7 @@ from harness.errors import VerificationFailed
 from harness.format import files, layout
 from harness.provenance import envelope, exports, statements
 from harness.provenance import policy as policies
+from harness.provenance.checks import REMEDIES
 from harness.provenance.exports import ExportStatement
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
@@ -71,11 +72,11 @@ def _statement(folder: Path, policy: Policy) -> ExportStatement:
         words = (str(source["run"]), str(source["name"]), created, policies.EXPORT)
         objection = signer.objection(*words, key_id=opened.key.key_id)
         if objection is not None:
-            raise VerificationFailed(objection, where=where)
+            raise VerificationFailed(objection, where=where, remedy=REMEDIES["policy"].wrong)
     of = {str(source["checkpoint"]) for source in statement.sources}
     revoked = {statement.subject_id, *of} & policy.revoked
     if revoked:
-        raise VerificationFailed(f"{min(revoked)} is revoked", where=where)
+        raise VerificationFailed(f"{min(revoked)} is revoked", where=where, remedy="use another one")
     return statement
 
 
@@ -92,4 +93,4 @@ def _source(bundle: Path, policy: Policy, named: Mapping[str, Any]) -> None:
     words = (told.run_id, told.run_name, created, policies.CHECKPOINT)
     objection = signer.objection(*words, key_id=opened.key.key_id)
     if objection is not None:
-        raise VerificationFailed(objection, where=where)
+        raise VerificationFailed(objection, where=where, remedy=REMEDIES["policy"].wrong)

@@ -78,8 +78,7 @@ def write(taken: Taken, out: Path) -> Head | None:
         before = log.claimed(note, where=str(out))
         findings = Findings()
         heads.check(taken.book, [Kept(before, f"the head in {out.name}")], findings, str(out))
-        if findings.failed:
-            raise findings.failed[0].error
+        findings.raise_first()
         if note.startswith(taken.note):
             return before  # the same head, and what witnesses have added to it
     try:

@@ -64,7 +64,13 @@ class Picture:
             "nodes": [asdict(node) for node in self.graph.nodes],
             "edges": [asdict(edge) for edge in self.graph.edges],
             "findings": [
-                {"check": each.check, "what": each.what, "where": each.where, "missing": each.missing}
+                {
+                    "check": each.check,
+                    "what": each.what,
+                    "where": each.where,
+                    "remedy": each.remedy,
+                    "missing": each.missing,
+                }
                 for each in self.findings
             ],
             "notes": list(self.notes),
@@ -103,7 +109,7 @@ def read(path: Path, policy: Policy | None, beside: Sequence[Path] = ()) -> Pict
         [each for each in corpora if isinstance(each, Corpus)],
     )
     return Picture(
-        path, drawn, policy is not None, tuple(findings.failed), tuple(findings.notes), findings.exit_code
+        path, drawn, policy is not None, tuple(findings.ordered), tuple(findings.notes), findings.exit_code
     )
 
 

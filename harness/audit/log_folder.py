@@ -18,10 +18,11 @@ from pathlib import Path
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout
 from harness.provenance import log, tiles
+from harness.provenance.checks import Check
 from harness.provenance.findings import Findings
 from harness.provenance.log import Log
 
-CHECK = "log files"
+CHECK: Check = "log files"
 _MOST = 1_000_000
 _TILE = re.compile(r"tile/(entries|\d)/((?:x\d{3}/)*\d{3})(?:\.p/([1-9]\d{0,2}))?")
 _REMEDY = "remove it, or get the log folder from its maker again"

@@ -1,6 +1,6 @@
 """A checkpoint folder, examined: every check except reading the payload's bytes.
 
-In this order, so that nothing is interpreted before it is authenticated:
+In this order, so that nothing is interpreted before it is authenticated (`harness.provenance.checks`):
 
 - sizes are capped and files opened without following links
 - signatures, statements and the manifest, by the rules of `harness.provenance.verifier`
@@ -27,6 +27,7 @@ from harness.errors import EnvironmentFault, EvidenceIncomplete, VerificationFai
 from harness.format import files, layout, safetensors_header
 from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import envelope, later, verifier
+from harness.provenance.checks import Check
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
 from harness.provenance.statements import CheckpointStatement
@@ -87,9 +88,7 @@ def open_checkpoint(folder: Path, policy: Policy) -> OpenedCheckpoint:
     """
     findings = Findings()
     opened = examine_folder(folder, handover.trust(folder, policy).policy, findings)
-    if findings.failed:
-        wrong = [each for each in findings.failed if not each.missing]
-        raise (wrong or findings.failed)[0].error
+    findings.raise_first()
     if opened is None:
         raise VerificationFailed("could not be examined", where=str(folder))
     if opened.kind == "pruned":
@@ -149,7 +148,7 @@ def _examine(
     folder: Path, policy: Policy, findings: Findings, seen: Mapping[str, str], known: Mapping[str, str]
 ) -> OpenedCheckpoint | None:
     if not stat.S_ISDIR(os.lstat(folder).st_mode):
-        findings.bad("file set", "is not a folder", str(folder))
+        findings.bad("file set", "is not a folder", str(folder), "give the folder itself")
         return None
     name = folder.name if folder.name not in ("", "..") else folder.resolve().name
     kind, _ = verifier.kind_of_name(name)
@@ -167,13 +166,9 @@ def _examine(
     for path in sorted({entry.path for entry in manifest.files} & present.keys()):
         if path.endswith(".safetensors"):
             findings.attempt("headers", check_header, folder, path, manifest)
-    facts = {
-        layout.TRAINER: verifier.trainer_disagreements,
-        layout.LEDGER: verifier.ledger_disagreements,
-    }
     for entry in manifest.files:
-        if entry.path in facts and entry.path in present:
-            _check_facts(folder, entry, facts[entry.path], statement, findings)
+        if entry.path in _FACTS and entry.path in present:
+            _check_facts(folder, entry, *_FACTS[entry.path], statement, findings)
     opened = OpenedCheckpoint(
         folder=folder,
         manifest_bytes=evidence.manifest,
@@ -203,7 +198,7 @@ def _walk(folder: Path, findings: Findings) -> Iterator[tuple[str, os.stat_resul
             continue
         names = sorted(os.listdir(place))
         if not names:
-            findings.bad("file set", "is an empty folder", place.rstrip("/"))
+            findings.bad("file set", "is an empty folder", place.rstrip("/"), "remove it")
         for name in names:
             status = os.lstat(place + name)
             if stat.S_ISDIR(status.st_mode):
@@ -299,16 +294,24 @@ def check_header(folder: Path, path: str, manifest: Manifest) -> None:
         raise VerificationFailed(what, where=str(folder / path))
 
 
+_Disagreements = Callable[[bytes, CheckpointStatement, str], Iterator[tuple[str, str]]]
+_FACTS: Mapping[str, tuple[Check, _Disagreements]] = {
+    layout.TRAINER: ("trainer.json", verifier.trainer_disagreements),
+    layout.LEDGER: ("ledger.json", verifier.ledger_disagreements),
+}
+
+
 def _check_facts(
     folder: Path,
     entry: FileEntry,
-    check: Callable[[bytes, CheckpointStatement, str], Iterator[tuple[str, str]]],
+    check: Check,
+    disagreements: _Disagreements,
     statement: CheckpointStatement,
     findings: Findings,
 ) -> None:
-    """That ``check`` finds no disagreement of a small file with the statement, once its digest is right."""
-    data = findings.attempt(entry.path, read_listed, folder, entry)
+    """That a small file says nothing else than the statement, once its digest is right."""
+    data = findings.attempt(check, read_listed, folder, entry)
     if data is not None:
         where = str(folder / entry.path)
-        found = findings.attempt(entry.path, lambda: list(check(data, statement, where)))
-        findings.all_of(entry.path, iter(found or ()))
+        found = findings.attempt(check, lambda: list(disagreements(data, statement, where)))
+        findings.all_of(check, iter(found or ()))

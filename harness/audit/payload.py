@@ -34,7 +34,6 @@ _SHARED = 1 << 20
 """The same where two cores take turns; handing a piece over costs more than a small one saves."""
 _BUFFERS = 3
 """Pieces on their way from the core that reads to the one that digests the file."""
-_CHANGED = "changed while it was verified"
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,10 @@ class Problem:
 
     what: str
     missing: bool = False
+    remedy: str | None = None
+
+
+_CHANGED = Problem("changed while it was verified", remedy="verify a copy that nobody else writes to")
 
 
 def stamps(manifest: Manifest, present: Mapping[str, os.stat_result]) -> dict[str, files.Stamp]:
@@ -94,7 +97,7 @@ def check(work: Sequence[Job], findings: Findings, bar: Progress) -> int:
     for job in work:
         for problem in problems[job.path]:
             report = findings.missing if problem.missing else findings.bad
-            report("payload", problem.what, str(job.path))
+            report("payload", problem.what, str(job.path), problem.remedy)
     if work and not any(problems.values()):
         findings.passed.append("payload")
     return counter.total
@@ -131,13 +134,13 @@ def _hash(descriptor: int, job: Job, counter: _Counter, divided: bool) -> list[P
     before = os.fstat(descriptor)
     files.check_regular(before, str(job.path))
     if files.stamp(before) != job.stamp:
-        return [Problem(_CHANGED)]
+        return [_CHANGED]
     tensors = sorted(job.tensors, key=lambda entry: (entry.start, entry.end))
     digests, whole = TensorDigests(tensors), hashlib.sha256()
     read = _hash_divided if divided else _hash_alone
     read(descriptor, job, digests, whole, counter)
     if files.stamp(os.fstat(descriptor)) != job.stamp:
-        return [Problem(_CHANGED)]
+        return [_CHANGED]
     wrong = [entry for entry, each in zip(tensors, digests.finish(), strict=True) if entry.digest != each]
     return _located(job, whole.hexdigest() == job.entry.sha256, wrong)
 

@@ -20,6 +20,7 @@ from harness.format import files, layout, strict_json
 from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import corpora, envelope
 from harness.provenance import policy as policies
+from harness.provenance.checks import REMEDIES
 from harness.provenance.corpora import CorpusStatement
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
@@ -82,9 +83,9 @@ def _statement(folder: Path, policy: Policy) -> CorpusStatement:
     words = (statement.subject_id, statement.name, created, policies.CORPUS)
     objection = signer.objection(*words, key_id=opened.key.key_id)
     if objection is not None:
-        raise VerificationFailed(objection, where=where)
+        raise VerificationFailed(objection, where=where, remedy=REMEDIES["policy"].wrong)
     if statement.subject_id in policy.revoked:
-        raise VerificationFailed(f"{statement.subject_id} is revoked", where=where)
+        raise VerificationFailed(f"{statement.subject_id} is revoked", where=where, remedy="use another one")
     return statement
 
 

@@ -169,7 +169,7 @@ def authentic(run: RunFolder, policy: Policy) -> Authentic:
     ]
     history.check_lineage(entries, findings)
     if not known:
-        _raise(findings)
+        findings.raise_first()
         raise EvidenceIncomplete("the run has no signed checkpoint", where=str(run.root))
     if known[-1].statement.predicate["metrics"]["chain"] is None:
         raise EvidenceIncomplete(
@@ -179,17 +179,11 @@ def authentic(run: RunFolder, policy: Policy) -> Authentic:
         )
     read: list[bytes] = []
     run_facts.check_metrics(run, entries, findings, read.append)
-    _raise(findings)
+    findings.raise_first()
     lines = (strict_json.loads(line, where=str(run.metrics)) for line in read if line.endswith(b"\n"))
     signed = known[-1].statement.step_to
     steps = {line["step"]: Step(line["step"], line) for line in lines if line["step"] <= signed}
     return Authentic(run, tuple(known), steps)
-
-
-def _raise(findings: Findings) -> None:
-    failed = [each for each in findings.failed if not each.missing] or list(findings.failed)
-    if failed:
-        raise failed[0].error
 
 
 def _refuse_change(within: Sequence[OpenedCheckpoint]) -> None:

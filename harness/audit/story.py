@@ -83,9 +83,7 @@ def read(folder: Path, policy: Policy | None, *, logged: Path | None = None) -> 
         return unverified(folder)
     findings = Findings()
     story = examined(folder, handover.trust(folder, policy, logged=logged).policy, findings)
-    if findings.failed:
-        wrong = [each for each in findings.failed if not each.missing]
-        raise (wrong or findings.failed)[0].error
+    findings.raise_first()
     if story is None:
         raise VerificationFailed("could not be examined", where=str(folder))
     return story

@@ -2,7 +2,8 @@
 
 A checkpoint: `harness.audit.opening`, then every payload byte is hashed (`harness.audit.payload`).
 A run: every checkpoint, the lineage and the log between them (`harness.provenance.history`), the metrics
-chain (`harness.audit.chain`) and run.yaml. Nothing stops at the first failure; all of them are reported.
+chain (`harness.audit.chain`) and run.yaml. Nothing stops at the first failure; all of them are reported, in
+the order of `harness.provenance.checks`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from harness.audit import (
     opening,
     payload,
     prepared,
+    report_schema,
     run_facts,
     tier_evidence,
     tier_text,
@@ -89,8 +91,9 @@ class Report:
         return _VERDICTS[self.exit_code]
 
     def document(self) -> dict[str, Any]:
-        """The report as plain JSON."""
+        """The report as plain JSON, as `harness.audit.report_schema` describes it."""
         return {
+            "format": report_schema.FORMAT,
             "verdict": self.verdict,
             "path": str(self.target),
             "kind": self.kind,
@@ -220,7 +223,7 @@ def _trust(path: Path, policy: Policy, findings: Findings) -> Trust:
     try:
         trust = handover.trust(path, policy)
     except VerificationFailed as error:
-        findings.bad(rotation.CHECK, error.what, error.where, error.remedy)
+        findings.bad(rotation.CHECK, error.what, error.where or str(path), error.remedy)
         return Trust(policy)
     for each in trust.rotations:
         findings.note(f"the key {each.old_id[:16]}… handed over to {each.new_id[:16]}…: {each.reason}")
@@ -325,7 +328,7 @@ def _report(
     return Report(
         target,
         kind,
-        tuple(findings.failed),
+        tuple(findings.ordered),
         Counter(findings.passed),
         tuple(findings.notes),
         tuple(ordered),

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 from harness.errors import EvidenceIncomplete, HarnessError, UsageError, VerificationFailed, visible
+from harness.provenance.checks import PLACES, REMEDIES, Check
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Reason = tuple[str, str] | tuple[str, str, str]
+"""What, where, and what to do next if that is not what the check says of itself."""
 
 
 @dataclass(frozen=True)
@@ -17,10 +20,10 @@ class Finding:
     """One thing that is wrong, or that is missing."""
 
     what: str
-    where: str | None
-    remedy: str | None
-    check: str
-    """The rule that it breaks: ``signature``, ``file set``, ``payload``, ``lineage``…"""
+    where: str
+    remedy: str
+    check: Check
+    """The rule that it breaks."""
     missing: bool
     """Whether evidence is absent (exit code 4) rather than wrong (exit code 1)."""
 
@@ -43,11 +46,11 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     """What the reader should know and is no failure."""
 
-    def bad(self, check: str, what: str, where: str | None, remedy: str | None = None) -> None:
-        """Evidence is wrong."""
+    def bad(self, check: Check, what: str, where: str, remedy: str | None = None) -> None:
+        """Evidence is wrong; what to do next is that of ``check`` unless ``remedy`` says better."""
         self._add(check, what, where, remedy, missing=False)
 
-    def missing(self, check: str, what: str, where: str | None, remedy: str | None = None) -> None:
+    def missing(self, check: Check, what: str, where: str, remedy: str | None = None) -> None:
         """Evidence is absent."""
         self._add(check, what, where, remedy, missing=True)
 
@@ -57,22 +60,22 @@ class Findings:
         if text not in self.notes:
             self.notes.append(text)
 
-    def attempt(self, check: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+    def attempt(self, check: Check, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
         """``function``'s result; None and a finding when it raises `VerificationFailed` or its like."""
         try:
             result = function(*args, **kwargs)
         except (VerificationFailed, EvidenceIncomplete, UsageError) as error:
             absent = isinstance(error, EvidenceIncomplete)
-            self._add(check, error.what, error.where, error.remedy, missing=absent)
+            self._add(check, error.what, error.where or check, error.remedy, missing=absent)
             return None
         self.passed.append(check)
         return result
 
-    def all_of(self, check: str, reasons: Iterator[tuple[str, str]]) -> None:
-        """Every (what, where) of ``reasons`` is a failure of ``check``; none means that it passed."""
+    def all_of(self, check: Check, reasons: Iterator[Reason]) -> None:
+        """Each of ``reasons`` is a failure of ``check``; none means that it passed."""
         before = len(self.failed)
-        for what, where in reasons:
-            self.bad(check, what, where)
+        for reason in reasons:
+            self.bad(check, *reason)
         if len(self.failed) == before:
             self.passed.append(check)
 
@@ -83,9 +86,19 @@ class Findings:
         for text in other.notes:
             self.note(text)
 
-    def _add(self, check: str, what: str, where: str | None, remedy: str | None, *, missing: bool) -> None:
-        place = None if where is None else visible(where)
-        self.failed.append(Finding(visible(what), place, remedy, check, missing))
+    def raise_first(self) -> None:
+        """Raise the first in the order of the checks; what is wrong comes before what is missing."""
+        if self.failed:
+            raise min(self.ordered, key=lambda each: each.missing).error
+
+    @property
+    def ordered(self) -> list[Finding]:
+        """What has failed, in the order of the checks (`harness.provenance.checks`)."""
+        return sorted(self.failed, key=lambda each: PLACES[each.check])
+
+    def _add(self, check: Check, what: str, where: str, remedy: str | None, *, missing: bool) -> None:
+        usual = REMEDIES[check].missing if missing else REMEDIES[check].wrong
+        self.failed.append(Finding(visible(what), visible(where), remedy or usual, check, missing))
 
     @property
     def exit_code(self) -> int:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
+from harness.provenance.checks import Check
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
 
-CHECK = "freshness"
+CHECK: Check = "freshness"
 _SKEW = timedelta(minutes=10)
 """How far the signer's clock may be ahead of the verifier's."""
 

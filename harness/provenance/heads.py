@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from harness.format import files
 from harness.provenance import log, witness
+from harness.provenance.checks import Check
 from harness.provenance.findings import Findings
 from harness.provenance.keys import PublicKey
 from harness.provenance.log import Head, Log
@@ -30,7 +31,7 @@ from harness.provenance.merkle import consistency_proof, node_hash, root_hash
 if TYPE_CHECKING:
     from harness.provenance.policy import Policy
 
-CHECK = "log head"
+CHECK: Check = "log head"
 """Name of the check."""
 
 

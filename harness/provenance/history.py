@@ -27,12 +27,14 @@ from typing import Any
 from harness.errors import VerificationFailed
 from harness.format import layout, strict_json
 from harness.provenance import heads, log
+from harness.provenance.checks import Check
 from harness.provenance.findings import Findings
 from harness.provenance.rotation import Rotation
 from harness.provenance.statements import CheckpointStatement
 
-LINEAGE, LOG, START = "lineage", "log", "start"
-"""Names of the checks."""
+LINEAGE: Check = "lineage"
+LOG: Check = "log"
+START: Check = "start"
 _UNLOGGED = "is not in the log yet: its writer stopped between the rename and the entry"
 COMMIT, STATEMENT, ROTATION = "checkpoint", "statement", "key-rotation"
 """Kinds of log records."""

@@ -25,13 +25,14 @@ from typing import Any
 from harness.errors import UsageError, VerificationFailed
 from harness.format import strict_json
 from harness.provenance import envelope
+from harness.provenance.checks import Check
 from harness.provenance.keys import PublicKey, Signer, parse_public, public_keys
 from harness.provenance.policy import Identity, Policy, Span
 from harness.provenance.schema import DIALECT, HEX64, NULL, TEXT, TIME, Schema, check, closed, either
 from harness.provenance.statements import STATEMENT_TYPE
 
 PREDICATE_TYPE = "urn:harness:predicate:key-rotation/v1"
-CHECK = "key rotation"
+CHECK: Check = "key rotation"
 """Name of the check."""
 LIMIT = 32 << 10
 """Bytes of the file; it must fit into a record of the log."""

@@ -19,7 +19,8 @@ Of a statement and a manifest that a kept head covers (``--since``), byte for by
 computed again; who may sign is asked again. Of a pruned checkpoint among them, SLSA statement and model.sig
 are not looked at: nothing is left that they could mislead anybody about.
 
-Every failure is collected; one that makes a later check impossible ends the list.
+Every failure is collected; one that makes a later check impossible ends the list. Its place among the other
+rules of a verification: `harness.provenance.checks`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from harness.format import ledger as ledgers
 from harness.format.manifest import Manifest, checkpoint_id, dir_hash, state_digest
 from harness.provenance import envelope, later, model_signature, statements
 from harness.provenance import policy as policies
-from harness.provenance.findings import Findings
+from harness.provenance.checks import Check
+from harness.provenance.findings import Findings, Reason
 from harness.provenance.keys import PublicKey
 from harness.provenance.later import Later
 from harness.provenance.policy import Identity, Policy
@@ -138,7 +140,8 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
     whole = policy
     policy = policy.as_of(evidence.seen.get(_sha256(bundle)))
     known = evidence.is_known
-    check, opening = ("kept head", envelope.reopen_own) if known else ("signature", envelope.open_own)
+    check: Check = "kept head" if known else "signature"
+    opening = envelope.reopen_own if known else envelope.open_own
     opened = findings.attempt(check, opening, bundle, policy.statement_keys, where=path)
     if opened is None:
         return None
@@ -277,7 +280,7 @@ def _later_statement(
 ) -> tuple[PublicKey, Later | None] | None:
     """The key that has signed a good statement ``name``, and what it says (None for a countersignature, which
     says nothing new); None, and a finding, for any other."""
-    check = "later statement"
+    check: Check = "later statement"
     # When it was made is not said in the same place by every kind, so only the run limits who may sign it.
     policy = policy.as_of(seen)
     kind = later.kind_of(name) or ""
@@ -318,7 +321,7 @@ def _may_sign(
         what = f"is signed by {good} of the {policy.threshold} identities that the policy wants"
         findings.missing("policy", what, where, "add provenance/countersignature-N.sigstore.json")
     if statement.subject_id in policy.revoked:
-        findings.bad("policy", f"the checkpoint {statement.subject_id} is revoked", where)
+        findings.bad("policy", f"the checkpoint {statement.subject_id} is revoked", where, "use another one")
     elif enough:
         findings.passed.append("policy")
 
@@ -370,7 +373,7 @@ def _check_model_signature(
 
 def _disagreements(
     evidence: Evidence, statement: CheckpointStatement, manifest: Manifest
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[Reason]:
     """Every place where folder, manifest and statement say different things."""
     facts, where = statement.predicate, _path(evidence, layout.CHECKPOINT_BUNDLE)
     kind, name = kind_of_name(evidence.name)
@@ -378,9 +381,10 @@ def _disagreements(
     if statement.name != layout.checkpoint_name(step):
         yield f"is named {statement.name}, its step is {step}", where
     if name is not None and name != statement.name:
-        yield f"the folder was signed as {statement.name}", evidence.where
+        yield f"the folder was signed as {statement.name}", evidence.where, "give it that name again"
     if facts["outcome"] != "ok" and kind != "nonfinite":
-        yield "the state of a run that became non-finite is shown as a good checkpoint", evidence.where
+        what = "the state of a run that became non-finite is shown as a good checkpoint"
+        yield what, evidence.where, "use an older checkpoint"
     if facts["outcome"] == "ok" and kind == "nonfinite":
         yield "a good checkpoint is shown as non-finite", evidence.where
     if facts["cursor"]["step"] != step:
