@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -163,3 +164,17 @@ def test_kill_at_step_starts_nothing_when_the_step_is_there(tmp_path: Path) -> N
     done = ran(*killer, "touch", tmp_path / "started")
     assert (done.returncode, "nothing to kill" in done.stdout) == (0, True)
     assert not (tmp_path / "started").exists()
+
+
+def test_the_stages_that_the_pipeline_is_killed_in_are_those_of_speedrun_in_order() -> None:
+    """Oracle: speedrun.sh itself; a stage whose command were renamed would never be found."""
+    tree = ast.parse((ROOT / "scripts" / "bench" / "pipeline.py").read_text())
+    (stages,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "STAGES"
+    )
+    commands = (ROOT / "speedrun.sh").read_text().replace('"${train[@]}"', "harness train")
+    places = [commands.find(words) for words in stages.values()]
+    assert places == sorted(places)
+    assert min(places) > 0
