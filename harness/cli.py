@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from types import ModuleType
 
 from harness.commands import Outcome
 from harness.errors import HarnessError
+from harness.terminal import json_text
 
 VERBS = {
     "train": "start a run, or continue it when its folder holds a checkpoint",
@@ -103,7 +103,7 @@ def _call(module: ModuleType, options: argparse.Namespace) -> int:
         return 130
     try:
         if options.json:
-            print(json.dumps(outcome.document, ensure_ascii=False, allow_nan=False))
+            print(json_text(outcome.document))
         elif outcome.text:
             print(outcome.text)
         sys.stdout.flush()
@@ -116,5 +116,5 @@ def _call(module: ModuleType, options: argparse.Namespace) -> int:
 def _print_error(error: HarnessError, as_json: bool) -> None:
     if as_json:
         fields = {"what": error.what, "where": error.where, "remedy": error.remedy}
-        print(json.dumps({"error": fields, "exit_code": error.exit_code}, ensure_ascii=False))
+        print(json_text({"error": fields, "exit_code": error.exit_code}))
     print(f"harness: {error}", file=sys.stderr)

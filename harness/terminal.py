@@ -5,12 +5,13 @@ Colour obeys https://no-color.org and appears only on a terminal. Progress goes 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 Style = Literal["red", "green", "yellow", "bold", "dim"]
 
@@ -29,6 +30,17 @@ def style(text: str, name: Style, stream: IO[str] | None = None) -> str:
     if not coloured(stream or sys.stdout):
         return text
     return f"\x1b[{_CODES[name]}m{text}\x1b[0m"
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """``value`` as JSON that stdout can write: with escapes where a name in it is no Unicode, as a file's
+    need not be, or is beyond what stdout's encoding has."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False, indent=indent)
+    return text
 
 
 def human_bytes(count: float) -> str:

@@ -6,6 +6,8 @@ must say. Oracle: the run before the change verifies with exit code 0 and no fin
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -127,6 +129,24 @@ def test_the_name_of_a_run_cannot_speak_to_a_terminal_either(
     lines = capsys.readouterr().out.split("\n")
     assert not [line for line in lines if line and not line.isprintable()]
     assert sum("\\x1b[2Jx\\nverified" in line for line in lines) >= 3
+
+
+def test_a_name_that_is_no_unicode_ends_no_verb(
+    scene: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: exit codes as for any other name, and JSON that a parser reads, with the name in it."""
+    root = scene.root.rename(Path(os.fsdecode(os.fsencode(scene.root.parent) + b"/run-\xff")))
+    (root / "checkpoints" / os.fsdecode(b"damaged-\xff")).mkdir()
+    newest, whom = str(run_folder.checkpoint(root, 30)), _public(scene, tmp_path)
+    for words, code in (
+        (["verify", str(root)], 0), (["gate", str(root)], 0), (["show", newest], 0),
+        (["lineage", str(root)], 0), (["lineage", str(root), "--format", "json"], 0),
+        (["verify", f"{root}x"], 2),
+    ):  # fmt: skip
+        assert main([*words, *whom]) == code
+        capsys.readouterr()
+        assert main([*words, *whom, "--json"]) == code
+        assert r"\udcff" in str(json.loads(capsys.readouterr().out))
 
 
 def _public(scene: Scene, folder: Path) -> list[str]:

@@ -10,13 +10,13 @@ that evidence is missing. Without, the output says that nothing was verified.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from harness.audit import lineage, lineage_html, lineage_text
 from harness.audit.lineage import Picture
 from harness.commands import Outcome
 from harness.commands.trust import add_ancestors, add_trust, trusted
+from harness.terminal import json_text
 
 EXAMPLE = "harness lineage runs/tiny --format html > lineage.html"
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 def _render(picture: Picture, form: str) -> str:
     if form == "json":
-        return json.dumps(picture.document(), ensure_ascii=False, indent=1)
+        return json_text(picture.document(), indent=1)
     if form == "html":
         return lineage_html.render(picture)
     return lineage_text.mermaid(picture) if form == "mermaid" else lineage_text.text(picture)

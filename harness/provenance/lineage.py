@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from harness.errors import visible
 from harness.format import layout, strict_json
 from harness.provenance.corpora import CorpusStatement
 from harness.provenance.exports import ExportStatement
@@ -152,8 +153,9 @@ def _key(kind: NodeKind, value: Any) -> str:
 
 
 def _unreadable(folder: Unreadable) -> Node:
-    key = _key("checkpoint", folder.name)
-    return Node(key, "checkpoint", folder.name, folder.state, {"name": folder.name, "reason": folder.reason})
+    name = visible(folder.name)  # a stranger's, which need not be Unicode
+    key = _key("checkpoint", name)
+    return Node(key, "checkpoint", name, folder.state, {"name": name, "reason": folder.reason})
 
 
 class _Builder:
