@@ -74,7 +74,7 @@ class Fault:
 
 
 FAULTS = (
-    Fault("index backward, two threads", Indexing, frozenset({"aten.index_put"})),
+    Fault("index backward, two threads", Indexing, frozenset({"aten.index_put", "gradient table"})),
     Fault("os.urandom in the last bit", Restless, frozenset({"planted.restless"})),
     Fault("uninitialised read", Blank, frozenset({"aten.empty_like"})),
     Fault("untagged custom operator", Untagged, frozenset({"planted.untagged"}), changes_bits=False),
