@@ -149,6 +149,26 @@ def test_a_name_that_is_no_unicode_ends_no_verb(
         assert r"\udcff" in str(json.loads(capsys.readouterr().out))
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events/rank-00000.jsonl", "checkpoints/step-00000030"])
+def test_no_verb_that_shows_a_run_waits_or_breaks_down_at_what_stands_in_for_a_file(
+    scene: Scene, name: str, tmp_path: Path
+) -> None:
+    """Oracle: an exit code of ours, within the limit of a test, for a pipe, a folder, an endless device and a
+    link to itself."""
+    path, away = scene.root / name, tmp_path / "away"
+    (scene.root / "events").mkdir()
+    links = (lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path.name))
+    for stand_in in (os.mkfifo, os.mkdir, *links):
+        if path.exists():
+            path.rename(away)
+        stand_in(path)
+        for words in (["watch", "--once"], ["report", "--out", str(tmp_path / "report")], ["lineage"]):
+            assert main([words[0], str(scene.root), *words[1:]]) in (0, 1, 4)
+        path.rmdir() if path.is_dir() else path.unlink()
+        if away.exists():
+            away.rename(path)
+
+
 def _public(scene: Scene, folder: Path) -> list[str]:
     """The option that gives the signer's public keys."""
     files = [folder / f"{key.algorithm}.pub" for key in keys.public_keys(scene.signer)]

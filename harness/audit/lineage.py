@@ -120,7 +120,7 @@ def _is_sealed(path: Path) -> bool:
 
 def _corpus(folder: Path, policy: Policy | None, findings: Findings) -> Corpus | Unreadable:
     """What a prepared corpus says; with a policy every check but that of payload bytes is made."""
-    name, before = folder.resolve().name, len(findings.failed)
+    name, before = layout.name_of(folder), len(findings.failed)
     if policy is not None:
         prepared.examine(folder, policy, findings)
         if len(findings.failed) > before:
@@ -133,7 +133,7 @@ def _corpus(folder: Path, policy: Policy | None, findings: Findings) -> Corpus |
 
 def _export(folder: Path, policy: Policy | None, findings: Findings) -> Export | Unreadable:
     """What an exported folder says; with a policy every check but that of payload bytes is made."""
-    name, before = folder.resolve().name, len(findings.failed)
+    name, before = layout.name_of(folder), len(findings.failed)
     if policy is not None:
         exported.examine(folder, policy, findings)
         if len(findings.failed) > before:
@@ -167,7 +167,7 @@ def _folders(run: RunFolder, findings: Findings) -> Iterator[Path]:
 
 
 def _read(folder: Path, policy: Policy | None, findings: Findings) -> Story | Unreadable:
-    name = folder.resolve().name
+    name = layout.name_of(folder)
     if policy is None:
         try:
             return story.unverified(folder)
@@ -201,7 +201,7 @@ def _unreadable(name: str, reason: str) -> Unreadable:
 
 
 def _member(told: Story) -> Member:
-    return Member(told.folder.resolve().name, told.kind, told.statement)
+    return Member(layout.name_of(told.folder), told.kind, told.statement)
 
 
 def _check_lineage(stories: Sequence[Story], findings: Findings) -> None:

@@ -150,7 +150,7 @@ def _examine(
     if not stat.S_ISDIR(os.lstat(folder).st_mode):
         findings.bad("file set", "is not a folder", str(folder), "give the folder itself")
         return None
-    name = folder.name if folder.name not in ("", "..") else folder.resolve().name
+    name = layout.name_of(folder)
     kind, _ = verifier.kind_of_name(name)
     if kind == "damaged":
         findings.bad("file set", "was set aside as damaged by a resume", str(folder), "choose another one")

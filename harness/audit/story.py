@@ -119,7 +119,7 @@ def unverified(folder: Path) -> Story:
     data = files.read_limited(path, envelope.LIMIT)
     payload = envelope.unauthenticated_payload(data, where=str(path))
     statement = parse_checkpoint(payload, where=str(path))
-    kind, _ = verifier.kind_of_name(folder.resolve().name)
+    kind, _ = verifier.kind_of_name(layout.name_of(folder))
     return Story(folder, statement, kind, hashlib.sha256(data).hexdigest())
 
 

@@ -92,7 +92,7 @@ def _newest(complete: list[Path]) -> tuple[int, float] | None:
     for path in reversed(complete):
         try:
             return parse_checkpoint_name(path.name) or 0, path.stat().st_mtime
-        except FileNotFoundError:
+        except OSError:  # also where it is no folder but a link that leads nowhere
             continue
     return None
 

@@ -71,6 +71,11 @@ def parse_checkpoint_name(name: str) -> int | None:
     return step if checkpoint_name(step) == name else None
 
 
+def name_of(folder: Path) -> str:
+    """The name of ``folder``, also of ``.`` and ``..``; of a link, its own."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Where the parts of one run lie."""

@@ -16,6 +16,9 @@ from typing import Any
 
 import orjson
 
+from harness.errors import EvidenceIncomplete
+from harness.format.files import open_regular
+
 Line = Mapping[str, Any]
 
 
@@ -43,10 +46,14 @@ class Tail:
         self._last = b""
 
     def read(self) -> Chunk:
-        """The lines since the last look. Raises OSError when the file is there and cannot be read."""
+        """The lines since the last look.
+
+        Raises `VerificationFailed` for what is no regular file, since a pipe or a device in its place would
+        never end, and `EnvironmentFault` when it cannot be read.
+        """
         try:
-            stream = open(self._path, "rb")  # noqa: SIM115
-        except FileNotFoundError:
+            stream = open_regular(self._path)
+        except EvidenceIncomplete:
             return self._reset()
         with stream:
             restarted = self._changed(stream)
