@@ -120,8 +120,6 @@ class Attack:
 
 
 ATTACKS: dict[str, Attack] = {}
-SEEN: set[str] = set()
-"""Checks that the attacks of this process have broken."""
 
 
 def attack(says: str, code: int = 1) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
@@ -145,7 +143,6 @@ def judge(scene: Scene) -> tuple[int, list[str]]:
         assert finding.what
         assert finding.where
         assert finding.remedy
-        SEEN.add(finding.check)
     messages = [str(finding) for finding in report.findings]
     assert not [text for text in (*messages, *report.notes) if not text.isprintable()]
     return report.exit_code, messages

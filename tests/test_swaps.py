@@ -334,7 +334,12 @@ def test_a_run_that_was_fetched_is_not_believed_for_having_been_compared(
 
     def fetched(root: Path) -> tuple[Found, int]:
         there = RunFolder(root)
-        fetching.fetch_newest(store, there, lambda folder: story.read(folder, policy), _never)  # type: ignore[arg-type]
+        fetching.fetch_newest(
+            store,  # type: ignore[arg-type]
+            there,
+            lambda folder, logged: story.read(folder, policy, logged=logged),
+            _never,
+        )
         found = Candidates(Workers.alone(), there, policy, wanted).next()
         try:
             weights = found.loaded and filled(found.loaded)
