@@ -24,7 +24,7 @@ from run_folder import SampleRun
 
 from harness import cli
 from harness.audit import export, opening, prepared, verify
-from harness.errors import HarnessError
+from harness.errors import HarnessError, VerificationFailed
 from harness.format import layout, safetensors_header, strict_json
 from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import checks, corpora, later, log, rotation, seal
@@ -395,6 +395,20 @@ def test_of_two_broken_rules_the_earlier_one_is_reported_first(first: str, secon
         with pytest.raises(HarnessError) as caught:
             opening.open_checkpoint(scene.checkpoint(20), scene.policy)
         assert str(caught.value) == str(report.findings[0])
+
+
+def test_what_is_wrong_is_raised_before_what_is_missing(scene: Scene) -> None:
+    """Oracle: a statement that the policy wants and nobody has made, which the table has first, and a file
+    that was changed: no evidence that is brought later makes that one good."""
+    for check in ("required", "trainer.json"):
+        BREAKS[check](scene)
+    report = verify.verify(scene.checkpoint(20), scene.policy, quiet=True)
+    assert [each.missing for each in report.findings if each.check in ("required", "trainer.json")] == [
+        True,
+        False,
+    ]
+    with pytest.raises(VerificationFailed, match=layout.TRAINER):
+        opening.open_checkpoint(scene.checkpoint(20), scene.policy)
 
 
 class Parsers:

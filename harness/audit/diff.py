@@ -20,6 +20,7 @@ from harness.errors import EvidenceIncomplete, HarnessError, UsageError
 from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.format.ledger import Ledger
+from harness.provenance.findings import raise_first
 from harness.provenance.policy import Policy
 
 ELEMENTS = 1 << 18
@@ -150,9 +151,7 @@ def verified(planned: Plan, policy: Policy, *, quiet: bool) -> Verified:
     stories: dict[Path, Story] = {}
     for side in (planned.a, planned.b):
         report = verify.verify(side, policy, quiet=quiet)
-        if report.exit_code:
-            wrong = [each for each in report.findings if not each.missing]
-            raise (wrong or list(report.findings))[0].error
+        raise_first(report.findings)
         signers |= dict.fromkeys(name for each in report.checkpoints for name in each.signers)
         stories |= {each.folder.resolve(): story.of(each) for each in report.checkpoints}
     return Verified(", ".join(signers), stories)

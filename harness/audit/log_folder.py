@@ -25,7 +25,6 @@ from harness.provenance.log import Log
 CHECK: Check = "log files"
 _MOST = 1_000_000
 _TILE = re.compile(r"tile/(entries|\d)/((?:x\d{3}/)*\d{3})(?:\.p/([1-9]\d{0,2}))?")
-_REMEDY = "remove it, or get the log folder from its maker again"
 
 
 def check(folder: Path, book: Log, findings: Findings) -> None:
@@ -35,7 +34,7 @@ def check(folder: Path, book: Log, findings: Findings) -> None:
     hashes = tiles.hash_tiles(book.leaves)
     for number, path in enumerate(_walk(folder, findings)):
         if number == _MOST:
-            findings.bad(CHECK, f"holds more than {_MOST} files", str(folder), _REMEDY)
+            findings.bad(CHECK, f"holds more than {_MOST} files", str(folder))
             break
         if path in known:
             continue
@@ -44,9 +43,7 @@ def check(folder: Path, book: Log, findings: Findings) -> None:
             continue
         expected = _expected(path, book.records, hashes)
         if expected is None:
-            findings.bad(
-                CHECK, f"is no file of a log of {book.head.size} records", str(folder / path), _REMEDY
-            )
+            findings.bad(CHECK, f"is no file of a log of {book.head.size} records", str(folder / path))
         elif expected == b"":
             findings.note(f"not checked: log/{path} (beyond the head: an append that was cut off)")
         else:
@@ -90,7 +87,7 @@ def _compare(path: Path, expected: bytes, findings: Findings) -> None:
     except EvidenceIncomplete:
         return  # an append has just removed it
     except VerificationFailed as error:
-        findings.bad(CHECK, error.what, str(path), _REMEDY)
+        findings.bad(CHECK, error.what, str(path))
         return
     if data != expected:
-        findings.bad(CHECK, "is an older tile, and the newer one does not begin with it", str(path), _REMEDY)
+        findings.bad(CHECK, "is an older tile, and the newer one does not begin with it", str(path))

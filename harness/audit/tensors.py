@@ -150,29 +150,27 @@ class _Files(ExitStack):
 
     def __init__(self) -> None:
         super().__init__()
-        self._open: dict[Path, int] = {}
-        self._read: dict[Path, Place] = {}
+        self._open: dict[Path, tuple[int, Stamp]] = {}
 
     def require_unchanged(self) -> None:
         """Raise `VerificationFailed` unless each file is the one whose header was read."""
-        for path, descriptor in self._open.items():
-            if files.stamp(os.fstat(descriptor)) != self._read[path].stamp:
+        for path, (descriptor, stamp) in self._open.items():
+            if files.stamp(os.fstat(descriptor)) != stamp:
                 raise VerificationFailed(
                     "changed while it was compared", where=str(path), remedy="compare copies of your own"
                 )
 
     def read(self, place: Place, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset`` of the tensor on."""
-        descriptor = self._open.get(place.file)
-        if descriptor is None:
+        if place.file not in self._open:
             try:
                 descriptor = os.open(place.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             except OSError as error:
                 what = f"cannot be opened: {error.strerror}"
                 raise VerificationFailed(what, where=str(place.file)) from error
-            self._open[place.file] = descriptor
-            self._read[place.file] = place
+            self._open[place.file] = (descriptor, place.stamp)
             self.callback(os.close, descriptor)
+        descriptor, _ = self._open[place.file]
         data = os.pread(descriptor, length, place.span.start + offset)
         if len(data) != length:
             raise VerificationFailed("ends before its header says", where=str(place.file))

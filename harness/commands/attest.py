@@ -22,6 +22,7 @@ from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError, VerificationFailed
 from harness.format import files, layout, strict_json
 from harness.provenance import keys, later
+from harness.provenance.findings import raise_first
 from harness.provenance.keys import Signer
 from harness.provenance.policy import Policy
 
@@ -90,8 +91,7 @@ def verified(folder: Path, whom: Policy | None, *, quiet: bool) -> OpenedCheckpo
             remedy="give --key NAME.ed25519.pub (and NAME.p256.pub) of its maker, or --policy FILE",
         )
     report = verify.verify(folder, whom, quiet=quiet)
-    if report.findings:
-        raise (min(report.findings, key=lambda each: each.missing)).error
+    raise_first(report.findings)
     if not report.checkpoints:
         raise VerificationFailed("could not be verified", where=str(folder))
     return report.checkpoints[0]  # opened once: another one may lie there by now

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -88,8 +88,7 @@ class Findings:
 
     def raise_first(self) -> None:
         """Raise the first in the order of the checks; what is wrong comes before what is missing."""
-        if self.failed:
-            raise min(self.ordered, key=lambda each: each.missing).error
+        raise_first(self.ordered)
 
     @property
     def ordered(self) -> list[Finding]:
@@ -106,3 +105,9 @@ class Findings:
         if not self.failed:
             return 0
         return EvidenceIncomplete.exit_code if all(each.missing for each in self.failed) else 1
+
+
+def raise_first(ordered: Sequence[Finding]) -> None:
+    """Raise the first of what was found, if anything was; what is wrong comes before what is missing."""
+    if ordered:
+        raise min(ordered, key=lambda each: each.missing).error

@@ -71,13 +71,16 @@ def sides(claim: Claim, arms: Sequence[Arm]) -> list[Side]:
 
 def differing(found: Sequence[Side]) -> list[str]:
     """In what the signed evaluations of all sides were measured differently."""
-    ways = [each.how for side in found for each in side.found if each.how]
-    return sorted(name for name in {key for way in ways for key in way} if len(_seen(ways, name)) > 1)
+    return _apart([each.how for side in found for each in side.found if each.how])
 
 
 def datasets(found: Sequence[Side]) -> set[str]:
     """Digests of what signed evaluations were measured on."""
     return _seen([each.how for side in found for each in side.found if each.how], "sha256")
+
+
+def _apart(ways: Sequence[Mapping[str, str]]) -> list[str]:
+    return sorted(name for name in {key for way in ways for key in way} if len(_seen(ways, name)) > 1)
 
 
 def _seen(ways: Sequence[Mapping[str, str]], name: str) -> set[str]:
@@ -106,7 +109,7 @@ def _signed(run: Run, claim: Claim) -> Found:
     if not meant:
         return Found(run, None, f"no verified evaluation of step {wanted[STEP]} has it")
     ways = [how for _, how in meant]
-    apart = sorted(name for name in {key for way in ways for key in way} if len(_seen(ways, name)) > 1)
+    apart = _apart(ways)
     if apart:
         what = (
             f"{len(meant)} evaluations that differ in {', '.join(apart)} have it: say which in `evaluation`"

@@ -147,23 +147,22 @@ _SECTIONS = ("task", "model", "data", "optimizer", "schedule", "evaluate")
 def _setup(run: Run) -> list[Block]:
     """What was trained, on what, and how; without the seed."""
     table = claims.settings(run.config_text, str(run.root))
+    parameters = processes = "not recorded"
+    began = ""
+    if run.newest is not None:
+        parameters = f"{run.newest['state']['parameters']:,}"
+        processes = f"{run.newest['launch']['world_size']} ({run.newest['launch']['parallel']})"
+        start = run.newest["start"]
+        began = "random weights" if start is None else f"step {start['step']:,} of {start['name']}"
     rows = [[name, _said(table, name)] for name in _SECTIONS]
-    rows.insert(2, ["parameters", "not recorded"])
+    rows.insert(2, ["parameters", parameters])
     rows += [
         ["updates", f"{_shown(table, 'train.steps')} of {_shown(table, 'train.global_batch')} samples"],
         ["precision", f"{_shown(table, 'precision')}, compile {_shown(table, 'compile')}"],
-        ["processes", "not recorded"],
+        ["processes", processes],
         ["device", costs.device(run)],
+        ["began with", began],
     ]
-    if run.newest is not None:
-        told = {
-            "parameters": f"{run.newest['state']['parameters']:,}",
-            "processes": f"{run.newest['launch']['world_size']} ({run.newest['launch']['parallel']})",
-        }
-        rows = [[name, told.get(name, value)] for name, value in rows]
-        start = run.newest["start"]
-        began = "random weights" if start is None else f"step {start['step']:,} of {start['name']}"
-        rows.append(["began with", began])
     return [Table(["what", "value"], [[name, value] for name, value in rows if value])]
 
 

@@ -164,7 +164,7 @@ def _log_of(
 ) -> Iterator[tuple[Sequence[bytes], bool, Path]]:
     """The store's records, whether they are ahead of the folder's, and a folder with the longer log of the
     two. A log that is ahead is put in its place on exit, when everything that it names is there."""
-    prefix, temporary, parts = f"{layout.LOG}/", run.root / ".tmp-log", {}
+    prefix, temporary, parts = f"{layout.LOG}/", run.root / f"{layout.TEMPORARY}{layout.LOG}", {}
     if prefix + log.HEAD in contents.objects:
         head = store.get(prefix + log.HEAD, _LIMIT)
         size = log.claimed_size(head, where=store.at(prefix + log.HEAD))
