@@ -144,6 +144,31 @@ def test_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
         files.read_limited(tmp_path / "none", 10)
 
 
+@pytest.mark.parametrize("times", [1, 1000])
+def test_a_file_that_is_replaced_while_it_is_opened_is_the_new_one(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the name, which has one link at every moment; whoever replaces without end is told of."""
+    path = tmp_path / "checkpoint"
+    path.write_bytes(b"0")
+    real, left = os.open, [times]
+
+    def replacing(name: Path, flags: int, *words: int) -> int:
+        descriptor = real(name, flags, *words)
+        if name == path and left[0]:
+            left[0] -= 1
+            (tmp_path / "new").write_bytes(b"new")
+            os.replace(tmp_path / "new", path)
+        return descriptor
+
+    monkeypatch.setattr(os, "open", replacing)
+    if times == 1:
+        assert files.read_limited(path, 10) == b"new"
+    else:
+        with pytest.raises(VerificationFailed, match="replaced over and over"):
+            files.read_limited(path, 10)
+
+
 def test_a_durable_file_may_be_read_by_others(tmp_path: Path) -> None:
     """Oracle: mode 0644 under the usual umask."""
     old = os.umask(0o022)

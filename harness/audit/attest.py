@@ -125,8 +125,9 @@ def _enter_own(opened: OpenedCheckpoint, name: str, digest: str, signer: Signer)
     if run is None:
         return None, "the checkpoint lies in no run"
     head = run.log / log.HEAD
+    note = files.read_limited(head, log.NOTE_LIMIT)
     try:
-        log.open_note(files.read_limited(head, log.NOTE_LIMIT), public_keys(signer), where=str(head))
+        log.open_note(note, public_keys(signer), where=str(head))
     except VerificationFailed:
         return None, "another key signs the run's log; its owner can: harness attest CKPT --enter"
     return _append(run, opened, name, digest, signer), "entered in the run's log"

@@ -19,6 +19,8 @@ from typing import BinaryIO
 
 from harness.errors import EnvironmentFault, EvidenceIncomplete, UsageError, VerificationFailed
 
+_REPLACED = 100
+"""Times that a file may be replaced between opening it and looking at it."""
 Stamp = tuple[int, int, int]
 """Size in bytes, and the nanoseconds of the last change of contents and of status."""
 
@@ -146,6 +148,24 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def _open_regular(path: Path) -> tuple[int, os.stat_result]:
+    """The file that has the name ``path`` once it is open: one without a link was replaced meanwhile, as a
+    durable write does, and is no second name of anything."""
+    for _ in range(_REPLACED):
+        descriptor, status = _opened(path)
+        if status.st_nlink:
+            break
+        os.close(descriptor)
+    else:
+        raise VerificationFailed("is replaced over and over while it is read", where=str(path))
+    try:
+        check_regular(status, str(path))
+        return descriptor, status
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _opened(path: Path) -> tuple[int, os.stat_result]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -156,9 +176,7 @@ def _open_regular(path: Path) -> tuple[int, os.stat_result]:
         what = f"cannot be read: {error.strerror or error}"
         raise EnvironmentFault(what, where=str(path), remedy="check the disk and the permissions") from error
     try:
-        status = os.fstat(descriptor)
-        check_regular(status, str(path))
-        return descriptor, status
+        return descriptor, os.fstat(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
