@@ -17,6 +17,8 @@ from harness.workers import Workers, host_cores
 _PATIENCE = timedelta(days=1)
 """Of the control groups: a rank may wait long for what another one writes, uploads or fetches; whether that
 one still lives is the watchdog's question."""
+_LEFT: list[dist.ProcessGroup] = []
+"""Groups that this process has left; see `leave`."""
 
 
 def connect(launch: Launch) -> None:
@@ -58,6 +60,12 @@ def beside(workers: Workers) -> Workers:
 
 
 def leave() -> None:
-    """Take the process groups down, so that no rank waits for another at exit."""
+    """Take the process groups down, so that no rank waits for another at exit.
+
+    The group of the gradients stays alive as an object until the process ends. DDP's reducer would be its
+    last owner, which torch 2.13 frees under the interpreter lock: the destructor joins gloo's threads, one of
+    which may still wait for that lock to let go of the tensor it reduced last, and the rank never ends.
+    """
     if dist.is_available() and dist.is_initialized():
+        _LEFT.append(dist.distributed_c10d._get_default_group())
         dist.destroy_process_group()
