@@ -6,6 +6,7 @@ rank has failed, after the others were told to end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -16,19 +17,28 @@ from collections.abc import Sequence
 
 _GRACE = 30
 """Seconds that the other ranks of one that failed have (torchrun's default)."""
+_PORTS = range(10_000, 32_000)
+"""Below those that Linux gives to connections: rank 0 binds its port seconds after it was chosen."""
 
 
 def started(count: int, command: Sequence[str]) -> list[subprocess.Popen[bytes]]:
     """``count`` processes that find each other through the variables of torch's ``env://``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port())}
     common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     return [
         subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(count)
     ]
+
+
+def _port() -> int:
+    """A free port that no other launch of this moment chooses: its own process id picks the first to try."""
+    start = os.getpid() % len(_PORTS)
+    for port in (*_PORTS[start:], *_PORTS[:start]):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise SystemExit("ranks.py: no free port")
 
 
 def failed(ranks: Sequence[subprocess.Popen[bytes]]) -> bool:
