@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import toy_task
-from conftest import Finished, Place
+from conftest import TIMEOUT, Finished, Place, finish
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,12 +41,24 @@ def replay(place: Place, *words: str) -> tuple[Finished, list[dict[str, Any]]]:
     return done, json.loads(done.out).get("segments", [])
 
 
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A run of two ranks that was killed after step 4 and resumed, each of its steps 0.2 s long."""
+    place = Place(tmp_path_factory.mktemp("resumed"))
+    sections = {**SECTIONS, "train": "{steps: 12, global_batch: 4, micro_batch: 2, peer_timeout: 4}"}
+    place.write(
+        "toy.yaml",
+        toy_task.config(place.run, **sections, task='{kind: "toy_task:Toy", options: {pause: 200}}'),
+    )
+    place.kill_at(place.start(["train", "toy.yaml"], 2), "checkpoints/step-00000004")
+    assert place.harness("train", "toy.yaml", processes=2).code == 0
+    return place
+
+
 @pytest.mark.slow
-def test_a_record_of_a_killed_and_resumed_run_is_equal_and_the_verdict_is_signed(place: Place) -> None:
+def test_a_record_of_a_killed_and_resumed_run_is_equal_and_the_verdict_is_signed(resumed: Place) -> None:
     """Oracle: the run's own digests, on two ranks, across its resume; `harness verify` of the statement."""
-    place.write("toy.yaml", toy_task.config(place.run, **SECTIONS))
-    place.kill_at(place.start(["train", "toy.yaml"], 2, torchrun=[]), "checkpoints/step-00000004")
-    assert place.harness("train", "toy.yaml", processes=2, torchrun=[]).code == 0
+    place = resumed
     done, (segment,) = replay(place, "--from", "4", "--to", "12")
     assert done.code == 0, done.err
     assert (segment["verdict"], segment["steps"]) == ("equal", {"from": 4, "to": 12})
@@ -54,6 +69,40 @@ def test_a_record_of_a_killed_and_resumed_run_is_equal_and_the_verdict_is_signed
     verified = place.harness("verify", str(place.run), "--key", *keys)
     assert verified.code == 0, verified.out
     assert "replay-0: equal, steps 4 to 12" in verified.out
+
+
+@pytest.mark.slow
+def test_a_replay_one_of_whose_ranks_hangs_ends_and_names_it(resumed: Place) -> None:
+    """Oracle: the rank that this test has stopped; nothing is signed, and no rank is left behind."""
+    place, scratch = resumed, resumed.root / "scratch"
+    scratch.mkdir()
+    before = sorted(place.run.rglob("replay-*"))
+    keys = sorted(str(path) for path in (place.root / "config" / "harness").glob("*.pub"))
+    words = ["replay", str(place.run), "--from", "4", "--to", "12", "--json", "--key", *keys]
+    process = place.start(words, environ={"TMPDIR": str(scratch)})
+    deadline = time.monotonic() + TIMEOUT
+    while not any('"step"' in path.read_text() for path in scratch.glob("*/answer.jsonl")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    ranks = [each for each in psutil.Process(process.pid).children(recursive=True) if rank_of(each) >= 0]
+    stopped, other = sorted(ranks, key=rank_of, reverse=True)
+    stopped.send_signal(signal.SIGSTOP)
+    assert psutil.wait_procs([other], timeout=30)[0], "the other rank hangs as well"
+    stopped.kill()
+    done = finish(process)
+    assert done.code == 4, done.err
+    assert "rank 1 gave no sign of life for 4 s" in done.err
+    assert "start the replay again" in done.err
+    assert sorted(place.run.rglob("replay-*")) == before
+    assert psutil.wait_procs(ranks, timeout=30)[1] == []
+
+
+def rank_of(process: psutil.Process) -> int:
+    """Which rank of a replay ``process`` is; -1 for the launcher and anything else."""
+    if "harness.training.replay" not in process.cmdline() or "torch.distributed.run" in process.cmdline():
+        return -1
+    return int(process.environ()["RANK"])
 
 
 @pytest.mark.slow

@@ -29,15 +29,26 @@ from harness import config
 from harness.checkpoint import restore, rng
 from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
-from harness.errors import EvidenceIncomplete, HarnessError, TrainingFailed
+from harness.errors import EvidenceIncomplete, HarnessError, PeerLost, TrainingFailed
 from harness.settings import Settings
 from harness.tasks.task import Batch, Task
-from harness.training import building, distributed, elastic, launch, localise, resume, session, startup
+from harness.training import (
+    building,
+    distributed,
+    elastic,
+    launch,
+    localise,
+    resume,
+    session,
+    signals,
+    startup,
+)
 from harness.training.facts import facts_of
 from harness.training.readback import NonFinite, Readback, Values
 from harness.training.record import Segment
 from harness.training.session import Session, wanted_files
 from harness.training.step_digests import StepDigests
+from harness.training.watchdog import Watchdog
 from harness.workers import Workers
 
 REPEATS = 4
@@ -103,6 +114,7 @@ def launched(order: Order) -> Iterator[tuple[Place, Task]]:
     """The place and a task for ``order``. Raises `EvidenceIncomplete` when this is not what was signed."""
     settings = config.parse(order.config, "the signed config")
     with ExitStack() as stack:
+        signals.follow_launcher()
         started = launch.detect(order.world_size)
         determinism.apply(settings.determinism.mode)
         elastic.pin_threads(settings)
@@ -110,6 +122,15 @@ def launched(order: Order) -> Iterator[tuple[Place, Task]]:
         prepare = building.accelerator(settings)
         workers = distributed.join(started, prepare)
         stack.callback(distributed.leave)
+        stack.enter_context(
+            Watchdog(
+                workers,
+                signals.StopRequest(),
+                peer_timeout=settings.train.peer_timeout,
+                deadline=None,
+                report=partial(_tell, order),
+            )
+        )
         answer = Answer(Path(order.answer), workers)
         place = Place(settings, Path(order.base), workers, prepare, answer)
         task = place.task()
@@ -277,10 +298,16 @@ def main(carry_out: Callable[[Order, Mapping[str, Any]], None] = lambda order, _
 
 def _failed(order: Order, error: HarnessError) -> int:
     if not error.silent:
-        line = {"kind": "error", "what": error.what, "where": error.where, "remedy": error.remedy}
-        with open(order.answer, "a") as stream:
-            stream.write(json.dumps({**line, "exit_code": error.exit_code}) + "\n")
+        _tell(order, error)
     return error.exit_code
+
+
+def _tell(order: Order, error: HarnessError) -> None:
+    """Write ``error`` where `harness replay` looks for it."""
+    remedy = "start the replay again" if isinstance(error, PeerLost) else error.remedy
+    line = {"kind": "error", "what": error.what, "where": error.where, "remedy": remedy}
+    with open(order.answer, "a") as stream:
+        stream.write(json.dumps({**line, "exit_code": error.exit_code}) + "\n")
 
 
 if __name__ == "__main__":
