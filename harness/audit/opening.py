@@ -218,7 +218,7 @@ def _read(
     def read(path: str, limit: int) -> bytes | None:
         if path not in present:
             return None
-        return findings.attempt("sizes", files.read_limited, folder / path, limit)
+        return findings.attempt("sizes", files.read_limited, f"{folder}/{path}", limit)
 
     paths = [path for path in present if later.name_of(path) is not None]
     if len(paths) > later.MOST:

@@ -122,7 +122,7 @@ def rename_synced(temporary: Path, final: Path) -> None:
     os.rename(temporary, final)
 
 
-def read_limited(path: Path, limit: int) -> bytes:
+def read_limited(path: Path | str, limit: int) -> bytes:
     """The bytes of a regular file with one link and at most ``limit`` bytes. Raises as `open_regular`."""
     descriptor, status = _open_regular(path)
     try:
@@ -147,7 +147,7 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(_open_regular(path)[0], "rb")
 
 
-def _open_regular(path: Path) -> tuple[int, os.stat_result]:
+def _open_regular(path: Path | str) -> tuple[int, os.stat_result]:
     """The file that has the name ``path`` once it is open: one without a link was replaced meanwhile, as a
     durable write does, and is no second name of anything."""
     for _ in range(_REPLACED):
@@ -165,7 +165,7 @@ def _open_regular(path: Path) -> tuple[int, os.stat_result]:
         raise
 
 
-def _opened(path: Path) -> tuple[int, os.stat_result]:
+def _opened(path: Path | str) -> tuple[int, os.stat_result]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:

@@ -16,6 +16,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from harness.errors import VerificationFailed
@@ -134,6 +135,13 @@ def check_paths(paths: list[str], where: str) -> None:
 
 
 def _check_path(path: str, where: str) -> None:
+    wrong = _departure(path)
+    if wrong is not None:
+        raise VerificationFailed(wrong, where=where)
+
+
+@lru_cache(1024)  # the checkpoints of a run have the same few
+def _departure(path: str) -> str | None:
     parts = path.split("/")
     safe = (
         0 < len(path) <= _PATH_LIMIT
@@ -143,9 +151,8 @@ def _check_path(path: str, where: str) -> None:
         and unicodedata.normalize("NFC", path) == path
     )
     if not safe:
-        raise VerificationFailed(f"has the unsafe path {path!r}", where=where)
-    if parts[0].casefold() in _RESERVED:
-        raise VerificationFailed(f"lists {path!r}, which is no payload", where=where)
+        return f"has the unsafe path {path!r}"
+    return f"lists {path!r}, which is no payload" if parts[0].casefold() in _RESERVED else None
 
 
 def _list(value: Any, name: str, where: str) -> list[Any]:

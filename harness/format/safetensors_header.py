@@ -12,6 +12,7 @@ import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,13 @@ def _span(name: str, entry: Any, start: int, where: str) -> TensorSpan:
 
 def check_name(name: str, where: str) -> None:
     """Raise `VerificationFailed` for a tensor name that two readers could take for two names."""
-    if not name or not name.isprintable() or unicodedata.normalize("NFC", name) != name:
+    if not _is_safe(name):
         raise VerificationFailed(f"has the unsafe tensor name {name!r}", where=where)
+
+
+@lru_cache(16384)  # the checkpoints of a run have the same names
+def _is_safe(name: str) -> bool:
+    return bool(name) and name.isprintable() and unicodedata.normalize("NFC", name) == name
 
 
 def _naturals(value: Any) -> bool:

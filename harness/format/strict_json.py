@@ -4,13 +4,20 @@
 - UTF-8 without a byte order mark and without lone surrogates; a size and a depth limit before parsing
 
 `dumps` writes sorted keys without spaces and a final newline, so equal values have equal bytes.
+
+Compact documents, which is how ours are written, are read by orjson: it refuses all of the above but
+duplicate keys and large integers, and writes back the document itself only if there were none.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
+from itertools import accumulate
 from typing import Any
+
+import orjson
 
 from harness.errors import VerificationFailed
 
@@ -25,14 +32,25 @@ def loads(data: bytes, *, where: str, limit: int = LIMIT, depth: int = DEPTH) ->
     """The value of ``data``. Raises `VerificationFailed` at ``where`` for what has more than one reading."""
     if len(data) > limit:
         raise VerificationFailed(f"has {len(data)} bytes, more than {limit}", where=where)
+    if _nesting(data, depth) > depth:
+        raise VerificationFailed(f"is nested deeper than {depth}", where=where)
+    try:
+        value = orjson.loads(data)
+        if orjson.dumps(value, option=orjson.OPT_STRICT_INTEGER) == data.removesuffix(b"\n"):
+            return value
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        pass  # it is not JSON, or has a large integer: the reason is found below
+    return _read(data, where)
+
+
+def _read(data: bytes, where: str) -> Any:
+    """`loads` of whatever is not compact, and the reason why something is refused."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise VerificationFailed(f"is not UTF-8 at byte {error.start}", where=where) from error
     if text.startswith("\ufeff"):
         raise VerificationFailed("begins with a byte order mark", where=where)
-    if _nesting(text, depth) > depth:
-        raise VerificationFailed(f"is nested deeper than {depth}", where=where)
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -50,26 +68,17 @@ def dumps(value: Any) -> bytes:
     return (_ENCODER.encode(value) + "\n").encode("utf-8")
 
 
-def _nesting(text: str, enough: int) -> int:
+def rewritten(value: Any) -> bytes:
+    """`dumps` of what `loads` has read, unless it holds a float: encoders spell those differently."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_APPEND_NEWLINE)
+
+
+def _nesting(data: bytes, enough: int) -> int:
     """The deepest nesting of brackets outside strings; 0 when there are not ``enough`` of them to matter."""
-    if text.count("[") + text.count("{") <= enough:
+    if data.count(b"[") + data.count(b"{") <= enough:
         return 0
-    deepest = level = 0
-    quoted = escaped = False
-    for character in text:
-        if escaped:
-            escaped = False
-        elif quoted:
-            escaped = character == "\\"
-            quoted = character != '"'
-        elif character == '"':
-            quoted = True
-        elif character in "[{":
-            level += 1
-            deepest = max(deepest, level)
-        elif character in "]}":
-            level -= 1
-    return deepest
+    brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
+    return max(accumulate(map(_LEVEL.__getitem__, brackets), initial=0))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -144,3 +153,7 @@ _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_small_integer, parse_float=_finite
 )
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+"""One that does not end reaches to the end of the document."""
+_LEVEL = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_NO_BRACKETS = bytes(set(range(256)) - _LEVEL.keys())

@@ -76,9 +76,9 @@ def verify(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Mapping[str
 def _is_our_form(value: Any) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("ignore_paths"), list):
         return False
+    # In Python 0 equals False; everything else in the form is text.
     ordered = {**value, "ignore_paths": sorted(value["ignore_paths"], key=str)}
-    # By bytes, since in Python 0 equals False.
-    return strict_json.dumps(ordered) == strict_json.dumps(SERIALIZATION)
+    return ordered == SERIALIZATION and value["allow_symlinks"] is False
 
 
 def _resources(value: Any, where: str) -> dict[str, str]:

@@ -194,6 +194,13 @@ def checkpoint_statement(
 
 def slsa_statement(*, checkpoint_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]) -> bytes:
     """The same facts as SLSA provenance v1 (slsa.dev/spec/v1.0/provenance), for tools that know only that."""
+    return strict_json.dumps(slsa_document(checkpoint_id, dir_hash, name, predicate))
+
+
+def slsa_document(
+    checkpoint_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """`slsa_statement` before it is written; it holds no float."""
     data, code, parent, start = (predicate[name] for name in ("data", "code", "parent", "start"))
     dependencies: list[dict[str, Any]] = []
     if data["corpus_sha256"]:
@@ -230,7 +237,7 @@ def slsa_statement(*, checkpoint_id: str, dir_hash: str, name: str, predicate: M
             },
         },
     }
-    return statement_bytes(checkpoint_id, dir_hash, name, SLSA_TYPE, provenance)
+    return _document(checkpoint_id, dir_hash, name, SLSA_TYPE, provenance)
 
 
 def parse_checkpoint(payload: bytes, *, where: str) -> CheckpointStatement:
@@ -279,11 +286,15 @@ def statement_bytes(
     checkpoint_id: str, dir_hash: str, name: str, predicate_type: str, predicate: Mapping[str, Any]
 ) -> bytes:
     """An in-toto Statement v1 about one checkpoint: the bytes to sign."""
-    return strict_json.dumps(
-        {
-            "_type": STATEMENT_TYPE,
-            "subject": [{"name": name, "digest": {"sha256": checkpoint_id, "dirHash": dir_hash}}],
-            "predicateType": predicate_type,
-            "predicate": predicate,
-        }
-    )
+    return strict_json.dumps(_document(checkpoint_id, dir_hash, name, predicate_type, predicate))
+
+
+def _document(
+    checkpoint_id: str, dir_hash: str, name: str, predicate_type: str, predicate: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": name, "digest": {"sha256": checkpoint_id, "dirHash": dir_hash}}],
+        "predicateType": predicate_type,
+        "predicate": predicate,
+    }

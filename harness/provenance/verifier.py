@@ -337,12 +337,10 @@ def _check_slsa(
 def _slsa(data: bytes, policy: Policy, statement: CheckpointStatement, where: str) -> None:
     keys = _entitled(policy, statement, policies.SLSA).statement_keys
     payload = envelope.open_own(data, keys, where=where).payload
-    expected = statements.slsa_statement(
-        checkpoint_id=statement.subject_id,
-        dir_hash=statement.dir_hash,
-        name=statement.name,
-        predicate=statement.predicate,
+    told = statements.slsa_document(
+        statement.subject_id, statement.dir_hash, statement.name, statement.predicate
     )
+    expected = strict_json.rewritten(told)
     if payload == expected:
         return  # as it is written here; other bytes may say the same
     statements.parse_statement(payload, statements.SLSA_TYPE, where=where)
