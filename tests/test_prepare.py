@@ -25,12 +25,13 @@ from jsonschema import Draft202012Validator
 from harness.audit import prepared
 from harness.data.documents import Document
 from harness.data.filters import Sieve, ascii_share, formatted
+from harness.data.prepared import open_prepared
 from harness.data.recipe import Filters, Format, Recipe, load, text_of
 from harness.data.shards import digest_of
 from harness.errors import VerificationFailed
 from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import corpora, keys, seal
-from harness.settings import field_of, section_of
+from harness.settings import Data, field_of, section_of
 
 TEXTS = [
     "short",
@@ -225,6 +226,19 @@ def test_a_run_reads_it_names_it_and_refuses_what_changed_under_it(
     shutil.copytree(place.root, tmp_path / "copy")
     other = Place(tmp_path / "copy")
     config = other.write("run.yaml", TRAIN)
+    opened = open_prepared(Data(kind="prepared", files=["corpus"]), other.root)
+    shard = other.root / "corpus" / "shards" / "train-00000.safetensors"
+    tokens, content = opened.train[0].tolist(), shard.read_bytes()
+    flip(shard)
+    shard.rename(tmp_path / "flipped")
+    shard.write_bytes(content)
+    with pytest.raises(VerificationFailed, match="changed while it was trained on"):
+        opened.require_unchanged()
+    opened = open_prepared(Data(kind="prepared", files=["corpus"]), other.root)
+    (tmp_path / "flipped").replace(shard)
+    assert opened.train[0].tolist() == tokens
+    opened.require_unchanged()
+    shard.write_bytes(content)
     trained = other.harness("train", str(config))
     assert trained.code == 0, trained.err
     drawn = other.harness("lineage", "run", "--with", "corpus", *key_words(other), "--format", "json")

@@ -9,26 +9,34 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import run_folder
 import torch
 from attack import edit_json, flip, trusted
 from run_folder import SampleRun
+from safetensors.numpy import save_file
 from torch import nn
 
 from harness.audit import diff, export, opening, payload, run_facts, segment, story, verify
 from harness.checkpoint import restore, writer
 from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Found, Loaded
 from harness.commands import attest
+from harness.data import cache, tokens
+from harness.data.tokens import TokenData
 from harness.errors import EnvironmentFault, HarnessError, VerificationFailed
 from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import Manifest
 from harness.provenance import history, keys, log
+from harness.settings import Data, Model, Tokenizer
 from harness.stores import fetch as fetching
+from harness.tasks.language import Language
 from harness.training import assess, resume
+from harness.training.recorder import Recorder
 from harness.training.resume import HeldRun
 from harness.workers import Workers
 
@@ -378,3 +386,98 @@ def test_a_file_of_another_size_is_not_what_was_written(run: SampleRun) -> None:
     longer(folder)
     with pytest.raises(EnvironmentFault, match="does not give back what was written"):
         writer.verify_written(folder, written)
+
+
+TOKENS = np.arange(200, dtype=np.uint16)
+
+
+def shard(path: Path, tokens: np.ndarray[Any, Any] = TOKENS) -> None:
+    """Token shard of the user's own."""
+    save_file({"tokens": tokens}, path, {"vocabulary": "1000", "split": "train"})
+
+
+def corpus(folder: Path, kind: str) -> TokenData:
+    """A shard that the user made, or the token cache of a text; the same in each process of a run."""
+    tokenizer = Tokenizer()
+    if kind == "tokens":
+        return cache.prepare(Data(kind="tokens", files=["a.safetensors"]), tokenizer, folder)
+    data = Data(kind="text", files=["a.txt"], validation=0.0, cache=folder / "cache")
+    return cache.prepare(data, tokenizer, folder)
+
+
+def made(folder: Path, kind: str) -> tuple[TokenData, Path]:
+    """The corpus in ``folder``, opened, and the file that its tokens are in."""
+    shard(folder / "a.safetensors")
+    (folder / "a.txt").write_text("words " * 50)
+    opened = corpus(folder, kind)
+    (file,) = folder.glob("a.safetensors") if kind == "tokens" else folder.glob("cache/*/train.bin")
+    return opened, file
+
+
+@pytest.mark.parametrize("kind", ["tokens", "cache"])
+def test_a_run_trains_on_the_shard_that_was_hashed_whatever_takes_its_name(tmp_path: Path, kind: str) -> None:
+    """Oracle: the tokens before; the other file, of the same size, has other digests when it is opened."""
+    opened, file = made(tmp_path, kind)
+    before, digest = opened.train[0].tolist(), opened.held[0].sha256
+    replaced(file, file.read_bytes()[:-2] + b"\1\1")
+    assert opened.train[0].tolist() == before
+    opened.require_unchanged()
+    if kind == "tokens":
+        assert corpus(tmp_path, kind).held[0].sha256 != digest
+    else:
+        with pytest.raises(VerificationFailed, match=r"cached tokens are damaged \(train.bin\)"):
+            corpus(tmp_path, kind)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "cache"])
+def test_what_is_written_into_a_shard_is_found_before_the_next_checkpoint(tmp_path: Path, kind: str) -> None:
+    """Oracle: the same call before; new permissions and the same bytes written again are no change."""
+    opened, file = made(tmp_path, kind)
+    data = Data(kind="tokens", sequence_length=4)
+    task = Language(model=Model(layers=1, width=8, heads=1), data=data, tokens=opened)
+    recorder = object.__new__(Recorder)
+    recorder._workers, recorder._session = Workers.alone(), SimpleNamespace(task=task)  # type: ignore[assignment]
+    file.chmod(0o600)
+    file.write_bytes(content := file.read_bytes())
+    task.require_unchanged()
+    with file.open("r+b") as stream:
+        stream.seek(-2, os.SEEK_END)
+        stream.write(b"\1\1")
+    assert file.read_bytes() != content
+    with pytest.raises(VerificationFailed, match="changed while it was trained on"):
+        recorder.save(10)
+
+
+def test_a_shard_that_changes_while_it_is_hashed_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the same shard a moment later."""
+    shard(tmp_path / "a.safetensors")
+    real = tokens.Mapped._digest
+
+    def digest(opened: tokens.Mapped) -> str:
+        found = real(opened)
+        flip(tmp_path / "a.safetensors", -1)
+        return found
+
+    monkeypatch.setattr(tokens.Mapped, "_digest", digest)
+    with pytest.raises(VerificationFailed, match="changed while it was read"):
+        corpus(tmp_path, "tokens")
+    monkeypatch.undo()
+    assert corpus(tmp_path, "tokens").counts["tokens"] == len(TOKENS)
+
+
+@pytest.mark.parametrize("place", ["header", "tokens"])
+def test_what_is_parsed_of_a_shard_is_what_was_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Oracle: the shard as it was, although another one has its name once it is digested."""
+    shard(tmp_path / "a.safetensors")
+    digest = corpus(tmp_path, "tokens").corpus
+    hook = {"header": "header", "tokens": "array"}[place]
+    shard(tmp_path / "b", TOKENS[::-1].copy())
+    other = (tmp_path / "b").read_bytes()
+    before(monkeypatch, tokens.Mapped, hook, lambda: replaced(tmp_path / "a.safetensors", other))
+    opened = corpus(tmp_path, "tokens")
+    assert (opened.corpus, opened.train[0].tolist()) == (digest, TOKENS.tolist())
+    opened.require_unchanged()

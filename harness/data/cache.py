@@ -9,7 +9,8 @@ A cache entry is a folder named by its key, the sha256 of everything that its by
 - ``tokens.json``: what is above, with sizes and sha256, and the digest of that
 
 It appears by one rename, so any number of processes may make it at once; a lock only saves them the work.
-Opening checks every digest: a damaged entry is an error, never used and never repaired in silence.
+Opening checks every digest: a damaged entry is an error, never used and never repaired in silence. The files
+that were digested stay open, and are the ones that are mapped (`harness.data.tokens.Mapped`).
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ from harness.data.tokenizer import (
     read_tokenizer,
     train_bpe,
 )
-from harness.data.tokens import TokenData, map_array
-from harness.errors import ConfigError, EnvironmentFault, VerificationFailed
+from harness.data.tokens import Mapped, TokenData
+from harness.errors import ConfigError, EnvironmentFault, HarnessError, VerificationFailed
 from harness.format import strict_json
+from harness.format.files import open_regular
 from harness.settings import Data, Tokenizer
 from harness.terminal import progress
 
@@ -220,7 +222,11 @@ class _Writer(contextlib.AbstractContextManager["_Writer"]):
 
 def _open(folder: Path, corpus: Corpus, kind: str) -> TokenData:
     index = _read_index(folder)
-    train, held_out, sizes = (_map(folder / f"{name}.bin", index["arrays"][name]) for name in _ARRAYS)
+    arrays = index["arrays"]
+    held = {name: _hold(folder / f"{name}.bin", arrays[name]["sha256"]) for name in _ARRAYS}
+    train, held_out, sizes = (
+        each.array(arrays[name]["dtype"], 0, arrays[name]["count"]) for name, each in held.items()
+    )
     file = None if kind == "bytes" else _read_tokenizer_file(folder, index["tokenizer"])
     counts = {
         **index["counts"],
@@ -238,6 +244,7 @@ def _open(folder: Path, corpus: Corpus, kind: str) -> TokenData:
         tokenizer_file=file,
         counts=counts,
         files=corpus.files,
+        held=tuple(held.values()),
     )
 
 
@@ -264,14 +271,12 @@ def _read_tokenizer_file(folder: Path, digest: str) -> bytes:
     return content
 
 
-def _map(path: Path, entry: Mapping[str, Any]) -> NDArray[Any]:
-    """The array at ``path``, mapped, after its digest was checked."""
-    try:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]:
-                return map_array(path, entry["dtype"], 0, entry["count"])
-    except OSError:
-        pass
+def _hold(path: Path, expected: str) -> Mapped:
+    """The file at ``path``, opened and digested once."""
+    with contextlib.suppress(HarnessError):
+        held = Mapped(open_regular(path), str(path))
+        if held.sha256 == expected:
+            return held
     raise VerificationFailed(
         f"cached tokens are damaged ({path.name})", where=str(path.parent), remedy=_REMEDY
     )

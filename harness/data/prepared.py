@@ -2,6 +2,7 @@
 
 - the statement must be about the folder's MANIFEST.json, and every file must have the digest that this lists:
   a shard or a tokenizer that changed is named and refused
+- a shard is opened once: the file that was digested is the one that is trained on
 - the corpus' digest in the run's statements is the corpus id, so lineage leads from checkpoints to the folder
 - who signed the corpus is not asked here: `harness verify FOLDER --key …` tells
 """
@@ -12,10 +13,10 @@ from pathlib import Path
 
 from harness.audit import opening, prepared, sealed
 from harness.data.documents import prepared_folder
-from harness.data.shards import digest_of, tokens_of
+from harness.data.shards import digest_of, open_shard, tokens_of
 from harness.data.tokenizer import BpeEncoder, ByteEncoder, Encoder
-from harness.data.tokens import TokenData
-from harness.errors import ConfigError, VerificationFailed
+from harness.data.tokens import Mapped, TokenData
+from harness.errors import ConfigError, EnvironmentFault, EvidenceIncomplete, VerificationFailed
 from harness.format.layout import CHAT_TEMPLATE
 from harness.settings import PREPARED, Data
 
@@ -41,12 +42,11 @@ def open_prepared(data: Data, base: Path) -> TokenData:
     manifest = sealed.manifest(folder, statement)
     small = {entry.path: entry for entry in manifest.files if not entry.path.startswith(_SHARDS)}
     listed = {entry.path: entry.sha256 for entry in manifest.files}
-    _require_unchanged(folder, listed)
+    shards = _opened(folder, listed)
     encoder: Encoder = ByteEncoder()
     if prepared.TOKENIZER in small:
         content = opening.read_listed(folder, small[prepared.TOKENIZER])
         encoder = BpeEncoder(content, str(folder / prepared.TOKENIZER))
-    shards = {path: folder / path for path in listed if path.startswith(_SHARDS)}
     chat = small.get(CHAT_TEMPLATE)
     template = None if chat is None else opening.read_listed(folder, chat)
     found = tokens_of(shards, listed, encoder, template)
@@ -71,11 +71,23 @@ def open_prepared(data: Data, base: Path) -> TokenData:
         counts=counts,
         files=listed,
         counted=found.counted,
+        held=found.held,
     )
 
 
-def _require_unchanged(folder: Path, listed: dict[str, str]) -> None:
-    changed = [path for path, digest in listed.items() if _digest(folder / path) != digest]
+def _opened(folder: Path, listed: dict[str, str]) -> dict[str, Mapped]:
+    """The shards, open, once every listed file has its digest."""
+    shards: dict[str, Mapped] = {}
+    changed = []
+    for path, expected in listed.items():
+        if path.startswith(_SHARDS):
+            shard = _shard(folder / path)
+            if shard is not None and shard.sha256 == expected:
+                shards[path] = shard
+                continue
+        elif _digest(folder / path) == expected:
+            continue
+        changed.append(path)
     if changed:
         more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
         raise VerificationFailed(
@@ -83,6 +95,15 @@ def _require_unchanged(folder: Path, listed: dict[str, str]) -> None:
             where=", ".join(str(folder / path) for path in changed[:_NAMED]) + more,
             remedy="prepare it again into another folder, or get the files back",
         )
+    return shards
+
+
+def _shard(path: Path) -> Mapped | None:
+    """None when it is not there or cannot be read."""
+    try:
+        return open_shard(path)
+    except (EvidenceIncomplete, EnvironmentFault):
+        return None
 
 
 def _digest(path: Path) -> str:

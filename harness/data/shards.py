@@ -10,7 +10,8 @@ or U32, as long): how many bytes of text each token stands for. Its metadata:
 Shards of chats, which `harness prepare` makes, also have ``counted`` (U8): 1 where a token counts in the
 loss; and in their metadata ``end``, the token of the end of a document.
 
-A shard is mapped, never read whole into memory, after it was digested.
+A shard is mapped, never read whole into memory; the file that was digested is the one that is mapped
+(`harness.data.tokens.Mapped`).
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from pathlib import Path
 from harness.data.corpus import files_digest
 from harness.data.documents import matching_files
 from harness.data.tokenizer import Encoder
-from harness.data.tokens import Array, Counted, TokenData, map_array
+from harness.data.tokens import Array, Counted, Mapped, TokenData
 from harness.errors import ConfigError
-from harness.format import safetensors_header
+from harness.format.files import open_regular
 from harness.settings import Data
 
 _DTYPES = {"U8": "<u1", "U16": "<u2", "U32": "<u4"}
@@ -47,26 +48,32 @@ def open_shards(data: Data, tokenizer: Encoder | None, base: Path) -> TokenData:
     """The tokens of the shards ``data.files``, relative to ``base``.
 
     Raises `ConfigError` when a shard is not one, shards disagree, a token is outside the vocabulary, or
-    their tokenizer is not ``tokenizer``.
+    their tokenizer is not ``tokenizer``; `VerificationFailed` for what is no safetensors file.
     """
     if data.limit_bytes is not None:
         raise ConfigError("data.limit_bytes does not apply to token shards", remedy="list fewer shards")
-    paths = matching_files(data.files, base)
-    files = {name: digest_of(path) for name, path in paths.items()}
-    return tokens_of(paths, files, tokenizer)
+    shards = {name: open_shard(path) for name, path in matching_files(data.files, base).items()}
+    return tokens_of(shards, {name: shard.sha256 for name, shard in shards.items()}, tokenizer)
+
+
+def open_shard(path: Path) -> Mapped:
+    """The shard at ``path``, digested. Raises as `open_regular` does, and as `Mapped`."""
+    return Mapped(open_regular(path), str(path))
 
 
 def tokens_of(
-    paths: Mapping[str, Path],
+    opened: Mapping[str, Mapped],
     files: Mapping[str, str],
     tokenizer: Encoder | None,
     template: bytes | None = None,
 ) -> TokenData:
-    """The tokens of the shards at ``paths``, whose digests are ``files``; ``template``: of chats.
+    """The tokens of the shards ``opened``.
+
+    ``files``: name → hex sha256 of everything in the corpus; ``template``: of chats.
 
     Raises as `open_shards` does.
     """
-    shards = {name: _open_shard(path, name) for name, path in paths.items()}
+    shards = {name: _parsed(each, name) for name, each in opened.items()}
     vocabulary, digest = _agreed(shards)
     train = tuple(shard.tokens for shard in shards.values() if shard.split == "train")
     held_out = [shard for shard in shards.values() if shard.split == "held-out"]
@@ -91,6 +98,7 @@ def tokens_of(
         },
         files=files,
         counted=_counted(shards, template),
+        held=tuple(opened.values()),
     )
 
 
@@ -121,8 +129,8 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _open_shard(path: Path, name: str) -> _Shard:
-    header = safetensors_header.read_header(path)
+def _parsed(opened: Mapped, name: str) -> _Shard:
+    header = opened.header()
     spans = {span.name: span for span in header.tensors}
     if "tokens" not in spans or set(spans) - {"tokens", "bytes", "counted"}:
         raise ConfigError(
@@ -135,7 +143,7 @@ def _open_shard(path: Path, name: str) -> _Shard:
             raise ConfigError(
                 f"`{key}` is {span.dtype} {list(span.shape)}, not 1-D {'/'.join(allowed)}", where=name
             )
-        arrays[key] = map_array(path, _DTYPES[span.dtype], span.start, span.shape[0])
+        arrays[key] = opened.array(_DTYPES[span.dtype], span.start, span.shape[0])
     for key in ("bytes", "counted"):
         if key in arrays and len(arrays[key]) != len(arrays["tokens"]):
             raise ConfigError(f"`{key}` and `tokens` differ in length", where=name)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from io import BufferedReader
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from harness.errors import VerificationFailed
+from harness.format import files, safetensors_header
+from harness.format.safetensors_header import Header
 
 Array = NDArray[Any]
 """1-D, unsigned, mapped from disk."""
@@ -54,6 +59,13 @@ class TokenData:
     """Name to hex sha256 of the corpus' files."""
     counted: Counted | None = None
     """Of a corpus of chats; None for text, of which every token counts."""
+    held: tuple[Mapped, ...] = field(default=(), repr=False)
+    """What the arrays are mapped from."""
+
+    def require_unchanged(self) -> None:
+        """Raise `VerificationFailed` when a mapped file does not hold any more what was digested."""
+        for each in self.held:
+            each.require_unchanged()
 
 
 class Windows:
@@ -87,11 +99,56 @@ def _windows(array: Array, length: int) -> Array:
     return windows
 
 
-def map_array(path: Path, dtype: str, offset: int, count: int) -> Array:
-    """``count`` values of ``dtype`` at byte ``offset`` of a file, mapped read-only; ``count`` is not 0.
+class Mapped:
+    """A file that is opened once: what was digested is what is parsed, mapped and trained on.
 
-    A plain array, not a numpy.memmap: indexing that is ten times as slow.
+    Another file that takes its name is never read. What is written into this one does reach the mapping,
+    since a corpus is no copy in memory; the kernel then changes the times of the file, which
+    `require_unchanged` compares at the price of one fstat.
     """
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(mapped, dtype=dtype, count=count, offset=offset)
+
+    def __init__(self, stream: BufferedReader, where: str) -> None:
+        """``stream``: the open file, kept open; ``where`` names it. Raises `VerificationFailed` when it is
+        empty or changes while it is digested."""
+        self._stream, self._where = stream, where
+        self._stamp = self._looked_at()
+        if not self._stamp[0]:
+            raise VerificationFailed("is empty", where=where)
+        self.sha256 = self._digest()
+        """Hex, of all its bytes."""
+        if self._looked_at() != self._stamp:
+            raise VerificationFailed("changed while it was read", where=where, remedy="start again")
+        self._mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def header(self) -> Header:
+        """Of a safetensors file. Raises as `safetensors_header.read_open`."""
+        self._stream.seek(0)
+        return safetensors_header.read_open(self._stream, where=self._where)
+
+    def array(self, dtype: str, offset: int, count: int) -> Array:
+        """``count`` values of ``dtype`` at byte ``offset``, mapped read-only; ``count`` is not 0.
+
+        A plain array, not a numpy.memmap: indexing that is ten times as slow.
+        """
+        return np.frombuffer(self._mapping, dtype=dtype, count=count, offset=offset)
+
+    def require_unchanged(self) -> None:
+        """Raise `VerificationFailed` when the file does not hold any more what was digested."""
+        now = self._looked_at()
+        if now == self._stamp:
+            return
+        # A new name or other permissions change the times as well: only the bytes tell.
+        if now[0] != self._stamp[0] or self._digest() != self.sha256:
+            raise VerificationFailed(
+                "changed while it was trained on",
+                where=self._where,
+                remedy="get the file back; the checkpoints before were made with what it held at the start",
+            )
+        self._stamp = now
+
+    def _looked_at(self) -> files.Stamp:
+        return files.stamp(os.fstat(self._stream.fileno()))
+
+    def _digest(self) -> str:
+        self._stream.seek(0)
+        return hashlib.file_digest(self._stream, "sha256").hexdigest()

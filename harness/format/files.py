@@ -14,8 +14,8 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from harness.errors import EnvironmentFault, EvidenceIncomplete, UsageError, VerificationFailed
 
@@ -138,7 +138,7 @@ def read_limited(path: Path | str, limit: int) -> bytes:
     return data
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """A regular file with one link, open for reading.
 
     Raises `EvidenceIncomplete` when it is not there and `VerificationFailed` when it is anything else: a

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from harness.errors import VerificationFailed
 from harness.format import strict_json
@@ -96,11 +96,15 @@ def header_length(first: bytes, size: int, *, where: str) -> int:
 
 def read_header(path: Path) -> Header:
     """The header of the file ``path``; reads nothing behind it. Raises as `parse` and `open_regular`."""
-    where = str(path)
     with open_regular(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        first = stream.read(8)
-        return parse(first + stream.read(header_length(first, size, where=where)), size, where=where)
+        return read_open(stream, where=str(path))
+
+
+def read_open(stream: BinaryIO, *, where: str) -> Header:
+    """The header of the open file ``stream``, from where it stands, its beginning. Raises as `parse`."""
+    size = os.fstat(stream.fileno()).st_size
+    first = stream.read(8)
+    return parse(first + stream.read(header_length(first, size, where=where)), size, where=where)
 
 
 def build(

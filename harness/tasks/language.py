@@ -50,6 +50,10 @@ class Decoder(Task):
             files=self._tokens.files,
         )
 
+    def require_unchanged(self) -> None:
+        """The corpus' files are held open since they were digested."""
+        self._tokens.require_unchanged()
+
     def build_model(self) -> nn.Module:
         """A new decoder."""
         return GPT(self._shape)

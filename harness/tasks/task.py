@@ -96,6 +96,11 @@ class Task(ABC):
         """Further files of a checkpoint by name, such as config.json; the same at every step."""
         return {}
 
+    def require_unchanged(self) -> None:
+        """Raise `VerificationFailed` when samples are read from files that do not hold any more what
+        `identity` names; called before each checkpoint, on every rank."""
+        return
+
     def generators(self) -> dict[str, Generator]:
         """Generators the task draws from while training; saved and restored on every rank."""
         return {}

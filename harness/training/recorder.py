@@ -113,8 +113,12 @@ class Recorder:
             self._clock = time.perf_counter()
 
     def save(self, step: int) -> None:
-        """Checkpoint the state after ``step``; the write goes on in the background."""
+        """Checkpoint the state after ``step``; the write goes on in the background.
+
+        Raises `VerificationFailed` on every rank when the samples are not any more what would be signed.
+        """
         started = time.perf_counter()
+        self._workers.together(self._session.task.require_unchanged)
         self._ledger.scan(step)
         scanned = time.perf_counter()
         self._wait(last=False)
