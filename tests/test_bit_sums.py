@@ -20,20 +20,35 @@ def values(count: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(seed)).mul(50).to(dtype)
 
 
+def splitmix(number: int) -> int:
+    """An odd weight: the finalizer of SplitMix64, as published, in Python's integers."""
+    word = number * 0x9E3779B97F4A7C15 & MASK
+    word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    word = (word ^ word >> 27) * 0x94D049BB133111EB & MASK
+    return (word ^ word >> 31) | 1
+
+
+def digits(column: int) -> list[int]:
+    """Of the weight of a column, lowest first: from -63 to 63, the lowest of them odd."""
+    word = splitmix((1 << 61) + column)
+    found = [(word >> 7 * place) % 127 - 63 for place in range(1, 9)]
+    return [found[0] | 1, *found[1:]]
+
+
+COLUMNS = [digits(column) for column in range(ROW)]
+
+
 def by_hand(tensor: torch.Tensor) -> int:
-    """The sum of a large tensor in Python's unbounded integers, word by word, as the docstring describes."""
+    """The sum of a large tensor in Python's unbounded integers, byte by byte, as the docstring describes."""
     data = tensor.contiguous().view(torch.uint8).numpy().tobytes()
-    data += bytes(-len(data) % 8)
-    words = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
-    row, column = (
-        bit_sums._mixed(start, len(words) // ROW + 1 if start == 1 << 62 else ROW).tolist()
-        for start in (1 << 62, 1 << 61)
-    )
-    return sum(word * row[at // ROW] * column[at % ROW] for at, word in enumerate(words)) & MASK
+    columns = [sum(digit * 128**place for place, digit in enumerate(each)) for each in COLUMNS]
+    rows = [splitmix((1 << 62) + row) for row in range(len(data) // ROW + 1)]
+    signed = [byte - 256 if byte > 127 else byte for byte in data]
+    return sum(byte * rows[at // ROW] * columns[at % ROW] for at, byte in enumerate(signed)) & MASK
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("count", [1, 7, 2 * ROW, 5 * ROW + 3])
+@pytest.mark.parametrize("count", [1, 7, ROW // 2, 2 * ROW, 5 * ROW + 3])
 def test_the_sum_of_a_large_tensor_is_what_integers_without_bounds_give(dtype, count):
     """Oracle: Python's integers, reduced once at the end."""
     tensor = values(count, dtype)
@@ -88,10 +103,57 @@ def test_permutations_signs_of_zero_names_shapes_and_dtypes_count(large):
     assert exchanged.digest(exchanged.sums()) != Plan(pair, large).digest(Plan(pair, large).sums())
 
 
-def test_where_integer_products_of_matrices_are_missing_the_sum_is_the_same(monkeypatch):
-    """Oracle: the way of the CPU; CUDA has no integer mv and dot, so its way is plain arithmetic."""
-    tensors = {"a": values(5 * ROW + 3, torch.float32), "b": values(9, torch.float32)}
-    expected = Plan(tensors, 100).sums()
-    monkeypatch.setattr(bit_sums, "_combined", lambda matrix, weights: (matrix * weights[:, None]).sum(0))
-    monkeypatch.setattr(bit_sums, "_dot", lambda left, right: (left * right).sum())
-    assert torch.equal(Plan(tensors, 100).sums(), expected)
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_however_a_device_multiplies_bytes_the_sum_is_the_same(monkeypatch, multiplies):
+    """Oracle: Python's integers; also for bytes chosen by the sign of a digit, the largest products."""
+    monkeypatch.setitem(bit_sums._multiplies, torch.device("cpu"), multiplies)
+    extreme = torch.tensor([-128, 127], dtype=torch.int8).repeat(2 * ROW)
+    against = torch.tensor([[-128 if each[-1] > 0 else 127 for each in COLUMNS]], dtype=torch.int8)
+    for tensor in (values(5 * ROW + 3, torch.float32), extreme, against.repeat(3, 1)):
+        assert [each & MASK for each in Plan({"a": tensor}, 0).sums().tolist()] == [by_hand(tensor)]
+
+
+@pytest.mark.parametrize("large", [0, 10**9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=str)
+def test_changed_signs_are_seen_however_many_there_are(dtype, large):
+    """Oracle: the changes. Were words of 64 bits weighed by 64 bits, two highest bits would cancel out."""
+    count = 4 * ROW
+    tensor = values(count, dtype)
+    plan = Plan({"a": tensor}, large)
+    parts = torch.view_as_real(tensor) if dtype.is_complex else tensor
+    found = {plan.digest(plan.sums())}
+    chosen = [
+        [1, 3],
+        [1, count - 1],
+        [0, 2],
+        list(range(1, count, 2)),
+        list(range(0, count, 2)),
+        range(count),
+    ]
+    for places in chosen:
+        other = parts.clone()
+        other[list(places)] *= -1
+        if dtype.is_complex:
+            other = torch.view_as_complex(other)
+        found.add(plan.digest(plan.sums([other])))
+    if dtype.is_complex:
+        found.add(plan.digest(plan.sums([tensor.conj().resolve_conj()])))
+    assert len(found) == len(chosen) + 1 + dtype.is_complex
+
+
+def test_any_two_changed_bytes_of_a_row_change_its_sum():
+    """Oracle: a·u + b·v is 0 for u and v only when they are multiples of one vector, by a and -b or so.
+
+    Digits stand for the weights: two sums that differ in a digit differ, since 255 · (u + v) is below 2^64.
+    """
+    weights = [sum(digit * 128**place for place, digit in enumerate(each)) for each in COLUMNS]
+    assert all(each % 2 for each in weights)
+    assert 2 * 255 * max(map(abs, weights)) < 1 << 64
+    reduced = set()
+    for each in weights:
+        common = each
+        for number in range(2, 256):  # the ratio of two changes has no larger factors
+            while common % number == 0:
+                common //= number
+        reduced.add(abs(common))
+    assert len(reduced) == ROW

@@ -6,6 +6,7 @@ That they do not depend on how a model is cut among ranks is in test_sharding (m
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import orjson
@@ -16,6 +17,9 @@ from test_train import keys, predicate
 from toy_task import config
 
 from harness.checkpoint.state import TrainingState
+from harness.determinism.bit_sums import FORMAT
+from harness.errors import EvidenceIncomplete
+from harness.training import replay
 from harness.training.step_digests import StepDigests
 from harness.workers import Workers
 
@@ -87,3 +91,17 @@ def test_gradients_that_are_absent_are_not_gradients_of_zero() -> None:
     without = digests.gradients().digest()
     model.bias.grad = torch.zeros(2)
     assert digests.gradients().digest() != without
+
+
+@pytest.mark.parametrize("signed", [{}, {"step_digests": "harness-bit-sums/1"}])
+def test_digests_of_another_definition_are_not_compared(signed: dict[str, str]) -> None:
+    """Oracle: what the statement says about how they were made."""
+    order = replay.Order(
+        config="", base="", signed={"determinism": {"settings": signed}}, world_size=1, checkpoint=None,
+        last=3, gradients=[1], state=[], differences=True, repeat=False, answer="",
+    )  # fmt: skip
+    with pytest.raises(EvidenceIncomplete, match="harness-bit-sums/2"):
+        replay._refuse_other_digests(order)
+    replay._refuse_other_digests(dataclasses.replace(order, gradients=[]))
+    ours = {"determinism": {"settings": {"step_digests": FORMAT}}}
+    replay._refuse_other_digests(dataclasses.replace(order, signed=ours))

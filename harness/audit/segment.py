@@ -186,12 +186,19 @@ def authentic(run: RunFolder, policy: Policy) -> Authentic:
     return Authentic(run, tuple(known), steps)
 
 
+def digested_as(checkpoint: OpenedCheckpoint) -> object:
+    """The definition by which the run's step digests were made, as signed; None when nothing says it."""
+    return checkpoint.statement.predicate["determinism"]["settings"].get(chain.DEFINITION)
+
+
 def _refuse_change(within: Sequence[OpenedCheckpoint]) -> None:
     """All checkpoints of a segment must have been made by the same kind of launch."""
     for one, other in pairwise(within):
         before, after = one.statement.predicate, other.statement.predicate
         changed = [name for name in ("config", "code", "data") if before[name] != after[name]]
         changed += [name for name in _SAME_LAUNCH if before["launch"][name] != after["launch"][name]]
+        if digested_as(one) != digested_as(other):
+            changed.append("definition of the step digests")
         stacks = [each["environment"].get("stack") for each in (before, after)]
         if changed or stacks[0] != stacks[1]:
             step = one.statement.step_to

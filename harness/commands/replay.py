@@ -24,7 +24,7 @@ from harness.audit.replay_verdict import Place, Repeated, Replayed
 from harness.audit.segment import Authentic, Segment
 from harness.commands import Outcome, reexecute, replay_floor
 from harness.commands.trust import add_trust, trusted
-from harness.errors import UsageError
+from harness.errors import EvidenceIncomplete, UsageError
 from harness.format.layout import RunFolder
 from harness.provenance import keys, later
 from harness.provenance.policy import Policy
@@ -108,6 +108,14 @@ def _parted(known: Authentic, whom: Policy, arguments: argparse.Namespace) -> Di
     if arguments.random is not None or arguments.first is not None or arguments.last is not None:
         raise UsageError("--against RUN stands alone", remedy="leave out --from, --to and --random")
     other = segment.authentic(RunFolder(arguments.against), whom)
+    made = [{segment.digested_as(each) for each in record.checkpoints} for record in (known, other)]
+    if made[0] != made[1]:
+        both = [", ".join(sorted(map(str, each))) for each in made]
+        raise EvidenceIncomplete(
+            f"the steps of one run were digested as {both[0]}, those of the other as {both[1]}",
+            where=str(arguments.against),
+            remedy="compare runs of one version of harness, or their checkpoints with harness diff",
+        )
     parted, queries = divergence.between(known.steps, other.steps)
     if parted is None:
         count = len(known.steps.keys() & other.steps.keys())

@@ -1,9 +1,9 @@
 """Digests of many tensors, made on their device, the same however the tensors are cut among ranks.
 
-Every tensor is a row of integers, its raw bits, and its sum is taken with odd weights that depend on the
-position in the whole tensor, wrapping at 2^64. Addition of integers has no order, so threads, kernels,
-devices and shards cannot change it: a rank that holds elements ``begin`` to ``end`` weighs them as such, and
-the sums of the ranks are added up. The digest is SHA-256 over names, dtypes, shapes and the vector of sums::
+Every tensor is a row of bytes, and its sum is taken with odd weights that depend on the position in the whole
+tensor, wrapping at 2^64. Addition of integers has no order, so threads, kernels, devices and shards cannot
+change it: a rank that holds elements ``begin`` to ``end`` weighs them as such, and the sums of the ranks are
+added up. The digest is SHA-256 over names, dtypes, shapes and the vector of sums::
 
     >>> import torch
     >>> whole = {"weight": torch.arange(6.0)}
@@ -13,15 +13,19 @@ the sums of the ranks are added up. The digest is SHA-256 over names, dtypes, sh
     >>> plan.digest(plan.sums()) == plan.digest(sum(half.sums() for half in halves))
     True
 
-- A tensor of at least `LARGE` elements is summed as little-endian 64-bit words in rows of `ROW` words; the
-  word at row r and column c has the weight ``row[r] * column[c]``. Two ops that read the tensor once; the
-  second one works on a row.
-- The smaller ones of a dtype are joined and summed as one, each element with a weight of its own.
+- A tensor of at least `LARGE` elements is summed byte by byte, as numbers from -128 to 127, in rows of `ROW`
+  bytes; byte c of row r has the weight ``row[r] * column[c]``. A column's weight has `DIGITS` digits in base
+  128, each from -63 to 63, so that one product of small integers (bytes times digits) reads the tensor once,
+  on all threads, and is exact: below 2^24. What is left are `DIGITS` numbers for `ROW` bytes.
+- The smaller ones of a dtype are joined and summed as one, each element (of 8 bytes: each half) with a weight
+  of its own.
 
-A single changed bit always changes the sum, since odd weights have an inverse; swapped elements, a sign of
-zero and a change of dtype do too, but for the chance of a collision, 2^-31 at worst. The sums are **not**
-cryptographic: whoever can choose the tensors can find others with the same sums. What an adversary could
-touch, the files, is covered by SHA-256 and BLAKE3.
+A single changed byte always changes the sum, since odd weights have an inverse; so do any two of a row. Any
+other change does (exchanged elements, signs, another order or dtype) but for the chance of a collision, about
+2^-32 for elements of small tensors and 2^-56 for others. The weights are longer than what they weigh: if both
+had 64 bits, the highest bit would be seen as odd or even only, and two changed signs not at all. The sums are
+**not** cryptographic: whoever can choose the tensors can find others with the same sums. What an adversary
+could touch, the files, is covered by SHA-256 and BLAKE3.
 """
 
 from __future__ import annotations
@@ -29,22 +33,31 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-ROW = 1024
-"""Words of a row: the partial sums of one stay in the processor's first cache (scripts/bench/digest.py)."""
+FORMAT = "harness-bit-sums/2"
+"""Name of the definition, which every digest covers."""
+ROW = 2048
+"""Bytes of a row: ROW * 128 * 63 is below 2^24, so that even float32 adds the products exactly."""
+DIGITS = 8
+"""Of a column's weight: as many as make a matrix product that any device has."""
 LARGE = 16384
 """Elements from which on a tensor has a sum of its own; below, the calls would cost more than the sums."""
-_WORD = 8
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_FORMAT = "harness-bit-sums/1"
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
+_BASE = 128
+_LEAST_ROWS = 32
+"""Of a product on a device: cuBLAS refuses to multiply 16 rows or fewer."""
+_FLOAT_ROWS = 2048
+"""Rows that are converted to floats at a time where a device cannot multiply bytes: 4 MiB become 16."""
 
 _tables: dict[tuple[str, torch.device], Tensor] = {}
+_multiplies: dict[torch.device, bool] = {}
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ class Plan:
     def __init__(self, tensors: Mapping[str, Tensor | Piece], large: int = LARGE) -> None:
         pieces = {name: _piece(value) for name, value in tensors.items()}
         described = [[name, str(each.local.dtype), _shape(each)] for name, each in pieces.items()]
-        self._header = hashlib.sha256(json.dumps([_FORMAT, described]).encode()).digest()
+        self._header = hashlib.sha256(json.dumps([FORMAT, described]).encode()).digest()
         self.names: list[str] = []
         """What each slot of the vector is the sum of."""
         self._large: list[tuple[int, Piece] | None] = []
@@ -128,69 +141,100 @@ class _Small:
 
     def sum(self, tensors: Sequence[Tensor]) -> Tensor:
         joined = torch._C._nn.flatten_dense_tensors([tensors[each].detach() for each in self._positions])
-        integers = _real(joined).view(_INTEGERS[joined.element_size() // _parts(joined)])
+        integers = _real(joined).view(_INTEGERS[joined.element_size() // _halves(joined)])
         return _dot(integers.to(torch.int64), self._weights)
 
 
 def weighted_sum(tensor: Tensor, begin: int) -> Tensor:
     """The weighted sum of a part of a tensor that starts at element ``begin`` of the whole."""
-    flat = _real(tensor.detach().reshape(-1))
-    begin *= _parts(tensor)
-    size = flat.element_size()
-    if flat.storage_offset() * size % _WORD:
-        flat = flat.clone()  # a view of other memory that does not start at a word
-    ahead = begin * size % _WORD
-    if ahead:
-        # Zeros add nothing, so they may stand for what comes before in the same word.
-        flat = torch.cat((flat.new_zeros(ahead // size), flat))
-    whole = flat.numel() * size // _WORD * _WORD // size
-    total = _words_sum(flat[:whole].view(torch.int64), begin * size // _WORD) if whole else None
-    if whole == flat.numel() and total is not None:
-        return total
-    rest = torch.cat((flat[whole:], flat.new_zeros(_WORD // size - (flat.numel() - whole))))
-    last = _words_sum(rest.view(torch.int64), (begin * size - ahead + whole * size) // _WORD)
-    return last if total is None else total + last
-
-
-def _words_sum(words: Tensor, start: int) -> Tensor:
-    """The sum of words from ``start`` on: the rest of a row, whole rows, the beginning of a row."""
-    count = words.numel()
-    columns = _table("column", words.device, ROW)
-    row_weights = _table("row", words.device, (start + count) // ROW + 1)
+    data = _real(tensor.detach().reshape(-1)).view(torch.int8)
+    start = begin * tensor.element_size()
     row, column = divmod(start, ROW)
-    parts: list[Tensor] = []
-    position = 0
-    if column:
-        position = min(ROW - column, count)
-        parts.append(_dot(words[:position], columns[column : column + position]) * row_weights[row])
-        row += 1
-    rows = (count - position) // ROW
+    sums = []
+    if column:  # the rest of a row that began in front
+        sums.append(_rows_sum(_padded(data[: ROW - column], column), row))
+        data, row = data[ROW - column :], row + 1
+    rows = data.numel() // ROW
     if rows:
-        matrix = words[position : position + rows * ROW].view(rows, ROW)
-        parts.append(_dot(_combined(matrix, row_weights[row : row + rows]), columns))
-        position += rows * ROW
-    if position < count:
-        tail = words[position:]
-        parts.append(_dot(tail, columns[: tail.numel()]) * row_weights[row + rows])
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
+        sums.append(_rows_sum(data[: rows * ROW].view(rows, ROW), row))
+    if data.numel() > rows * ROW:
+        sums.append(_rows_sum(_padded(data[rows * ROW :], 0), row + rows))
+    total = sums[0]
+    for each in sums[1:]:
+        total = total + each
     return total
 
 
-def _combined(matrix: Tensor, weights: Tensor) -> Tensor:
-    """The rows of ``matrix``, each times its weight, added up."""
+def _padded(data: Tensor, column: int) -> Tensor:
+    """A part of one row, from ``column`` on, between zeros: they add nothing."""
+    row = data.new_zeros(1, ROW)
+    row[0, column : column + data.numel()] = data
+    return row
+
+
+def _rows_sum(matrix: Tensor, row: int) -> Tensor:
+    """The sum of whole rows of bytes, from row number ``row`` on."""
+    weights = _table("row", matrix.device, row + matrix.shape[0])[row : row + matrix.shape[0]]
+    return _dot(_products(matrix).to(torch.int64).view(-1), weights.view(-1))
+
+
+def _products(matrix: Tensor) -> Tensor:
+    """Rows of bytes times the digits of the columns, (rows, `DIGITS`), exact."""
+    digits = _table("digit", matrix.device, ROW)
+    if not _multiplies_bytes(matrix.device):
+        return torch.cat([each.float() @ digits.float() for each in matrix.split(_FLOAT_ROWS)])
+    rows = matrix.shape[0]
     if matrix.device.type == "cpu":
-        return torch.mv(matrix.t(), weights)
-    return (matrix * weights[:, None]).sum(0)  # CUDA has no product of integer matrices
+        return torch._int_mm(matrix, digits)
+    if rows < _LEAST_ROWS:
+        matrix = torch.cat((matrix, matrix.new_zeros(_LEAST_ROWS - rows, ROW)))
+    elif matrix.data_ptr() % 16:
+        matrix = matrix.clone()  # a view that starts where cuBLAS does not
+    return torch._int_mm(matrix, digits)[:rows]
+
+
+def _multiplies_bytes(device: torch.device) -> bool:
+    """Whether the device multiplies matrices of bytes, exactly, and on a CPU faster than it does floats."""
+    known = _multiplies.get(device)
+    if known is None:
+        host = torch.tensor([-128, 127, 127, -128], dtype=torch.int8).repeat(_LEAST_ROWS, ROW // 4)
+        expected = (host.double() @ _table("digit", host.device, ROW).double()).to(torch.int32)
+        probe, digits = host.to(device), _table("digit", device, ROW)
+        try:
+            known = torch.equal(torch._int_mm(probe, digits).cpu(), expected)
+        except (AttributeError, RuntimeError):  # no such kernel on this device or in this build
+            known = False
+        if known and device.type == "cpu":
+            known = _seconds(lambda: torch._int_mm(probe, digits)) < _seconds(
+                lambda: probe.float() @ digits.float()
+            )
+        _multiplies[device] = known
+    return known
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    """The fastest of a few calls."""
+    found = []
+    for _ in range(5):
+        started = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - started)
+    return min(found)
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
+    # CUDA has no product of 64-bit integer vectors.
     return torch.dot(left, right) if left.device.type == "cpu" else (left * right).sum()
 
 
-def _parts(tensor: Tensor) -> int:
+def _halves(tensor: Tensor) -> int:
+    """Numbers of an element: real and imaginary part."""
     return 2 if tensor.is_complex() else 1
+
+
+def _parts(tensor: Tensor) -> int:
+    """Integers of an element of a small tensor: numbers of 8 bytes are cut in two."""
+    return _halves(tensor) * (2 if tensor.element_size() // _halves(tensor) == 8 else 1)
 
 
 def _real(flat: Tensor) -> Tensor:
@@ -200,13 +244,27 @@ def _real(flat: Tensor) -> Tensor:
 def _table(kind: str, device: torch.device, count: int) -> Tensor:
     """At least ``count`` weights of a kind, kept on ``device``."""
     known = _tables.get((kind, device))
-    if known is None or known.numel() < count:
+    if known is None or known.shape[0] < count:
         # Doubling: a table is made anew a few times in the life of a process.
-        length = max(ROW, 1 << (count - 1).bit_length())
-        start = {"zero": 0, "column": 1 << 61, "row": 1 << 62}[kind]
-        values = np.zeros(length, dtype=np.int64) if kind == "zero" else _mixed(start, length)
+        values = _MAKE[kind](max(1024, 1 << (count - 1).bit_length()))
         known = _tables[kind, device] = torch.from_numpy(values).to(device)
     return known
+
+
+def _column_digits() -> np.ndarray[tuple[int, int], np.dtype[np.int8]]:
+    """The digits of the columns' weights, lowest first, (`ROW`, `DIGITS`); the lowest is odd."""
+    words = _mixed(1 << 61, ROW).view(np.uint64)[:, None] >> (7 * np.arange(1, DIGITS + 1, dtype=np.uint64))
+    digits = (words % np.uint64(127)).astype(np.int8) - np.int8(63)
+    digits[:, 0] |= 1
+    return digits
+
+
+_MAKE: Mapping[str, Callable[[int], np.ndarray[tuple[int, ...], np.dtype[np.integer]]]] = {
+    "zero": lambda count: np.zeros(count, dtype=np.int64),
+    "digit": lambda count: _column_digits(),
+    # A row's weight at each place of a column's: 64 bytes for the 2,048 of a row.
+    "row": lambda count: _mixed(1 << 62, count)[:, None] * _BASE ** np.arange(DIGITS, dtype=np.int64),
+}
 
 
 def _mixed(start: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

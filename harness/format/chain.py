@@ -20,6 +20,8 @@ from __future__ import annotations
 import hashlib
 import struct
 
+DEFINITION = "step_digests"
+"""What a statement's ``determinism.settings`` call the definition of the two last digests."""
 GENESIS = bytes(32)
 """The head before the first step."""
 

@@ -9,7 +9,7 @@ from harness import config, environment
 from harness.determinism import settings as determinism
 from harness.tasks import build as tasks
 from harness.tasks.task import Task
-from harness.training import elastic
+from harness.training import elastic, step_digests
 from harness.training.launch import Launch
 from harness.training.record import RunFacts, Segment, plain
 from harness.workers import Workers
@@ -61,6 +61,8 @@ def facts_of(
         },
         environment=plain({**environment.facts(settings.run.host), "stack": determinism.stack()}),
         determinism_mode=settings.determinism.mode,
-        determinism_settings=plain({**determinism.read_back(), **elastic.recorded(settings)}),
+        determinism_settings=plain(
+            {**determinism.read_back(), **elastic.recorded(settings), **step_digests.recorded(settings)}
+        ),
         start=start,
     )

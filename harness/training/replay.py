@@ -28,8 +28,10 @@ from torch import Tensor
 from harness import config
 from harness.checkpoint import restore, rng
 from harness.determinism import settings as determinism
+from harness.determinism.bit_sums import FORMAT
 from harness.determinism.ledger import Ledger
 from harness.errors import EvidenceIncomplete, HarnessError, PeerLost, TrainingFailed
+from harness.format import chain
 from harness.settings import Settings
 from harness.tasks.task import Batch, Task
 from harness.training import (
@@ -142,6 +144,7 @@ def launched(order: Order) -> Iterator[tuple[Place, Task]]:
                 kind="launch", differences=[{"kind": kind, **asdict(each)} for kind, each in changes]
             )
         workers.first_only(partial(_refuse, changes or (), order.differences))
+        workers.first_only(partial(_refuse_other_digests, order))
         yield place, task
 
 
@@ -186,6 +189,16 @@ def _refuse(changes: Sequence[tuple[str, Any]], accepted: bool) -> None:
             f"this stack is not the signed one: {_listed([each for _, each in changes])}",
             where="replay",
             remedy="use the signed stack, or go on with --stack-differs and expect other bits",
+        )
+
+
+def _refuse_other_digests(order: Order) -> None:
+    signed = order.signed["determinism"]["settings"].get(chain.DEFINITION)
+    if (order.gradients or order.state) and signed != FORMAT:
+        raise EvidenceIncomplete(
+            f"the steps were digested as `{signed}`, and this version digests as `{FORMAT}`",
+            where="replay",
+            remedy="replay with the version of harness that the run was trained with",
         )
 
 

@@ -21,8 +21,15 @@ from torch import Tensor
 from harness.checkpoint import mesh
 from harness.checkpoint.shards import deal
 from harness.checkpoint.state import TrainingState, model_tensors, optimizer_tensors
-from harness.determinism.bit_sums import LARGE, Piece, Plan
+from harness.determinism.bit_sums import FORMAT, LARGE, Piece, Plan
+from harness.format import chain
+from harness.settings import Settings
 from harness.workers import Workers
+
+
+def recorded(settings: Settings) -> dict[str, str]:
+    """What the statement's ``determinism.settings`` say of the digests: the definition of those it has."""
+    return {chain.DEFINITION: FORMAT} if settings.determinism.step_digests else {}
 
 
 @dataclass(frozen=True)
