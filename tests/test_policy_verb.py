@@ -114,6 +114,17 @@ NOW = datetime(2026, 6, 1, tzinfo=UTC)
         (f"{HEAD}    statements: [checkpoint, model-signatur]\n", 5, "did you mean model-signature?"),
         (f"{HEAD}    statements: [checkpoint, log]\n", 1, "slsa is required, and no identity may sign it"),
         (f"{HEAD}required: [slsa]\n", 5, "model-signature is not required"),
+        (
+            f"{HEAD}    valid: {{until: 2026-06-01}}\n{BOB}required: [slsa, model-signature]\n",
+            8,
+            "required, and who may sign it may not now (alice): model-signature",
+        ),
+        (
+            f"{HEAD}    statements: [slsa]\n    valid: {{from: 2026-06-02}}\n"
+            f"{BOB}    statements: [checkpoint]\n",
+            1,
+            "required, and who may sign it may not now (alice): slsa",
+        ),
     ],
 )
 def test_what_is_odd_in_a_policy_is_told_with_its_line(
@@ -139,7 +150,7 @@ def test_the_verb_says_what_is_odd_and_what_is_wrong(folder: Path, tmp_path: Pat
     file = folder / "verb.yaml"
     file.write_text(f"{HEAD}    valid: {{until: 2001-01-01}}\n")
     done = harness(folder, "policy", "check", "verb.yaml")
-    assert (done.returncode, done.stdout.count("\nodd ")) == (1, 2)
+    assert (done.returncode, done.stdout.count("\nodd ")) == (1, 3)
     document = json.loads(harness(folder, "policy", "check", "verb.yaml", "--json").stdout)
     assert document["odd"][0]["where"] == "verb.yaml:5"
     for number, (rest, says) in enumerate(

@@ -3,7 +3,8 @@
 - the time of an identity is over, or has not come; all of its keys are revoked
 - a threshold that those who may sign now cannot reach, for all runs or for one that is named
 - a kind of statement whose name is nearly one of this version's
-- a kind that is required and that nobody may sign
+- a kind that is required and that nobody may sign, or nobody now: the time of all who may is over, or has not
+  come, or their keys were handed over
 - model.sig is not required though somebody has a key for it, so that its removal would not be noticed
 """
 
@@ -17,7 +18,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from harness.provenance import later, policy, policy_file
-from harness.provenance.policy import Identity, Policy
+from harness.provenance.keys import PublicKey
+from harness.provenance.policy import Identity, Policy, Span
 
 KINDS = (
     policy.CHECKPOINT,
@@ -71,10 +73,19 @@ class _Linter:
             yield from self._misspelt(listed, ("identities", str(number), "statements"))
         yield from self._misspelt(sorted(self.read.required), ("required",))
         yield from self._threshold()
+        late: dict[str, list[str]] = {}
         for kind in sorted(self.read.required):
-            if not any(self._able(each, kind) for each in self.read.identities):
+            able = [each for each in self.read.identities if self._able(each, kind)]
+            if not able:
                 what = f"{kind} is required, and no identity may sign it"
                 yield self._odd(what, ("required",), "add it to the statements of an identity")
+            elif not any(self._able_now(each, kind) for each in able):
+                late.setdefault(", ".join(each.name for each in able), []).append(kind)
+        for people, kinds in late.items():
+            what = f"required, and who may sign it may not now ({people}): {', '.join(kinds)}"
+            yield self._odd(
+                what, ("required",), "add an identity or a key whose time has come, or move `valid`"
+            )
         signs = any(self._able(each, policy.MODEL_SIGNATURE) for each in self.read.identities)
         if "required" in value and signs and policy.MODEL_SIGNATURE not in self.read.required:
             what = "model-signature is not required, so a removed model.sig would not be noticed"
@@ -101,7 +112,8 @@ class _Linter:
 
     def _threshold(self) -> Iterator[Oddity]:
         wanted = self.read.threshold
-        now = [each for each in self.read.identities if self._in_time(each) and self._signs(each)]
+        kinds = (policy.CHECKPOINT, policy.COUNTERSIGNATURE)
+        now = [each for each in self.read.identities if any(self._able_now(each, kind) for kind in kinds)]
         if len(now) < wanted:
             what = f"threshold is {wanted}, and {len(now)} of the identities may sign now"
             yield self._odd(what, ("threshold",), "add an identity, or lower the threshold")
@@ -113,19 +125,29 @@ class _Linter:
                 what = f"threshold is {wanted}, and {able} of the identities may sign for the run {run}"
                 yield self._odd(what, ("threshold",), "add the run to another identity")
 
-    def _signs(self, identity: Identity) -> bool:
-        return any(self._able(identity, kind) for kind in (policy.CHECKPOINT, policy.COUNTERSIGNATURE))
-
-    def _in_time(self, identity: Identity) -> bool:
-        over = identity.valid_until is not None and identity.valid_until <= self.now
-        return not over and (identity.valid_from is None or identity.valid_from <= self.now)
-
     def _able(self, identity: Identity, kind: str) -> bool:
         """Whether ``identity`` has a key that counts and may sign ``kind`` for some run, at some time."""
+        return bool(self._keys(identity, kind))
+
+    def _able_now(self, identity: Identity, kind: str) -> bool:
+        """The same, for what is signed at the time of the check."""
+        whole: Span = (identity.valid_from, identity.valid_until)
+        return any(
+            all(
+                (start is None or start <= self.now) and (end is None or self.now < end)
+                for start, end in (whole, identity.spans.get(key.key_id, (None, None)))
+            )
+            for key in self._keys(identity, kind)
+        )
+
+    def _keys(self, identity: Identity, kind: str) -> list[PublicKey]:
+        """The keys that count with which ``identity`` may sign ``kind``."""
+        if identity.statements is not None and kind not in identity.statements:
+            return []
         algorithm = "p256" if kind in _P256 else "ed25519"
-        keys = [key for key in identity.keys if key.algorithm == algorithm]
-        has_key = any(key.key_id not in self.read.revoked for key in keys)
-        return has_key and (identity.statements is None or kind in identity.statements)
+        return [
+            key for key in identity.keys if key.algorithm == algorithm and key.key_id not in self.read.revoked
+        ]
 
     def _odd(self, what: str, place: tuple[str, ...], remedy: str) -> Oddity:
         found = (self.lines.get(place[:length]) for length in range(len(place), 0, -1))
