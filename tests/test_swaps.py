@@ -6,7 +6,10 @@ checked, nothing has been used yet. Oracle throughout: without the exchange the 
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +27,7 @@ from torch import nn
 from harness.audit import diff, export, opening, payload, run_facts, segment, story, verify
 from harness.checkpoint import restore, writer
 from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Found, Loaded
-from harness.commands import attest
+from harness.commands import attest, report
 from harness.data import cache, tokens
 from harness.data.tokens import TokenData
 from harness.errors import EnvironmentFault, HarnessError, VerificationFailed
@@ -32,6 +35,7 @@ from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import Manifest
 from harness.provenance import history, keys, log
+from harness.report import claims
 from harness.settings import Data, Model, Tokenizer
 from harness.stores import fetch as fetching
 from harness.tasks.language import Language
@@ -167,6 +171,106 @@ def test_a_replay_compares_with_the_lines_that_were_checked(
     monkeypatch.setattr(run_facts, "check_metrics", checked)
     assert segment.authentic(run.folder, policy).steps == good
     assert b'"lr":0.002' in run.folder.metrics.read_bytes()
+
+
+REPORTED: dict[str, Swap] = {
+    "metrics.jsonl": lambda root: replaced(root / "metrics.jsonl", _other_loss(root / "metrics.jsonl")),
+    "run.yaml": lambda root: replaced(root / "run.yaml", b"run: {name: forged}\n"),
+    "a statement": lambda root: edit_payload(
+        root / "checkpoints" / "step-00000020" / layout.CHECKPOINT_BUNDLE,
+        lambda told: told["run"].update(name="forged"),
+    ),
+    "a forged damaged checkpoint": lambda root: _damaged(root),
+}
+
+
+def _other_loss(path: Path) -> bytes:
+    *lines, last = path.read_bytes().splitlines(keepends=True)
+    line = json.loads(last) | {"loss": 0.001, "lr": 7.0}
+    return b"".join(lines) + json.dumps(line).encode() + b"\n"
+
+
+def _damaged(root: Path) -> None:
+    folder = root / "checkpoints" / "damaged-step-00000099-0"
+    shutil.copytree(root / "checkpoints" / "step-00000020", folder)
+    edit_payload(folder / layout.CHECKPOINT_BUNDLE, lambda told: told["run"].update(name="forged"))
+
+
+def edit_payload(bundle: Path, edit: Callable[[Any], object]) -> None:
+    """Change the predicate in ``bundle``, whose signature then is of something else."""
+
+    def change(document: Any) -> None:
+        statement = json.loads(base64.b64decode(document["dsseEnvelope"]["payload"]))
+        edit(statement["predicate"])
+        document["dsseEnvelope"]["payload"] = base64.b64encode(json.dumps(statement).encode()).decode()
+
+    edit_json(bundle, change)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", REPORTED)
+def test_a_report_tells_what_was_verified(
+    run: SampleRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, when: str
+) -> None:
+    """Oracle: the report of the untouched run; the folder holds something else only while it is read, before
+    or after the verification."""
+    policy = trusted(run.signer)
+
+    def told(out: str) -> str:
+        done = report.write_report([run.root], tmp_path / out, policy, None)
+        assert done.exit_code == 0
+        return (tmp_path / out / "report.md").read_text().replace(f"\n{DAMAGED}\n", "")
+
+    good = told("good")
+    shutil.copytree(run.root, tmp_path / "kept")
+    real = report.verify_run
+
+    def verified(*words: Any, **named: Any) -> Any:
+        if when == "before":
+            shutil.rmtree(run.root)
+            shutil.copytree(tmp_path / "kept", run.root)
+        found = real(*words, **named)
+        if when == "after":
+            REPORTED[name](run.root)
+        return found
+
+    monkeypatch.setattr(report, "verify_run", verified)
+    if when == "before":
+        REPORTED[name](run.root)
+    assert told("swapped") == good
+
+
+DAMAGED = "- `damaged-step-00000099-0`: damaged"
+
+
+def test_lines_that_no_checkpoint_has_signed_are_no_part_of_a_verified_report(
+    run: SampleRun, tmp_path: Path
+) -> None:
+    """Oracle: the last signed loss; without a policy the last line is shown, as it was."""
+    with run.folder.metrics.open("ab") as stream:
+        line = json.loads(run.folder.metrics.read_bytes().splitlines()[-1])
+        chained = {name: line[name] for name in line if name != "chain"} | {"step": 21, "loss": 0.001}
+        stream.write(json.dumps(chained).encode() + b"\n")
+    for policy, step in ((trusted(run.signer), 20), (None, 21)):
+        done = report.write_report([run.root], tmp_path / f"{step}", policy, None)
+        assert (done.exit_code, done.document["runs"][0]["last_step"]) == (0, step)
+    assert (
+        "1 line of metrics.jsonl after step 20: signed by no checkpoint yet"
+        in (tmp_path / "20" / "report.md").read_text()
+    )
+
+
+def test_a_ledger_that_is_exchanged_after_the_verification_is_not_shown(
+    run: SampleRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the ledger as it was verified, which is shown."""
+    _, judged = found = report._read(run.root, trusted(run.signer))
+    assert judged is not None
+    assert claims.newest_ledger(found[0]) is not None
+    path = run.saved[20].folder / "ledger.json"
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(VerificationFailed, match="changed after it was verified"):
+        claims.newest_ledger(found[0])
 
 
 def wanted(path: str) -> bool:

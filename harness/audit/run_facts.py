@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from harness.audit import chain
@@ -13,6 +14,16 @@ from harness.provenance.findings import Findings
 from harness.provenance.history import Entry
 
 _CONFIG_LIMIT = 1 << 20
+
+
+@dataclass
+class Kept:
+    """What was read of a run's own files when they were checked: who uses them must not read them again."""
+
+    lines: list[bytes] = field(default_factory=list)
+    """Of metrics.jsonl, those that no checkpoint has signed yet, too."""
+    config: bytes | None = None
+    """run.yaml, as a checkpoint has signed it."""
 
 
 def check_metrics(
@@ -84,16 +95,18 @@ def _gaps(entries: Sequence[Entry]) -> dict[int, str]:
     return gaps
 
 
-def check_config(run: RunFolder, entries: Sequence[Entry], findings: Findings) -> None:
-    """run.yaml is a config that one of ``entries`` has signed."""
+def check_config(run: RunFolder, entries: Sequence[Entry], findings: Findings) -> bytes | None:
+    """run.yaml, if it is a config that one of ``entries`` has signed."""
     if not entries:
-        return
+        return None
     data = findings.attempt("run.yaml", files.read_limited, run.run_config, _CONFIG_LIMIT)
     if data is None:
-        return
+        return None
     digest = hashlib.sha256(data).hexdigest()
     signed = [entry.statement.predicate["config"]["sha256"] for entry in entries]
     if digest not in signed:
         findings.bad("run.yaml", "is a config that no checkpoint has signed", str(run.run_config))
-    elif digest != signed[-1]:
+        return None
+    if digest != signed[-1]:
         findings.note("run.yaml is the config of an earlier checkpoint, not of the newest")
+    return data

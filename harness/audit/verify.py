@@ -250,11 +250,13 @@ def verify_run(
     *,
     beside: Sequence[Path] = (),
     since: Kept | None = None,
+    keep: run_facts.Kept | None = None,
     quiet: bool = False,
 ) -> Report:
     """Check a whole run. Raises `EnvironmentFault` for a disk that cannot be read.
 
     ``since``: one of ``policy.log_heads``; payload of checkpoints that it covers is not hashed.
+    ``keep`` gets what is read of metrics.jsonl and run.yaml.
     """
     started = time.perf_counter()
     findings = Findings()
@@ -286,8 +288,10 @@ def verify_run(
         findings.extend(later)
         _check_log(run, known, entries, book, trust.rotations, findings)
         _check_starts(entries, beside, policy, findings)
-        run_facts.check_metrics(run, entries, findings)
-        run_facts.check_config(run, entries, findings)
+        run_facts.check_metrics(run, entries, findings, None if keep is None else keep.lines.append)
+        config = run_facts.check_config(run, entries, findings)
+        if keep is not None:
+            keep.config = config
         times = [str(entry.statement.predicate["created"]) for entry in entries]
         freshness.check(policy, [*times, *moments], findings, str(root))
     except OSError as error:

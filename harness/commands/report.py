@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.audit import tier_text
+from harness.audit import run_facts, tier_text
 from harness.audit.tiers import Tiers
 from harness.audit.verify import Report, verify_run
 from harness.commands import Outcome
@@ -22,7 +22,7 @@ from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
 from harness.provenance import later
 from harness.provenance.policy import Policy
-from harness.report import claim_file, claims, html, markdown, report, runs
+from harness.report import claim_file, claims, html, markdown, report, runs, verified
 from harness.report.document import Block, Picture, Status
 from harness.report.judge import Judged
 from harness.report.study import Planned, study
@@ -56,13 +56,9 @@ def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed:
     """The report on ``paths`` in the folder ``out``; ``whom`` to trust, ``claimed`` the file of claims."""
     wanted = None if claimed is None else claim_file.load(claimed)
     folders, plans, absent, alone = _expanded(paths)
-    read = runs.told_apart([runs.read(path) for path in folders])
-    reports = [] if whom is None else [verify_run(one.root, whom) for one in read]
-    if reports:
-        read = [
-            replace(one, evaluated=tuple(_evaluated(judged)))
-            for one, judged in zip(read, reports, strict=True)
-        ]
+    found = [_read(path, whom) for path in folders]
+    read = runs.told_apart([one for one, _ in found])
+    reports = [judged for _, judged in found if judged is not None]
     verdicts = _verdicts(read, reports)
     evidence = [found.evidence for found in reports]
     about = study(read, verdicts, wanted, plans, absent, alone, evidence)
@@ -85,6 +81,18 @@ def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed:
         "files": {name: str(path) for name, path in files.items()},
     }
     return Outcome(document, "\n".join(lines), exit_code=max([0, *(each.exit_code for each in reports)]))
+
+
+def _read(root: Path, whom: Policy | None) -> tuple[runs.Run, Report | None]:
+    """A run and the verdict on it; what was verified of it is what the report tells."""
+    read = runs.read(root)
+    if whom is None:
+        return read, None
+    kept = run_facts.Kept()
+    judged = verify_run(root, whom, keep=kept)
+    if judged.exit_code == 1:
+        return read, judged
+    return replace(verified.of(read, judged, kept), evaluated=tuple(_evaluated(judged))), judged
 
 
 def _expanded(paths: Sequence[Path]) -> tuple[list[Path], list[Planned], list[str], list[str]]:

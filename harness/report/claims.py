@@ -5,6 +5,7 @@ Pure functions of a `harness.report.runs.Run`. A number that was not measured is
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -124,11 +125,20 @@ def missing_steps(run: Run) -> list[str]:
 
 
 def newest_ledger(run: Run) -> Ledger | None:
-    """The ledger of the newest complete checkpoint; None when there is none. Raises `VerificationFailed`."""
-    for folder in reversed(RunFolder(run.root).complete()):
-        path = folder / layout.LEDGER
-        if path.exists():
-            return Ledger.parse(read_limited(path, _LEDGER_LIMIT), str(path))
+    """The ledger of the newest complete checkpoint; None when there is none.
+
+    Raises `VerificationFailed` for what is no ledger, and in a verified run for one that its statement does
+    not name.
+    """
+    for one in reversed(run.checkpoints):
+        path = RunFolder(run.root).checkpoints / one.name / layout.LEDGER
+        if one.kind != "complete" or not path.exists():
+            continue
+        data = read_limited(path, _LEDGER_LIMIT)
+        stated = None if one.facts is None else one.facts["determinism"]["ledger"]
+        if run.verified and (stated is None or stated["sha256"] != hashlib.sha256(data).hexdigest()):
+            raise VerificationFailed("changed after it was verified", where=str(path))
+        return Ledger.parse(data, str(path))
     return None
 
 

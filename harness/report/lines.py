@@ -10,7 +10,7 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,18 @@ class Tail:
 
     def _parse(self, data: bytes, restarted: bool) -> Chunk:
         end = data.rfind(b"\n") + 1
-        raw = data[:end].splitlines(keepends=True)
-        values = [_object(line) for line in raw]
-        if raw:
+        if end:
             self._offset += end
-            self._last = raw[-1]
-        lines = tuple(value for value in values if value is not None)
-        return Chunk(lines, len(values) - len(lines), end < len(data), restarted)
+            self._last = data[data.rfind(b"\n", 0, end - 1) + 1 : end]
+        return replace(parsed(data), restarted=restarted)
+
+
+def parsed(data: bytes) -> Chunk:
+    """The whole lines of ``data``."""
+    end = data.rfind(b"\n") + 1
+    values = [_object(line) for line in data[:end].splitlines()]
+    lines = tuple(value for value in values if value is not None)
+    return Chunk(lines, len(values) - len(lines), end < len(data))
 
 
 def read_all(path: Path) -> Chunk:

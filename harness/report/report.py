@@ -300,6 +300,11 @@ def _kernels(run: Run) -> list[Block]:
 
 def _incidents(run: Run) -> list[Block]:
     notes = claims.missing_steps(run)
+    if run.unsigned:
+        notes.append(
+            f"{_count(run.unsigned, 'line')} of metrics.jsonl after step {run.last_step:,}: signed by no "
+            "checkpoint yet, and left out"
+        )
     if run.unreadable:
         notes.append(f"{_count(run.unreadable, 'line')} of metrics.jsonl cannot be read")
     if run.partial:

@@ -1,6 +1,7 @@
 """A run folder as a report needs it: metrics, events, and what each checkpoint's statement says.
 
-Nothing is verified here: statements are read for display, whoever signed them. `harness.audit.verify` judges.
+Nothing is verified here: statements are read for display, whoever signed them. `harness.audit.verify` judges,
+and `harness.report.verified` puts what it has read in the place of what was read here.
 """
 
 from __future__ import annotations
@@ -95,6 +96,11 @@ class Run:
     """Source → joules, over all launches and ranks, as far as events/ tell; no signature covers them."""
     evaluated: tuple[Evaluated, ...] = ()
     """In the order of steps and statements; empty until a verification has found nothing wrong."""
+    verified: bool = False
+    """Whether a verification has read ``lines``, ``checkpoints`` and ``config_text``, and found no fault."""
+    unsigned: int = 0
+    """Lines behind the newest checkpoint's, which no signature covers yet; of a verified run they are not
+    among ``lines``."""
     label: str | None = None
     """What to call it instead of its name, where several runs have the same."""
 
@@ -102,7 +108,9 @@ class Run:
     def newest(self) -> Facts | None:
         """The predicate of the newest checkpoint that has a readable one."""
         readable = [
-            one.facts for one in self.checkpoints if one.facts is not None and one.kind != "nonfinite"
+            one.facts
+            for one in self.checkpoints
+            if one.facts is not None and one.kind not in ("nonfinite", "damaged")
         ]
         return readable[-1] if readable else None
 
