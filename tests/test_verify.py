@@ -76,6 +76,17 @@ def test_what_a_run_began_with_is_checked_where_it_is_at_hand(family: tuple[Samp
     assert verify.verify(child.saved[20].folder, trusted(child.signer), beside=[base.root]).exit_code == 0
 
 
+def test_lines_that_no_checkpoint_has_signed_are_named(
+    family: tuple[SampleRun, SampleRun],
+) -> None:
+    """Oracle: the last line's step; a run that has just saved has none, one step on there is one."""
+    base, _ = family
+    assert "metrics.jsonl: signed up to step 20\n" in judged(base)[1] + "\n"
+    with base.root.joinpath("metrics.jsonl").open("ab") as stream:
+        stream.write(b'{"step":21}\n')
+    assert "metrics.jsonl: signed up to step 20, later lines are not yet\n" in judged(base)[1] + "\n"
+
+
 def test_a_start_that_is_not_what_the_child_says_is_found(family: tuple[SampleRun, SampleRun]) -> None:
     """Oracle: a lie about step or statement, a parent that is another run, a parent that was changed."""
     base, child = family

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 from harness.audit import chain
-from harness.format import files, layout
+from harness.format import files, layout, metrics_line
 from harness.format.layout import RunFolder
 from harness.provenance.findings import Findings
 from harness.provenance.history import Entry
@@ -48,20 +47,23 @@ def check_metrics(
         findings.note(
             f"{layout.METRICS}: lines before step {step + 1} may be missing, a resume accepted that"
         )
+    newest = b""
+
+    def lines() -> Iterator[bytes]:
+        """Each cut at the limit that `chain` refuses."""
+        nonlocal newest
+        while line := stream.readline(chain.LINE_LIMIT + 1):
+            newest = line
+            if keep is not None:
+                keep(line)
+            yield line
+
     with stream:
-        broken = chain.check(_lines(stream, keep), map(_anchor, signed), gaps, str(run.metrics))
+        broken = chain.check(lines(), map(_anchor, signed), gaps, str(run.metrics))
         findings.all_of("metrics", ((each.what, each.where) for each in broken))
-    findings.note(
-        f"{layout.METRICS}: signed up to step {signed[-1].statement.step_to}, later lines are not yet"
-    )
-
-
-def _lines(stream: BinaryIO, keep: Callable[[bytes], object] | None) -> Iterator[bytes]:
-    """The lines of ``stream``, each cut at the limit that `chain` refuses."""
-    while line := stream.readline(chain.LINE_LIMIT + 1):
-        if keep is not None:
-            keep(line)
-        yield line
+    last = signed[-1].statement.step_to
+    more = metrics_line.step_of(newest) != last
+    findings.note(f"{layout.METRICS}: signed up to step {last}{', later lines are not yet' if more else ''}")
 
 
 def _anchor(entry: Entry) -> chain.Anchor:
