@@ -95,6 +95,15 @@ def test_equal_results_are_no_improvement(tmp_path: Path) -> None:
     assert told(claimed(body), arm(tmp_path, 3, FIVE) + arm(tmp_path, 1, FIVE)).verdict == "not supported"
 
 
+def test_a_claim_over_lines_that_no_checkpoint_has_signed_is_too_broad(tmp_path: Path) -> None:
+    """Oracle: the same runs with signed lines support it."""
+    runs = arm(tmp_path, 3, FIVE)
+    assert told(claimed("at_least: 4.0"), runs).verdict == "supported"
+    bare = [dataclasses.replace(run, verified=True, lines_signed=False) for run in runs]
+    found = told(claimed("at_least: 4.0"), bare)
+    assert (found.verdict, "no checkpoint has signed" in found.reasons[0]) == ("too broad", True)
+
+
 @pytest.mark.parametrize(
     ("scope", "count", "verdict", "reason"),
     [

@@ -260,6 +260,27 @@ def test_lines_that_no_checkpoint_has_signed_are_no_part_of_a_verified_report(
     )
 
 
+class Bare(SampleRun):
+    """A run without step digests."""
+
+    def _predicate(self, manifest: Manifest) -> Any:
+        told = super()._predicate(manifest)
+        absent = dict.fromkeys(("chain", "lines", "gradients", "state"))
+        return {**told, "metrics": {**told["metrics"], **absent}}
+
+
+@pytest.mark.parametrize(("kind", "signed"), [(SampleRun, True), (Bare, False)])
+def test_a_verified_report_says_when_no_checkpoint_signs_its_lines(
+    tmp_path: Path, kind: type[SampleRun], signed: bool
+) -> None:
+    """Oracle: a run with step digests and one without; the verification finds nothing wrong in either."""
+    run = kind(tmp_path / "run", run_folder.identity(tmp_path / "me"))
+    run.advance(10, 20)
+    done = report.write_report([run.root], tmp_path / "out", trusted(run.signer), None)
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert (done.exit_code, "metrics.jsonl is signed by no checkpoint" in page) == (0, not signed)
+
+
 def test_a_ledger_that_is_exchanged_after_the_verification_is_not_shown(
     run: SampleRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,7 +91,8 @@ def _trained(run: Run, name: str) -> Found:
     value = facts.final(run, name)
     if value is None:
         return Found(run, None, "it was not measured")
-    return Found(run, value) if math.isfinite(value) else Found(run, None, "it is not finite")
+    unsigned = None if run.lines_signed else "no checkpoint has signed the lines that it was measured in"
+    return Found(run, value, unsigned) if math.isfinite(value) else Found(run, None, "it is not finite")
 
 
 def _signed(run: Run, claim: Claim) -> Found:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from harness.audit.kernels import not_looked_at
 from harness.audit.tier_text import lines as tier_lines
 from harness.errors import VerificationFailed
+from harness.format import layout
 from harness.report import argument, checklist, claims, costs, evaluations
 from harness.report.argument import decimal
 from harness.report.arms import listed
@@ -300,6 +301,8 @@ def _kernels(run: Run) -> list[Block]:
 
 def _incidents(run: Run) -> list[Block]:
     notes = claims.missing_steps(run)
+    if not run.lines_signed:
+        notes.append(f"{layout.METRICS} is signed by no checkpoint: determinism.step_digests was off")
     if run.unsigned:
         notes.append(
             f"{_count(run.unsigned, 'line')} of metrics.jsonl after step {run.last_step:,}: signed by no "

@@ -98,6 +98,8 @@ class Run:
     """In the order of steps and statements; empty until a verification has found nothing wrong."""
     verified: bool = False
     """Whether a verification has read ``lines``, ``checkpoints`` and ``config_text``, and found no fault."""
+    lines_signed: bool = True
+    """Of a verified run: whether its checkpoints sign ``lines``, which they do not without step digests."""
     unsigned: int = 0
     """Lines behind the newest checkpoint's, which no signature covers yet; of a verified run they are not
     among ``lines``."""

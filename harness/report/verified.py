@@ -27,7 +27,7 @@ def of(read: Run, judged: Report, kept: Kept) -> Run:
     text = "" if kept.config is None else kept.config.decode("utf-8", "replace")
     verified = replace(read, checkpoints=checkpoints, config_text=text, verified=True)
     if not signed:
-        return verified  # without step digests no checkpoint says anything of the lines
+        return replace(verified, lines_signed=False)
     chunk = parsed(b"".join(kept.lines))
     lines = tuple(step_lines(chunk.lines))
     covered = tuple(line for line in lines if line["step"] <= max(signed))
