@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_replay import PLANTED, SECTIONS, replay
 
-from harness.audit import divergence
+from harness.audit import divergence, segment
 from harness.audit.segment import Step
+from harness.commands import replay as command
+from harness.errors import EvidenceIncomplete, UsageError
+from harness.format.layout import RunFolder
+from harness.provenance import policy as policies
 
 
 def record(count: int, parts_at: int) -> dict[int, Step]:
@@ -31,6 +38,44 @@ def test_of_a_thousand_steps_the_first_that_differs_takes_ten_comparisons(place:
     assert found is not None
     assert (found.step, found.parts) == (place, ("loss",))
     assert queries <= 10
+
+
+def made_by(definition: str | None, **changed: Any) -> Any:
+    """A checkpoint as far as its launch goes, whose steps were digested as ``definition`` says."""
+    launch = dict.fromkeys(segment._SAME_LAUNCH, "same") | changed
+    settings = {} if definition is None else {"step_digests": definition}
+    predicate = dict.fromkeys(("config", "code", "data"), "same") | {
+        "launch": launch, "environment": {}, "determinism": {"settings": settings},
+    }  # fmt: skip
+    return SimpleNamespace(
+        statement=SimpleNamespace(predicate=predicate, step_to=4), folder=Path("step-00000008")
+    )
+
+
+def test_a_segment_is_of_one_launch_and_one_definition_of_digests() -> None:
+    """Oracle: what was changed between two checkpoints, by name."""
+    segment._refuse_change([made_by("two"), made_by("two")])
+    for other, named in (
+        (made_by("three"), "definition of the step digests"),
+        (made_by(None), "definition of the step digests"),
+        (made_by("two", precision="other"), "precision"),
+    ):
+        with pytest.raises(EvidenceIncomplete, match=f"the launch changed after step 4: {named}"):
+            segment._refuse_change([made_by("two"), other])
+
+
+def test_runs_whose_steps_were_digested_otherwise_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: both definitions are named; the same one goes on to the steps, which are equal here."""
+    known = segment.Authentic(RunFolder(Path("a")), (made_by("two"),), record(3, 4))
+    asked = argparse.Namespace(against=Path("b"), random=None, first=None, last=None)
+    for definition, error, told in (
+        ("three", EvidenceIncomplete, "digested as two, those of the other as three"),
+        ("two", UsageError, "equal in the 3 steps"),
+    ):
+        other = segment.Authentic(RunFolder(Path("b")), (made_by(definition),), record(3, 4))
+        monkeypatch.setattr(segment, "authentic", lambda *words, other=other: other)
+        with pytest.raises(error, match=told):
+            command._parted(known, policies.Policy(()), asked)
 
 
 def test_equal_records_have_no_first_difference_and_the_shorter_one_ends_it() -> None:
