@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from harness.data.cache import prepare
 from harness.data.documents import Document
 from harness.data.tokenizer import BpeEncoder, ByteEncoder, train_bpe
 from harness.data.tokens import TokenData, Windows
-from harness.errors import ConfigError, VerificationFailed
+from harness.errors import ConfigError, EnvironmentFault, VerificationFailed
 from harness.settings import Data, Tokenizer
 
 TEXTS = [
@@ -272,6 +273,20 @@ def test_shards_are_mapped_as_they_are(tmp_path: Path) -> None:
 
 
 GOOD = {"vocabulary": "9", "split": "train"}
+
+
+def test_more_shards_than_a_process_may_open_are_refused_with_the_limit(tmp_path: Path) -> None:
+    """Oracle: the limit that this test sets; with the old one they are all mapped."""
+    for number in range(40):
+        write_shard(tmp_path / f"{number:02}.safetensors", np.arange(9, dtype=np.uint16), GOOD)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    try:
+        with pytest.raises(EnvironmentFault, match="ulimit -n"):
+            prepared(tmp_path, kind="tokens", files=["*.safetensors"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(prepared(tmp_path, kind="tokens", files=["*.safetensors"]).train) == 40
 
 
 @pytest.mark.parametrize(

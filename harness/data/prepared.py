@@ -16,7 +16,7 @@ from harness.data.documents import prepared_folder
 from harness.data.shards import digest_of, open_shard, tokens_of
 from harness.data.tokenizer import BpeEncoder, ByteEncoder, Encoder
 from harness.data.tokens import Mapped, TokenData
-from harness.errors import ConfigError, EnvironmentFault, EvidenceIncomplete, VerificationFailed
+from harness.errors import ConfigError, EvidenceIncomplete, VerificationFailed
 from harness.format.layout import CHAT_TEMPLATE
 from harness.settings import PREPARED, Data
 
@@ -27,7 +27,8 @@ _NAMED = 5
 def open_prepared(data: Data, base: Path) -> TokenData:
     """The tokens of the folder that ``data.files`` names, relative to ``base``.
 
-    Raises `ConfigError` when there is no such corpus, `VerificationFailed`, naming them, for changed files.
+    Raises `ConfigError` when there is no such corpus, `VerificationFailed`, naming them, for changed files,
+    `EnvironmentFault` for a shard that cannot be read.
     """
     if data.kind != PREPARED:
         raise ConfigError(
@@ -99,10 +100,10 @@ def _opened(folder: Path, listed: dict[str, str]) -> dict[str, Mapped]:
 
 
 def _shard(path: Path) -> Mapped | None:
-    """None when it is not there or cannot be read."""
+    """None when it is not there."""
     try:
         return open_shard(path)
-    except (EvidenceIncomplete, EnvironmentFault):
+    except EvidenceIncomplete:
         return None
 
 

@@ -109,7 +109,7 @@ class Mapped:
 
     def __init__(self, stream: BufferedReader, where: str) -> None:
         """``stream``: the open file, kept open; ``where`` names it. Raises `VerificationFailed` when it is
-        empty or changes while it is digested."""
+        empty or changes while it is digested, `EnvironmentFault` when it cannot be mapped."""
         self._stream, self._where = stream, where
         self._stamp = self._looked_at()
         if not self._stamp[0]:
@@ -118,7 +118,10 @@ class Mapped:
         """Hex, of all its bytes."""
         if self._looked_at() != self._stamp:
             raise VerificationFailed("changed while it was read", where=where, remedy="start again")
-        self._mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            self._mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:  # it needs one more open file
+            raise files.unreadable(error, where) from error
 
     def header(self) -> Header:
         """Of a safetensors file. Raises as `safetensors_header.read_open`."""

@@ -173,13 +173,19 @@ def _opened(path: Path | str) -> tuple[int, os.stat_result]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise VerificationFailed("is a symbolic link", where=str(path)) from error
-        what = f"cannot be read: {error.strerror or error}"
-        raise EnvironmentFault(what, where=str(path), remedy="check the disk and the permissions") from error
+        raise unreadable(error, str(path)) from error
     try:
         return descriptor, os.fstat(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def unreadable(error: OSError, where: str) -> EnvironmentFault:
+    """``error`` of the file system as one line, with what helps."""
+    many = error.errno in (errno.EMFILE, errno.ENFILE)
+    remedy = "raise the limit of open files (ulimit -n)" if many else "check the disk and the permissions"
+    return EnvironmentFault(f"cannot be read: {error.strerror or error}", where=where, remedy=remedy)
 
 
 def stamp(status: os.stat_result) -> Stamp:
