@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
+import torch.distributed as dist
 
 from harness.errors import EnvironmentFault
+from harness.training import distributed
 from harness.training.launch import from_environment
 
 TORCHRUN = {
@@ -58,3 +63,13 @@ def test_the_command_line_names_no_home_folder(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HOME", "/home/ada")
     launch = from_environment({}, [], ["/home/ada/venv/bin/python", "-m", "harness"], None)
     assert launch.command == ("~/venv/bin/python", "-m", "harness")
+
+
+def test_a_group_that_was_left_outlives_every_model_on_it() -> None:
+    """Oracle: the object itself, of which DDP's reducer must not be the last owner (see `leave`)."""
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    group = weakref.ref(dist.distributed_c10d._get_default_group())
+    distributed.leave()
+    gc.collect()
+    assert not dist.is_initialized()
+    assert group() is not None

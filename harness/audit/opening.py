@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.audit import handover, payload
-from harness.errors import EnvironmentFault, EvidenceIncomplete, VerificationFailed
+from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout, safetensors_header
 from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import envelope, later, verifier
@@ -122,9 +122,7 @@ def examine_folder(
     try:
         return _examine(folder, policy, findings, seen or {}, known or {})
     except OSError as error:
-        what = f"cannot be read: {error.strerror or error}"
-        where = str(error.filename or folder)
-        raise EnvironmentFault(what, where=where, remedy="check the disk and the permissions") from error
+        raise files.unreadable(error, str(error.filename or folder)) from error
 
 
 def listing(folder: Path, findings: Findings) -> dict[str, os.stat_result]:

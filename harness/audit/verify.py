@@ -36,8 +36,8 @@ from harness.audit.ancestors import entry_of
 from harness.audit.handover import Trust
 from harness.audit.opening import OpenedCheckpoint
 from harness.audit.tiers import Evidence, Tiers
-from harness.errors import EnvironmentFault, EvidenceIncomplete, UsageError, VerificationFailed
-from harness.format import layout
+from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
+from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.provenance import freshness, heads, history, log, rotation
 from harness.provenance import policy as policies
@@ -186,9 +186,7 @@ def _verify_sealed(
         with progress(sum(job.entry.size for job in work), "B", "verify", quiet=quiet) as bar:
             hashed = payload.check(work, findings, bar)
     except OSError as error:
-        what = f"cannot be read: {error.strerror or error}"
-        where = str(error.filename or folder)
-        raise EnvironmentFault(what, where=where, remedy="check the disk and the permissions") from error
+        raise files.unreadable(error, str(error.filename or folder)) from error
     if kind == "export":
         _miss_log(policy, findings, "an exported folder", folder)
     else:
@@ -295,9 +293,7 @@ def verify_run(
         times = [str(entry.statement.predicate["created"]) for entry in entries]
         freshness.check(policy, [*times, *moments], findings, str(root))
     except OSError as error:
-        what = f"cannot be read: {error.strerror or error}"
-        where = str(error.filename or root)
-        raise EnvironmentFault(what, where=where, remedy="check the disk and the permissions") from error
+        raise files.unreadable(error, str(error.filename or root)) from error
     if not opened:
         findings.missing("checkpoints", "the run holds no checkpoint", str(root))
     _tell_unsigned(root, findings)

@@ -271,7 +271,7 @@ def _check_sha256(folder: Path, entry: FileEntry) -> None:
             while piece := stream.read(_CHUNK):
                 digest.update(piece)
     except OSError as error:
-        raise _unreadable(error, where) from error
+        raise durable.unreadable(error, where) from error
     if digest.hexdigest() != entry.sha256:
         raise VerificationFailed("the sha256 is not the one in MANIFEST.json", where=where)
 
@@ -371,7 +371,7 @@ def _read_tensor(descriptor: int, entry: TensorEntry, view: Tensor, folder: Path
         try:
             count = os.preadv(descriptor, [piece], entry.start + offset)
         except OSError as error:
-            raise _unreadable(error, where) from error
+            raise durable.unreadable(error, where) from error
         if not count:
             raise VerificationFailed(f"ends within tensor `{entry.name}`", where=where)
         digest.update(piece[:count])
@@ -381,11 +381,6 @@ def _read_tensor(descriptor: int, entry: TensorEntry, view: Tensor, folder: Path
             f"tensor `{entry.name}` (bytes {entry.start} to {entry.end}) has other bytes than were signed",
             where=where,
         )
-
-
-def _unreadable(error: OSError, where: str) -> EnvironmentFault:
-    what = f"cannot be read: {error.strerror or error}"
-    return EnvironmentFault(what, where=where, remedy="check the disk and the permissions")
 
 
 def _claimed_id(folder: Path) -> str | None:
