@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,11 @@ from harness import cli
 from harness.audit import attest, opening
 from harness.errors import ConfigError
 from harness.provenance import later
-from harness.report import claim_file, judge, runs
-from harness.report.document import Status
+from harness.report import argument, claim_file, judge, runs
+from harness.report.document import Bullets, Status, Table
 from harness.report.judge import Judged
 from harness.report.runs import Evaluated, Run
+from harness.report.study import study
 
 GOOD = Status("good", "verified")
 
@@ -161,7 +164,8 @@ def answers(value: float, *, step: int = 60, **change: Any) -> Evaluated:
     """A signed evaluation with this ``exact_match``; ``change``: fields of ``harness_evaluation``."""
     facts = later_facts.test_result()
     facts["harness_evaluation"] |= {"metrics": {"exact_match": str(value)}, **change}
-    return Evaluated(f"step-{step:08d}", step, "me", facts)
+    digest = hashlib.sha256(orjson.dumps(facts)).hexdigest()
+    return Evaluated(f"step-{step:08d}", "test-result-0", digest, step, "me", facts)
 
 
 def answered(made: list[Run], values: list[float], **change: Any) -> list[Run]:
@@ -173,6 +177,7 @@ def answered(made: list[Run], values: list[float], **change: Any) -> list[Run]:
 
 
 OTHER = {"name": "other", "split": "held-out", "sha256": "a" * 64}
+NEWER = {"name": "teacher forcing", "version": "2", "settings": {"context": 256}}
 
 
 @pytest.mark.parametrize(
@@ -182,8 +187,10 @@ OTHER = {"name": "other", "split": "held-out", "sha256": "a" * 64}
         ("{}", 1, 0.01, {}, ("too broad", "it speaks of any seed, and 1 seed ran")),
         ("{}", 5, 3.0, {}, ("undecided", "does not exclude the margin")),
         ("{data: any}", 5, 0.01, {}, ("too broad", "it speaks of any data, and one dataset was evaluated")),
-        ("{}", 5, 0.01, {"dataset": OTHER}, ("too broad", "its evaluations differ in dataset, sha256")),
-        ("{}", 5, 0.01, {"decoding": {}}, ("too broad", "differ in decoding.max_tokens, decoding.temp")),
+        ("{}", 5, 0.01, {"dataset": OTHER}, ("no evidence", "asked different things, in dataset, sha256")),
+        ("{data: any}", 5, 0.01, {"dataset": OTHER}, ("no evidence", "asked different things, in dataset")),
+        ("{}", 5, 0.01, {"decoding": {}}, ("no evidence", "in decoding.max_tokens, decoding.temperature")),
+        ("{}", 5, 0.01, {"procedure": NEWER}, ("too broad", "its evaluations differ in version")),
         ("{}", 5, 0.01, {"step": 40}, ("no evidence", "no verified evaluation of step 60 has it")),
     ],
 )
@@ -195,9 +202,55 @@ def test_a_claim_about_signed_evaluations_is_held_to_the_same_checks(
     made = answered(arm(tmp_path, 3, FIVE[:count]), [5.0 + each for each in noise])
     made += answered(arm(tmp_path, 1, FIVE[:count]), [4.0 - 2 * each for each in noise], **change)
     found = told(claimed(HIGHER, scope, "exact_match"), made)
-    assert found.verdict == says[0]
+    assert found.verdict == says[0], found.reasons
     assert says[1] in "; ".join(found.reasons)
     assert (says[0] == "supported") == (found.reasons == ())
+    used = {each.sha256 for run in made for each in run.evaluated} if says[0] != "no evidence" else set()
+    assert {each.sha256 for _, each in found.evidence} == used
+
+
+def test_suites_may_differ_from_seed_to_seed_where_a_claim_speaks_of_any_data(tmp_path: Path) -> None:
+    """Oracle: seeds 0 to 2 on one suite, 3 and 4 on another, alike in both arms; then one exchanged."""
+    made = answered(arm(tmp_path, 3, FIVE), FIVE) + answered(arm(tmp_path, 1, FIVE), shifted(1))
+    mixed = [
+        dataclasses.replace(run, evaluated=(answers(one.metrics["exact_match"], dataset=OTHER),))
+        if number % 5 > 2
+        else run
+        for number, run in enumerate(made)
+        for one in run.evaluated
+    ]
+    claim = claimed(HIGHER, "{data: any}", "exact_match")
+    assert told(claim, mixed).reasons == ("it speaks of any data, and one corpus was used",)
+    assert told(claim, [*mixed[:4], made[4], *mixed[5:]]).verdict == "no evidence"
+
+
+def test_signed_evaluations_are_in_the_tables_over_seeds(tmp_path: Path) -> None:
+    """Oracle: means and differences by hand, of five seeds an arm, one without an evaluation; a second
+    question that one arm alone was asked has a name of its own and is not compared."""
+    low = shifted(1)
+    wide, narrow = answered(arm(tmp_path, 3, FIVE), FIVE), answered(arm(tmp_path, 1, FIVE), low)
+    narrow[4] = dataclasses.replace(narrow[4], evaluated=())
+    wide = [
+        dataclasses.replace(run, evaluated=(*run.evaluated, answers(0.5, decoding={"temperature": "0.0"})))
+        for run in wide
+    ]
+    about = study([*wide, *narrow], [GOOD] * 10)
+    blocks = [*argument.uncertainty(about), *argument.comparison(about)]
+    rows = [row for block in blocks if isinstance(block, Table) for row in block.rows if "wheel" in row[1]]
+    notes = [item for block in blocks if isinstance(block, Bullets) for item in block.items]
+    limited, free = (f"exact_match (wheel, held-out; max_tokens {tokens})" for tokens in ("0", "—"))
+    assert [[*row[:3], row[3][:6]] for row in rows[:3]] == [
+        ["optimizer.lr 3", limited, "5", "5.0000"],
+        ["optimizer.lr 3", free, "5", "0.5000"],
+        ["optimizer.lr 1", limited, "4 of 5", f"{statistics.fmean(low[:4]):.4f}"],
+    ]
+    difference = statistics.fmean(low[:4]) - statistics.fmean(FIVE)
+    assert [row[:3] for row in rows[3:]] == [["optimizer.lr 1", limited, f"{difference:+.4g}"]]
+    reason = "no verified evaluation of step 60 has it"
+    assert notes == [
+        f"{limited}, optimizer.lr 1: seed 4 left out: {reason}",
+        f"{free} is not compared: optimizer.lr 3 has it, optimizer.lr 1 has not ({reason})",
+    ]
 
 
 def test_which_of_several_evaluations_is_meant_must_be_said(tmp_path: Path) -> None:
@@ -255,10 +308,13 @@ def test_only_evaluations_that_were_verified_count(
     keys = ["--key", f"{tmp_path}/me.ed25519.pub", f"{tmp_path}/me.p256.pub"]
     assert verdict()[:2] == (0, "no evidence")
     assert verdict(*keys)[:2] == (0, "supported")
+    added = run.saved[30].folder / "provenance" / "test-result-0.sigstore.json"
+    digest = hashlib.sha256(added.read_bytes()).hexdigest()
     page = (tmp_path / "out" / "report.md").read_text()
     assert "the mean exact match of run.seed 3 was 0.75" in page
-    bundle = run.saved[30].folder / "provenance" / "test-result-0.sigstore.json"
-    bundle.write_bytes(bundle.read_bytes().replace(b"signatures", b"signaturez"))
+    assert f"that it rests on, by sha256: sample `{digest[:12]}`" in page
+    assert f"test-result-0, `{digest[:12]}`" in page
+    added.write_bytes(added.read_bytes().replace(b"signatures", b"signaturez"))
     code, said, reasons = verdict(*keys)
     assert (code, said) == (1, "no evidence"), reasons
 

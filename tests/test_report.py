@@ -532,9 +532,8 @@ def test_whatever_went_wrong_is_among_the_failures(tmp_path: Path) -> None:
         root.mkdir()
         (root / "run.yaml").write_text("train:\n  steps: 60\n")
         fake_runs.write_metrics(root, [*fake_runs.lines(29), {"step": 30, "loss": last}])
-    failed = runs.Evaluated(
-        "step-00000060", 60, "me", {"result": "FAILED", "failedTests": ["score at least 2"]}
-    )
+    facts = {"result": "FAILED", "failedTests": ["score at least 2"]}
+    failed = runs.Evaluated("step-00000060", "test-result-0", "0" * 64, 60, "me", facts)
     scored(tmp_path / "tampered", 1.0)
     scored(tmp_path / "poor", 1.0, seed=1)
     made = [runs.read(broken), runs.read(killed), runs.read(tmp_path / "tampered")]

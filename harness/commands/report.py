@@ -74,8 +74,7 @@ def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed:
     document: dict[str, Any] = {
         "runs": [_document(*each) for each in zip(read, verdicts, about.tiers, strict=True)],
         "evaluations": [
-            {"run": one.name, "checkpoint": each.checkpoint, "signer": each.signer, **each.facts}
-            for one, each in about.evaluations
+            {**_statement(one, each), "signer": each.signer, **each.facts} for one, each in about.evaluations
         ],
         "claims": [_judged(one) for one in about.judged],
         "files": {name: str(path) for name, path in files.items()},
@@ -122,8 +121,9 @@ def _evaluated(judged: Report) -> Iterator[runs.Evaluated]:
     for opened in judged.checkpoints if not judged.findings else ():
         for each in sorted(opened.added, key=lambda one: (len(one.statement.name), one.statement.name)):
             if each.statement.kind == later.TEST_RESULT:
-                step, facts = opened.statement.step_to, dict(each.statement.predicate)
-                yield runs.Evaluated(opened.folder.name, step, each.signer, facts)
+                name, facts = each.statement.name, dict(each.statement.predicate)
+                step, digest = opened.statement.step_to, opened.later[name]
+                yield runs.Evaluated(opened.folder.name, name, digest, step, each.signer, facts)
 
 
 def _verdicts(read: Sequence[runs.Run], reports: Sequence[Report]) -> list[Status | None]:
@@ -153,6 +153,16 @@ def _write(out: Path, blocks: list[Block]) -> dict[str, Path]:
     return {name.replace("report.", ""): out / name for name in texts}
 
 
+def _statement(one: runs.Run, evaluated: runs.Evaluated) -> dict[str, Any]:
+    """Which file a signed evaluation is."""
+    return {
+        "run": one.name,
+        "checkpoint": evaluated.checkpoint,
+        "statement": evaluated.statement,
+        "statement_sha256": evaluated.sha256,
+    }
+
+
 def _judged(one: Judged) -> dict[str, Any]:
     return {
         "name": one.claim.name,
@@ -163,6 +173,7 @@ def _judged(one: Judged) -> dict[str, Any]:
         "interval": None if one.interval is None else [one.interval.low, one.interval.high],
         "level": None if one.interval is None else one.interval.level,
         "seeds_needed": one.seeds_needed,
+        "evidence": [_statement(*each) for each in one.evidence],
     }
 
 

@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 
 from harness.report import claims as facts
 from harness.report import statistics
-from harness.report.arms import Arm
+from harness.report.arms import Arm, seeds_named
 from harness.report.document import Block, Bullets, Heading, Paragraph, Status, Table
 from harness.report.judge import ERROR_RATE, Judged
+from harness.report.measured import Measure, Side
 from harness.report.study import Study
 
+_NAMED = 10
+"""Statements that are named with a claim."""
 _KINDS = {
     "supported": "good",
     "too broad": "open",
@@ -74,31 +77,46 @@ def uncertainty(study: Study) -> Iterator[Block]:
     if lone is not None:
         yield Paragraph(lone)
         return
-    rows = [row for arm in study.arms for name in study.figures for row in _spread(arm, name)]
+    rows = [row for arm in study.arms for measure in study.measures for row in _spread(arm, measure)]
     yield Table(
-        ["runs", "last value of", "seeds", "mean", "standard deviation", "95 % t interval", "95 % bootstrap"],
+        ["runs", "figure", "seeds", "mean", "standard deviation", "95 % t interval", "95 % bootstrap"],
         rows,
     )
     yield Paragraph(
         "Standard deviation of the sample. The t interval assumes roughly normal values; the bootstrap "
-        "(bias-corrected, accelerated) needs at least four different ones."
+        "(bias-corrected, accelerated) needs at least four different ones. A figure is the last value of a "
+        "run that finished; one with a suite in parentheses is of signed evaluations of the last step, which "
+        "are listed with their digests under Evaluations of checkpoints."
     )
+    absent = [text for measure in study.measures for arm in study.arms for text in _absent(arm, measure)]
+    if absent:
+        yield Bullets(absent)
 
 
-def _spread(arm: Arm, name: str) -> Iterator[list[str]]:
-    values = list(arm.values(name).values())
+def _absent(arm: Arm, measure: Measure) -> Iterator[str]:
+    """Which finished seeds have no value where others have one, and why."""
+    side = measure.side(arm)
+    reasons: dict[str, list[int]] = {}
+    for each in side.without if side.values else ():
+        reasons.setdefault(str(each.remark), []).append(facts.seed(each.run))
+    for reason, seeds in reasons.items():
+        yield f"{measure.label}, {arm.label}: {seeds_named(seeds)} left out: {reason}"
+
+
+def _spread(arm: Arm, measure: Measure) -> Iterator[list[str]]:
+    values = list(measure.side(arm).values.values())
     if not values:
         return
     mean = plain.fmean(values)
     whole = len(values) == len(arm.runs)
     count = str(len(values)) if whole else f"{len(values)} of {len(arm.runs)}"
     if len(values) == 1:
-        yield [arm.label, name, count, decimal(mean), "—", "—", "—"]
+        yield [arm.label, measure.label, count, decimal(mean), "—", "—", "—"]
         return
     resampled = statistics.bootstrap_interval(values)
     yield [
         arm.label,
-        name,
+        measure.label,
         count,
         decimal(mean),
         decimal(plain.stdev(values)),
@@ -112,17 +130,23 @@ def comparison(study: Study) -> Iterator[Block]:
     if len(study.arms) < 2:
         return
     baseline, *others = study.arms
-    rows = [row for arm in others for name in study.figures for row in _compared(arm, baseline, name)]
+    pairs = [
+        (measure, measure.side(arm), measure.side(baseline)) for arm in others for measure in study.measures
+    ]
+    rows = [row for pair in pairs for row in _compared(*pair)]
     yield Heading(2, "Comparison with the baseline")
     yield Paragraph(
         f"The baseline is the first arm: {baseline.label}. A difference is an arm minus the baseline."
     )
+    refused = [text for pair in pairs for text in _refused(*pair)]
     if not rows:
         yield Paragraph("No arm has the two finished runs that an interval needs.")
+        if refused:
+            yield Bullets(refused)
         return
     head = [
         "runs",
-        "last value of",
+        "figure",
         "difference",
         "95 % interval",
         "paired by seed",
@@ -135,16 +159,28 @@ def comparison(study: Study) -> Iterator[Block]:
         f"in each arm, to find a true difference of this size with probability {statistics.POWER}. These "
         "intervals are not corrected for their number; those of the claims are."
     )
+    if refused:
+        yield Bullets(refused)
 
 
-def _compared(arm: Arm, baseline: Arm, name: str) -> Iterator[list[str]]:
-    found = statistics.compare(arm.values(name), baseline.values(name))
+def _refused(measure: Measure, side: Side, baseline: Side) -> Iterator[str]:
+    """Why there is no row where only one side was asked."""
+    if bool(side.values) != bool(baseline.values):
+        has, lacks = (side, baseline) if side.values else (baseline, side)
+        yield (
+            f"{measure.label} is not compared: {has.arm.label} has it, {lacks.arm.label} has not"
+            + (f" ({lacks.without[0].remark})" if lacks.without else "")
+        )
+
+
+def _compared(measure: Measure, side: Side, baseline: Side) -> Iterator[list[str]]:
+    found = statistics.compare(side.values, baseline.values)
     if found is None:
         return
     needed = statistics.seeds_needed(found.difference, found.deviation, paired=found.paired)
     yield [
-        arm.label,
-        name,
+        side.arm.label,
+        measure.label,
         f"{found.difference:+.4g}",
         str(found.interval),
         "yes" if found.paired else "no",
@@ -181,6 +217,10 @@ def _limits(one: Judged) -> Iterator[str]:
         yield "no number of seeds would decide it if the values seen are the true ones: they are the margin"
     if one.narrower is not None:
         yield f"what the evidence supports: {one.narrower}"
+    if one.evidence:
+        named = [f"{run.name} `{each.sha256[:12]}`" for run, each in one.evidence]
+        more = f" and {len(named) - _NAMED} more (`--json` has all)" if len(named) > _NAMED else ""
+        yield f"signed evaluations that it rests on, by sha256: {', '.join(named[:_NAMED])}{more}"
 
 
 def failures(study: Study) -> Iterator[Block]:
@@ -218,12 +258,13 @@ _NOTED = 0.01
 def observations(study: Study) -> Iterator[Block]:
     """What the curves show, in numbers: where figures ended, and where a run was better before its end."""
     noted = []
-    for name in study.figures:
-        last = [(value, run.name) for run in study.runs if (value := facts.final(run, name)) is not None]
-        finite = sorted(each for each in last if math.isfinite(each[0]))
+    for measure in study.measures:
+        finite = sorted(
+            (value, run.name) for run in study.runs if (value := measure.of(run).value) is not None
+        )
         if len(finite) > 1:
             (low, first), (high, second) = finite[0], finite[-1]
-            noted.append(f"{name} ended between {low:.4g} ({first}) and {high:.4g} ({second})")
+            noted.append(f"{measure.label} ended between {low:.4g} ({first}) and {high:.4g} ({second})")
     for run in study.runs:
         for name in run.evaluation_names:
             points = [(value, step) for step, value in run.evaluation(name) if math.isfinite(value)]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +34,6 @@ class Arm:
     label: str
     """The settings that no other arm has, or ``all runs``; its runs' names where they are many."""
     runs: tuple[Run, ...]
-
-    def values(self, name: str) -> dict[int, float]:
-        """Seed → last value of the figure ``name``, of the runs that finished with a finite one."""
-        finished = [run for run in self.runs if claims.ending(run).kind == "good"]
-        last = {claims.seed(run): claims.final(run, name) for run in finished}
-        return {seed: value for seed, value in last.items() if value is not None and math.isfinite(value)}
 
 
 def chosen(runs: Sequence[Run], settings: Mapping[str, Any]) -> Arm:
@@ -81,6 +74,15 @@ def listed(names: Sequence[str]) -> str:
     if len(names) <= _NAMED:
         return ", ".join(names)
     return f"{len(names)} runs ({names[0]}, {names[1]} … {names[-1]})"
+
+
+def seeds_named(seeds: Iterable[int]) -> str:
+    """``seed 3``, ``the seeds 1, 4``, or ``the seeds 0 to 4``."""
+    found = sorted(seeds)
+    if len(found) == 1:
+        return f"seed {found[0]}"
+    whole = found[-1] - found[0] == len(found) - 1 and len(found) > 2
+    return f"the seeds {found[0]} to {found[-1]}" if whole else f"the seeds {', '.join(map(str, found))}"
 
 
 def _kept(run: Run) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from harness.report import costs
+from harness.report import costs, measured
 from harness.report.document import Block, Heading, Link, Paragraph, Table
 from harness.report.runs import Run
 from harness.report.study import Study
@@ -124,17 +124,17 @@ def _number(study: Study) -> Item:
 
 
 def _measures(study: Study) -> Item:
-    names = [name for name in study.figures if name != "loss (train)"]
+    names = [measure.label for measure in study.measures if measure.metric != measured.TRAINING]
     return Item(
         "which measures are reported",
         "yes" if names else "no",
-        f"held-out {', '.join(names)}" if names else "no evaluation was recorded",
+        ", ".join(names) if names else "no evaluation was recorded",
         "Evaluation protocol",
     )
 
 
 def _variation(study: Study) -> Item:
-    several = any(len(arm.values(name)) > 1 for arm in study.arms for name in study.figures)
+    several = any(len(measure.side(arm).values) > 1 for arm in study.arms for measure in study.measures)
     return Item(
         "central tendency and variation; error bars and how they were computed",
         "yes" if several else "no",

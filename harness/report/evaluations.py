@@ -13,7 +13,18 @@ from harness.report.document import Block, Heading, Paragraph, Table
 from harness.report.runs import Evaluated, Run
 from harness.report.study import Study
 
-_HEAD = ("run", "checkpoint", "measures", "examples", "procedure", "suite", "decoding", "result", "signed by")
+_HEAD = (
+    "run",
+    "checkpoint",
+    "measures",
+    "examples",
+    "procedure",
+    "suite",
+    "decoding",
+    "result",
+    "signed by",
+    "statement",
+)
 
 
 def blocks(study: Study) -> Iterator[Block]:
@@ -44,6 +55,7 @@ def _row(run: Run, one: Evaluated) -> list[str]:
         decoding or "nothing is generated",
         str(one.facts["result"]) + (f": {', '.join(one.failed)}" if one.failed else ""),
         one.signer,
+        f"{one.statement}, `{one.sha256[:12]}`",
     ]
 
 

@@ -6,7 +6,7 @@ A verdict is one of:
 - ``too broad``: the numbers are on the claim's side, and it speaks of more than was looked at
 - ``undecided``: the interval holds the margin
 - ``not supported``: the interval lies wholly on the other side
-- ``no evidence``: there are no runs to speak of
+- ``no evidence``: there are no runs to speak of, or their signed evaluations were asked different things
 
 The level of the intervals is shared among all claims of a file (Bonferroni): a file with many claims must not
 find something by their number alone.
@@ -24,10 +24,10 @@ from typing import Literal
 from harness.audit.tiers import Claim as Supported
 from harness.report import claims as facts
 from harness.report import measured, statistics
-from harness.report.arms import APART, Arm, chosen
+from harness.report.arms import APART, Arm, chosen, seeds_named
 from harness.report.claim_file import Claim
 from harness.report.document import Status
-from harness.report.runs import Run
+from harness.report.runs import Evaluated, Run
 from harness.report.statistics import Comparison, Interval
 
 Verdict = Literal["supported", "too broad", "undecided", "not supported", "no evidence"]
@@ -55,6 +55,8 @@ class Judged:
     comparison: Comparison | None
     seeds_needed: int | None
     """In each arm, to decide an undecided claim; None when it is decided, or when no number would do."""
+    evidence: tuple[tuple[Run, Evaluated], ...] = ()
+    """The signed evaluations whose values were used."""
 
 
 def judge(claims: Sequence[Claim], runs: Sequence[Run], verdicts: Sequence[Status | None]) -> list[Judged]:
@@ -89,6 +91,11 @@ def _judge(claim: Claim, runs: Sequence[Run], unverified: set[Path], level: floa
             reason = f"no finished run with {side.arm.label} has a figure {claim.metric}"
             told = (f"{each.run.name}: {each.remark}" for each in side.found[:1])
             return Judged(claim, "no evidence", (": ".join((reason, *told)),), None, None, None, None)
+    apart = measured.asked_differently(sides, any_data=claim.scope.data == "any")
+    if apart:
+        reason = f"its evaluations were asked different things, in {', '.join(apart[:5])}: not put together"
+        return Judged(claim, "no evidence", (reason,), None, None, None, None)
+    rests = tuple(measured.evidence(sides))
     narrow = [*_breadth(claim, sides, unverified)]
     centre, interval, comparison = _measured(values, level)
     shown = _sentence(claim, arms, values, centre, interval)
@@ -103,10 +110,10 @@ def _judge(claim: Claim, runs: Sequence[Run], unverified: set[Path], level: floa
         deviation, paired = (comparison.deviation, comparison.paired) if comparison else alone
         needed = statistics.seeds_needed(beyond, deviation, paired=paired, level=level)
         narrow.insert(0, f"the interval {interval} does not exclude the margin of {claim.margin:g}")
-        return Judged(claim, "undecided", tuple(narrow), shown, interval, comparison, needed)
+        return Judged(claim, "undecided", tuple(narrow), shown, interval, comparison, needed, rests)
     short = beyond < 0 or (beyond == 0 and claim.than is not None and claim.margin == 0)
     verdict: Verdict = "not supported" if short else "too broad" if narrow else "supported"
-    return Judged(claim, verdict, tuple(narrow), shown, interval, comparison, None)
+    return Judged(claim, verdict, tuple(narrow), shown, interval, comparison, None, rests)
 
 
 def _measured(values: Sequence[Values], level: float) -> tuple[float, Interval | None, Comparison | None]:
@@ -142,9 +149,10 @@ def _breadth(claim: Claim, sides: Sequence[measured.Side], unverified: set[Path]
     remarks = [each for side in sides for each in side.found if each.remark is not None]
     none = [each for each in remarks if each.value is None]
     if none:
+        left = ", ".join(each.run.name for each in none[:5])
         yield (
             f"{len(none)} of {_count(len(runs), 'run')} finished without a value of {claim.metric} and are "
-            f"left out: {none[0].run.name}: {none[0].remark}"
+            f"left out: {left}{' …' if len(none) > 5 else ''}: {none[0].remark}"
         )
     yield from (f"{each.run.name}: {each.remark}" for each in remarks if each.value is not None)
     twice = sum(len({facts.seed(run) for run in arm.runs}) < len(arm.runs) for arm in arms)
@@ -155,12 +163,14 @@ def _breadth(claim: Claim, sides: Sequence[measured.Side], unverified: set[Path]
 
 
 def _measured_differently(claim: Claim, sides: Sequence[measured.Side]) -> Iterator[str]:
-    """What is not alike in how signed evaluations were made, and the claim does not speak of."""
+    """What is not alike in what signed evaluations were measured with, and the claim does not speak of."""
     tested = measured.datasets(sides)
     if claim.scope.data == "any" and len(tested) == 1:
         yield "it speaks of any data, and one dataset was evaluated"
     free = {"data": measured.DATA, "stack": measured.STACK}
     ignored = {name for key, names in free.items() if getattr(claim.scope, key) == "any" for name in names}
+    if "precision" in {*claim.of, *(claim.than or {})}:
+        ignored.add(measured.PRECISION)
     other = [name for name in measured.differing(sides) if name not in ignored]
     if other:
         yield f"its evaluations differ in {', '.join(other[:5])}"
@@ -198,7 +208,7 @@ def _sentence(
 ) -> str:
     """What was seen, no more."""
     seeds = sorted({seed for found in values for seed in found})
-    where = f"With {_seeds(seeds)}, on this corpus and stack,"
+    where = f"With {seeds_named(seeds)}, on this corpus and stack,"
     doubt = "no interval" if interval is None else f"{interval.level * 100:.4g} % interval {interval}"
     name = claim.metric.replace("_", " ")
     if claim.than is None:
@@ -208,13 +218,6 @@ def _sentence(
         f"{where} the mean {name} of {arms[0].label} was {abs(centre):.4g} {direction} than that of "
         f"{arms[1].label} ({doubt})."
     )
-
-
-def _seeds(seeds: Sequence[int]) -> str:
-    if len(seeds) == 1:
-        return f"seed {seeds[0]}"
-    whole = seeds[-1] - seeds[0] == len(seeds) - 1 and len(seeds) > 2
-    return f"the seeds {seeds[0]} to {seeds[-1]}" if whole else f"the seeds {', '.join(map(str, seeds))}"
 
 
 def _count(number: int, noun: str) -> str:

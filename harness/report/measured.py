@@ -1,8 +1,10 @@
-"""The value of a run that a claim is about: of an evaluation while it trained, or of one signed later.
+"""The value of a run that a claim or table is about: of an evaluation while it trained, or one signed later.
 
 - a claim without `evaluation` means the figure of metrics.jsonl when any of its runs has one of that name
 - otherwise the test-results that a verification has accepted, of the run's last step unless `evaluation`
   names another; between two that were measured differently nothing is chosen, and the run has no value
+- what was asked (suite, decoding, prompts) is kept apart from what it was asked with (`APPARATUS`): values
+  that answer different questions are never put together
 """
 
 from __future__ import annotations
@@ -13,19 +15,28 @@ from dataclasses import dataclass, field
 
 from harness.report import claims as facts
 from harness.report.arms import Arm
-from harness.report.claim_file import TRAIN_LOSS, Claim
+from harness.report.claim_file import TRAIN_LOSS, Claim, Settings
 from harness.report.runs import Evaluated, Run
 
+TRAINING = "loss (train)"
 STEP = "step"
 STACK = ("setting.device", "setting.threads", "setting.torch")
 """Of how an evaluation was measured, what a machine brings."""
 DATA = ("dataset", "split", "sha256", "examples")
 """What it was measured on."""
+PRECISION = "setting.precision"
+APPARATUS = frozenset(
+    [*STACK, PRECISION, "version", "setting.task", "setting.lm_eval"]
+    + [f"setting.{name}" for name in ("limit", "truncated", "examples_a_pass")]
+)
+"""What an evaluation was measured with; everything else that it says of itself is what was asked."""
+_LONGEST = 12
+"""Digits of a digest in a label."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a finished run has to say about a claim."""
+    """What a finished run has to say about a figure."""
 
     run: Run
     value: float | None
@@ -33,11 +44,18 @@ class Found:
     remark: str | None = None
     how: Mapping[str, str] = field(default_factory=dict)
     """How a signed evaluation was measured; empty for one while training."""
+    evidence: Evaluated | None = None
+    """The signed evaluation that ``value`` is of; None for one while training."""
+
+    @property
+    def asked(self) -> Mapping[str, str]:
+        """Of ``how``, what decides which question the value answers."""
+        return _asked(self.how)
 
 
 @dataclass(frozen=True)
 class Side:
-    """The runs of one arm of a claim."""
+    """The runs of one arm of a comparison."""
 
     arm: Arm
     found: tuple[Found, ...]
@@ -48,25 +66,113 @@ class Side:
         """Seed → value."""
         return {facts.seed(each.run): each.value for each in self.found if each.value is not None}
 
+    @property
+    def without(self) -> list[Found]:
+        """Those that have no value."""
+        return [each for each in self.found if each.value is None]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure that runs can be compared by."""
+
+    metric: str
+    label: str
+    evaluation: Settings | None = None
+    """What a signed evaluation must say of itself; None for a figure of metrics.jsonl."""
+    exactly: bool = False
+    """Whether it must have been asked nothing but ``evaluation``."""
+
+    def of(self, run: Run) -> Found:
+        """Its value in ``run``."""
+        return _trained(run, self.metric) if self.evaluation is None else self._signed(run, self.evaluation)
+
+    def side(self, arm: Arm) -> Side:
+        """Its values in the runs of ``arm`` that finished."""
+        return Side(arm, tuple(self.of(run) for run in arm.runs if facts.ending(run).kind == "good"))
+
+    def _signed(self, run: Run, evaluation: Settings) -> Found:
+        """The newest of the evaluations that are meant; they must have been measured alike."""
+        asked = {name: facts.shown(value) for name, value in evaluation.items()}
+        wanted = {STEP: str(run.last_step)} | asked
+        meant = []
+        for each in run.evaluated:
+            if self.metric not in each.metrics:
+                continue
+            how = dict(_how(each))
+            fits = wanted.items() <= {**how, STEP: str(each.step)}.items()
+            if fits and (not self.exactly or _asked(how) == asked):
+                meant.append((each, how))
+        if not meant:
+            return Found(run, None, f"no verified evaluation of step {wanted[STEP]} has it")
+        apart = _apart([how for _, how in meant])
+        if apart:
+            what = f"{len(meant)} evaluations that differ in {', '.join(apart)} have it"
+            return Found(run, None, what if self.exactly else f"{what}: say which in `evaluation`")
+        values = [each.metrics[self.metric] for each, _ in meant]
+        if not math.isfinite(values[-1]):
+            return Found(run, None, "it is not finite")
+        twice = (
+            f"it was measured {len(values)} times, from {min(values):.4g} to {max(values):.4g}; "
+            "the last counts"
+        )
+        last, how = meant[-1]
+        return Found(run, values[-1], twice if len(set(values)) > 1 else None, how, last)
+
+
+def measures(runs: Sequence[Run]) -> list[Measure]:
+    """Every figure that any of ``runs`` has: the training loss, those of evaluations while training, then
+    those of signed evaluations of a last step, one for each question that was asked."""
+    names = dict.fromkeys(name for run in runs for name in run.evaluation_names)
+    questions: dict[str, list[tuple[str, Mapping[str, str]]]] = {}
+    for run in runs:
+        for each in run.evaluated:
+            for metric in each.metrics if each.step == run.last_step else ():
+                asked = _asked(dict(_how(each)))
+                known = questions.setdefault(f"{metric} ({_called(asked)})", [])
+                if (metric, asked) not in known:
+                    known.append((metric, asked))
+    signed = [
+        Measure(metric, _label(label, asked, [each for _, each in known]), asked, exactly=True)
+        for label, known in questions.items()
+        for metric, asked in known
+    ]
+    return [*(Measure(name, name) for name in (TRAINING, *names)), *signed]
+
+
+def _called(asked: Mapping[str, str]) -> str:
+    """What a person calls the suite."""
+    named = [asked[name] for name in ("dataset", "split") if name in asked]
+    return ", ".join(named) or asked["procedure"]
+
+
+def _label(label: str, asked: Mapping[str, str], others: Sequence[Mapping[str, str]]) -> str:
+    """``label``, with what tells this question from ``others`` of the same name."""
+    differing = _apart(others)
+    if not differing:
+        return label
+    told = (f"{name.rpartition('.')[2]} {_shortened(name, asked.get(name, '—'))}" for name in differing)
+    return f"{label.removesuffix(')')}; {', '.join(told)})"
+
+
+def _shortened(name: str, value: str) -> str:
+    return value[:_LONGEST] if name.endswith("sha256") else value
+
 
 def sides(claim: Claim, arms: Sequence[Arm]) -> list[Side]:
     """What the runs of ``arms`` have to say about ``claim``."""
-    name = "loss (train)" if claim.metric == TRAIN_LOSS else claim.metric
+    name = TRAINING if claim.metric == TRAIN_LOSS else claim.metric
     runs = [run for arm in arms for run in arm.runs]
     training = claim.evaluation is None and (
         claim.metric == TRAIN_LOSS or any(name in run.evaluation_names for run in runs)
     )
-    return [
-        Side(
-            arm,
-            tuple(
-                _trained(run, name) if training else _signed(run, claim)
-                for run in arm.runs
-                if facts.ending(run).kind == "good"
-            ),
-        )
-        for arm in arms
-    ]
+    measure = Measure(name, name, None if training else claim.evaluation or {})
+    return [measure.side(arm) for arm in arms]
+
+
+def evidence(found: Sequence[Side]) -> list[tuple[Run, Evaluated]]:
+    """The signed evaluations that the values of all sides are of."""
+    return [(each.run, each.evidence) for side in found for each in side.found if each.evidence is not None]
 
 
 def differing(found: Sequence[Side]) -> list[str]:
@@ -74,9 +180,28 @@ def differing(found: Sequence[Side]) -> list[str]:
     return _apart([each.how for side in found for each in side.found if each.how])
 
 
+def asked_differently(found: Sequence[Side], *, any_data: bool) -> list[str]:
+    """In what the signed evaluations of all sides were asked differently, so that no value stands beside
+    another; with ``any_data`` suites may differ from seed to seed, and a seed has the same on both sides."""
+    asked = [each.asked for side in found for each in side.found if each.how]
+    if not any_data:
+        return _apart(asked)
+    by_seed = [
+        {facts.seed(each.run): {name: each.asked.get(name, "—") for name in DATA} for each in side.found}
+        for side in found
+    ]
+    apart = _apart(asked)
+    paired = all(seeds == by_seed[0] for seeds in by_seed)
+    return [name for name in apart if name not in DATA] if paired else apart
+
+
 def datasets(found: Sequence[Side]) -> set[str]:
     """Digests of what signed evaluations were measured on."""
     return _seen([each.how for side in found for each in side.found if each.how], "sha256")
+
+
+def _asked(how: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in how.items() if name not in APPARATUS}
 
 
 def _apart(ways: Sequence[Mapping[str, str]]) -> list[str]:
@@ -93,36 +218,6 @@ def _trained(run: Run, name: str) -> Found:
         return Found(run, None, "it was not measured")
     unsigned = None if run.lines_signed else "no checkpoint has signed the lines that it was measured in"
     return Found(run, value, unsigned) if math.isfinite(value) else Found(run, None, "it is not finite")
-
-
-def _signed(run: Run, claim: Claim) -> Found:
-    """The newest of the evaluations that ``claim`` means; they must have been measured alike."""
-    wanted = {STEP: str(run.last_step)} | {
-        name: facts.shown(value) for name, value in (claim.evaluation or {}).items()
-    }
-    meant = []
-    for each in run.evaluated:
-        if claim.metric not in each.metrics:
-            continue
-        how = dict(_how(each))
-        if wanted.items() <= {**how, STEP: str(each.step)}.items():
-            meant.append((each, how))
-    if not meant:
-        return Found(run, None, f"no verified evaluation of step {wanted[STEP]} has it")
-    ways = [how for _, how in meant]
-    apart = _apart(ways)
-    if apart:
-        what = (
-            f"{len(meant)} evaluations that differ in {', '.join(apart)} have it: say which in `evaluation`"
-        )
-        return Found(run, None, what)
-    values = [each.metrics[claim.metric] for each, _ in meant]
-    if not math.isfinite(values[-1]):
-        return Found(run, None, "it is not finite")
-    twice = (
-        f"it was measured {len(values)} times, from {min(values):.4g} to {max(values):.4g}; the last counts"
-    )
-    return Found(run, values[-1], twice if len(set(values)) > 1 else None, ways[-1])
 
 
 def _how(one: Evaluated) -> Iterator[tuple[str, str]]:

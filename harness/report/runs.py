@@ -46,6 +46,10 @@ class Evaluated:
 
     checkpoint: str
     """Name of its folder."""
+    statement: str
+    """``test-result-0``: its file's name without the ending."""
+    sha256: str
+    """Hex, of that file, as the log records it."""
     step: int
     signer: str
     """Name of the policy's identity."""

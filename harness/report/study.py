@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from harness.audit import tiers as tier_rules
 from harness.audit.tiers import Evidence, Tiers
-from harness.report import judge
+from harness.report import judge, measured
 from harness.report.arms import Arm, group
 from harness.report.claim_file import Claims
 from harness.report.document import Status
 from harness.report.judge import Judged
+from harness.report.measured import Measure
 from harness.report.runs import Evaluated, Run
 
 
@@ -37,6 +38,8 @@ class Study:
     verdicts: tuple[Status | None, ...]
     """What a verification said of each run; None when there was none."""
     arms: tuple[Arm, ...]
+    measures: tuple[Measure, ...]
+    """What the arms are compared by."""
     claims: Claims | None
     judged: tuple[Judged, ...]
     plans: tuple[Planned, ...]
@@ -63,12 +66,6 @@ class Study:
         """Test-results that a verification accepted, each with its run."""
         return [(run, each) for run in self.runs for each in run.evaluated]
 
-    @property
-    def figures(self) -> tuple[str, ...]:
-        """Names of the figures of all runs: the last training loss, then the evaluation's."""
-        names = dict.fromkeys(name for run in self.runs for name in run.evaluation_names)
-        return ("loss (train)", *names)
-
 
 def study(
     runs: Sequence[Run],
@@ -94,6 +91,7 @@ def study(
         tuple(runs),
         tuple(verdicts),
         tuple(group(runs)),
+        tuple(measured.measures(runs)),
         claims,
         tuple(judged),
         tuple(plans),
