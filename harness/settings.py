@@ -380,9 +380,10 @@ class Signing(Section):
     """Who signs."""
 
     key: WrittenPath | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """The `NAME.key` file that `harness keys new` wrote, an OpenSSH private key, or an OpenSSH `.pub` file
-    whose private key ssh-agent holds, relative to the working directory; when null, $HARNESS_SIGNING_KEY,
-    else the key of the user's config folder, made at first use."""
+    """The `NAME.key` file that `harness keys new` wrote, an OpenSSH private key, an OpenSSH `.pub` file whose
+    private key ssh-agent holds, or a file with `pkcs11:` URIs of keys in a token, relative to the working
+    directory; when null, $HARNESS_SIGNING_KEY, else the key of the user's config folder, made at first
+    use."""
 
 
 class Track(Section):

@@ -86,8 +86,8 @@ def test_the_public_files_are_the_halves_of_the_private_one(made: keys.KeyFiles)
     assert [keys.load_public(path) for path in made.public] == halves
     assert [half.algorithm for half in halves] == ["ed25519", "p256"]
     assert list(keys.describe(made.private).keys) == halves
-    assert keys.describe(made.private).private
-    assert not keys.describe(made.public[0]).private
+    assert keys.describe(made.private).kind == "private"
+    assert keys.describe(made.public[0]).kind == "public"
 
 
 @needs_openssl

@@ -3,6 +3,9 @@
 `keys new` writes NAME.key (private, mode 0600: an Ed25519 key for statements and the log, a P-256 key for
 model.sig), NAME.ed25519.pub and NAME.p256.pub (give these to auditors). Nothing is ever overwritten.
 
+Keys that ssh-agent or a PKCS#11 token holds are not made here: a file names them (docs/keys.md), and
+`keys show FILE --out NAME` writes the .pub files of those in a token.
+
 `keys rotate` writes a statement by which --from hands over to --to, signed by both, and enters it into the
 log of each --run, which then goes on under the new key (signing.key). Whoever trusts either key verifies all
 of that run; for checkpoints apart from their run, a policy names the file under `rotations`.
@@ -31,8 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="new|show|rotate")
     new = actions.add_parser("new", help="make an identity")
     new.add_argument("--out", type=Path, metavar="NAME", help="path without ending (default: user's config)")
-    show = actions.add_parser("show", help="algorithm and key id of a private or public key file")
+    show = actions.add_parser(
+        "show", help="algorithms and key ids of a key file, or of what it names in a token"
+    )
     show.add_argument("file", type=Path)
+    show.add_argument(
+        "--out", type=Path, metavar="NAME", help="write NAME.ed25519.pub and NAME.p256.pub, too"
+    )
     rotate = actions.add_parser("rotate", help="hand over to another key, signed by the old and the new one")
     rotate.add_argument("--from", type=Path, required=True, dest="old", metavar="OLD.key")
     rotate.add_argument("--to", type=Path, required=True, dest="new", metavar="NEW.key")
@@ -49,7 +57,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """Carry out the action."""
     if arguments.action == "new":
         return _new(arguments.out or keys.user_key_path().with_suffix(""))
-    return _rotate(arguments) if arguments.action == "rotate" else _show(arguments.file)
+    return _rotate(arguments) if arguments.action == "rotate" else _show(arguments.file, arguments.out)
 
 
 def _new(out: Path) -> Outcome:
@@ -61,20 +69,26 @@ def _new(out: Path) -> Outcome:
     }
     lines = [
         f"private  {made.private}  (mode 0600; config: signing.key; keep it off shared disks)",
-        *(f"public   {path}  (give to auditors: verify --key {path})" for path in made.public),
+        *map(_for_auditors, made.public),
     ]
     return Outcome(document, "\n".join(lines))
 
 
-def _show(file: Path) -> Outcome:
+def _show(file: Path, out: Path | None) -> Outcome:
     shown = keys.describe(file)
+    written = () if out is None else keys.write_public(shown.keys, out)
     document = {
         "file": str(file),
-        "private": shown.private,
+        "private": shown.kind != "public",
         "keys": [{"algorithm": key.algorithm, "key_id": key.key_id} for key in shown.keys],
+        "written": [str(path) for path in written],
     }
-    kind = "private" if shown.private else "public"
-    return Outcome(document, "\n".join(f"{kind} {key.algorithm} {key.key_id}" for key in shown.keys))
+    lines = [f"{shown.kind} {key.algorithm} {key.key_id}" for key in shown.keys]
+    return Outcome(document, "\n".join([*lines, *map(_for_auditors, written)]))
+
+
+def _for_auditors(path: Path) -> str:
+    return f"public   {path}  (give to auditors: verify --key {path})"
 
 
 def _rotate(arguments: argparse.Namespace) -> Outcome:

@@ -17,20 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from harness.errors import VerificationFailed
 from harness.format import strict_json
-from harness.provenance.keys import PublicKey, sign_with
-from harness.provenance.ssh_agent import AgentKey
+from harness.provenance.keys import PrivateKey, PublicKey, sign_with
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 LIMIT = 16 << 20
 """Bytes of a bundle."""
-
-PrivateKey = Ed25519PrivateKey | ec.EllipticCurvePrivateKey | AgentKey
 
 
 @dataclass(frozen=True)

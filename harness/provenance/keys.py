@@ -3,7 +3,8 @@
 OpenSSF Model Signing knows no Ed25519, so an identity is a pair. ``NAME.key`` holds both private keys
 (PKCS #8 PEM, mode 0600), ``NAME.ed25519.pub`` and ``NAME.p256.pub`` the public ones (SPKI PEM). An OpenSSH
 Ed25519 key signs statements too; it makes no model.sig. Where a file with OpenSSH public keys is named,
-ssh-agent signs with their private halves (`harness.provenance.ssh_agent`).
+ssh-agent signs with their private halves (`harness.provenance.ssh_agent`); where one with PKCS#11 URIs is, a
+token does (`harness.provenance.pkcs11_token`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import stat
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,7 +26,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from harness.errors import EnvironmentFault, UsageError
 from harness.format import files
-from harness.provenance import ssh_agent
+from harness.provenance import pkcs11_token, ssh_agent
+from harness.provenance.pkcs11_token import TokenKey
 from harness.provenance.ssh_agent import AgentKey
 
 ENVIRONMENT = "HARNESS_SIGNING_KEY"
@@ -33,6 +36,10 @@ _PEM_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\r?\n.*?-----END \1-----\
 _FILE_LIMIT = 64 << 10
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, InternalError)
 """What cryptography raises for bytes that are no key; the last one for some that OpenSSL chokes on."""
+
+HeldKey = AgentKey | TokenKey
+"""A private key that somebody else holds, and signs with."""
+PrivateKey = Ed25519PrivateKey | ec.EllipticCurvePrivateKey | HeldKey
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,8 @@ class PublicKey:
 class Signer:
     """A private identity."""
 
-    ed25519: Ed25519PrivateKey | AgentKey
-    p256: ec.EllipticCurvePrivateKey | AgentKey | None
+    ed25519: Ed25519PrivateKey | HeldKey
+    p256: ec.EllipticCurvePrivateKey | HeldKey | None
     """None for an OpenSSH key alone: no model.sig is made."""
 
     @property
@@ -89,45 +96,61 @@ class KeyFiles:
     """What `create` wrote."""
 
     private: Path
-    public: tuple[Path, Path]
+    public: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
 class Described:
     """What a key file holds."""
 
-    private: bool
+    kind: Literal["private", "public", "token"]
+    """``token``: the file names private keys in PKCS#11 tokens, and holds none."""
     keys: tuple[PublicKey, ...]
 
 
 def create(out: Path) -> KeyFiles:
     """Make an identity at ``out`` + .key, .ed25519.pub, .p256.pub. Raises `UsageError` if one exists."""
     private = out.with_name(f"{out.name}.key")
-    public = (out.with_name(f"{out.name}.ed25519.pub"), out.with_name(f"{out.name}.p256.pub"))
-    for path in (private, *public):
+    ed25519, p256 = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())
+    public = public_keys(Signer(ed25519, p256))
+    _require_free(private, *_public_files(public, out))
+    files.make_folder(out.parent)
+    _write_new(private, _private_pem(ed25519) + _private_pem(p256), 0o600)
+    return KeyFiles(private, write_public(public, out))
+
+
+def write_public(keys: Sequence[PublicKey], out: Path) -> tuple[Path, ...]:
+    """Write ``keys`` to ``out`` + .ed25519.pub, .p256.pub. Raises `UsageError` if one exists."""
+    public = _public_files(keys, out)
+    _require_free(*public)
+    files.make_folder(out.parent)
+    for path, key in zip(public, keys, strict=True):
+        _write_new(path, key.pem, 0o644)
+    return public
+
+
+def _public_files(keys: Sequence[PublicKey], out: Path) -> tuple[Path, ...]:
+    return tuple(out.with_name(f"{out.name}.{key.algorithm}.pub") for key in keys)
+
+
+def _require_free(*paths: Path) -> None:
+    for path in paths:
         if os.path.lexists(path):
             raise UsageError("exists already", where=str(path), remedy="choose another --out")
-    files.make_folder(out.parent)
-    signer = Signer(Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1()))
-    halves = [
-        _private_pem(key) for key in (signer.ed25519, signer.p256) if not isinstance(key, AgentKey | None)
-    ]
-    _write_new(private, b"".join(halves), 0o600)
-    for path, key in zip(public, public_keys(signer), strict=True):
-        _write_new(path, key.pem, 0o644)
-    return KeyFiles(private, public)
 
 
 def load_signer(path: Path) -> Signer:
-    """The identity in ``path``: a file of `create`, an OpenSSH Ed25519 private key without passphrase, or the
-    OpenSSH public keys of an identity whose private ones ssh-agent holds.
+    """The identity in ``path``: a file of `create`, an OpenSSH Ed25519 private key without passphrase, the
+    OpenSSH public keys of an identity whose private ones ssh-agent holds, or PKCS#11 URIs of keys in a token.
 
-    Raises `EnvironmentFault` when it is not there, others may read a private key or the agent lacks it,
-    `UsageError` for other contents.
+    Raises `EnvironmentFault` when it is not there, others may read a private key, or the agent or the token
+    lacks it, `UsageError` for other contents.
     """
     data = _read(path)
     if ssh_agent.is_public(data):
-        return _agent_signer(data, path)
+        return _held_signer(ssh_agent.held(data, str(path)), path)
+    if pkcs11_token.is_reference(data):
+        return _held_signer(pkcs11_token.held(data, str(path)), path)
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise EnvironmentFault(
@@ -147,24 +170,28 @@ def load_signer(path: Path) -> Signer:
     return Signer(ed25519[0], p256[0] if p256 else None)
 
 
-def _agent_signer(data: bytes, path: Path) -> Signer:
-    halves = ssh_agent.held(data, str(path))
-    ed25519 = [key for key in halves if key.kind == "ssh-ed25519"]
-    p256 = [key for key in halves if key.kind != "ssh-ed25519"]
+def _held_signer(halves: Sequence[HeldKey], path: Path) -> Signer:
+    ed25519 = [key for key in halves if isinstance(key.public_key(), Ed25519PublicKey)]
+    p256 = [key for key in halves if key not in ed25519]
     if len(ed25519) != 1 or len(p256) > 1:
-        remedy = "one line ssh-ed25519, and at most one ecdsa-sha2-nistp256 for model.sig"
+        remedy = "one line for an Ed25519 key, and at most one for a P-256 key, which makes model.sig"
         raise UsageError("names no single Ed25519 key", where=str(path), remedy=remedy)
     return Signer(ed25519[0], p256[0] if p256 else None)
 
 
-def sign_with(private: Ed25519PrivateKey | ec.EllipticCurvePrivateKey | AgentKey, message: bytes) -> bytes:
+def sign_with(private: PrivateKey, message: bytes) -> bytes:
     """The signature over ``message``: 64 bytes, or ASN.1 of ECDSA with SHA-256 for a P-256 key.
 
-    Raises `EnvironmentFault` when an agent that holds the key does not sign.
+    Raises `EnvironmentFault` when an agent or a token that holds the key does not sign.
     """
     if isinstance(private, ec.EllipticCurvePrivateKey):
         return private.sign(message, ec.ECDSA(hashes.SHA256()))
-    return private.sign(message)
+    signature = private.sign(message)
+    if isinstance(private, HeldKey) and not _public(private.public_key(), private.name).verifies(
+        signature, message
+    ):
+        raise EnvironmentFault(f"{private.holder} gave a signature that does not verify", where=private.name)
+    return signature
 
 
 def load_public(path: Path) -> PublicKey:
@@ -193,12 +220,15 @@ def public_keys(signer: Signer) -> list[PublicKey]:
 
 
 def describe(file: Path) -> Described:
-    """What ``file`` holds, private or public."""
+    """What ``file`` holds or names. Raises as `load_signer`."""
     data = _read(file)
+    if pkcs11_token.is_reference(data):
+        held = pkcs11_token.held(data, str(file))
+        return Described("token", tuple(_public(key.public_key(), str(file)) for key in held))
     if b"PRIVATE KEY" not in data:
-        return Described(False, (parse_public(data, where=str(file)),))
+        return Described("public", (parse_public(data, where=str(file)),))
     keys = tuple(_public(key.public_key(), str(file)) for key in _private_keys(data, file))
-    return Described(True, keys)
+    return Described("private", keys)
 
 
 def user_key_path() -> Path:
@@ -218,8 +248,8 @@ def expanded(path: Path) -> Path:
 def signing_key_path(configured: Path | None, run_dir: Path | None) -> tuple[Path, str]:
     """The private key to sign with, and why it is that one: config, environment, or the user's own.
 
-    The user's own is made when it does not exist. Raises `UsageError` for a path inside ``run_dir``: what is
-    signed must not carry the key.
+    The user's own is made when it does not exist. Raises `UsageError` for a path inside ``run_dir``, of the
+    key or of a token's PIN: what is signed must not carry them.
     """
     if configured is not None:
         path, reason = expanded(configured), "signing.key"
@@ -230,11 +260,18 @@ def signing_key_path(configured: Path | None, run_dir: Path | None) -> tuple[Pat
         if not path.exists():
             create(path.with_suffix(""))
             reason = f"made just now, since you had no key: {path}; its .pub files are for auditors"
-    if run_dir is not None and path.resolve().is_relative_to(run_dir.resolve()):
-        raise UsageError(
-            "the signing key lies in the run folder", where=str(path), remedy="keep it elsewhere"
-        )
+    if run_dir is not None:
+        _require_outside(path, "signing key", run_dir)
+        data = _read(path) if path.is_file() else b""
+        for reference in pkcs11_token.references(data, str(path)) if pkcs11_token.is_reference(data) else []:
+            if reference.pin_file is not None:
+                _require_outside(reference.pin_file, "token's PIN", run_dir)
     return path, reason
+
+
+def _require_outside(path: Path, what: str, run_dir: Path) -> None:
+    if path.resolve().is_relative_to(run_dir.resolve()):
+        raise UsageError(f"the {what} lies in the run folder", where=str(path), remedy="keep it elsewhere")
 
 
 def _private_keys(data: bytes, path: Path) -> list[Ed25519PrivateKey | ec.EllipticCurvePrivateKey]:
@@ -301,6 +338,10 @@ def _read(path: Path) -> bytes:
         with open(path, "rb") as stream:
             return stream.read(_FILE_LIMIT)
     except (OSError, ValueError) as error:
+        if pkcs11_token.SCHEME in str(path):
+            # It is not shown, since a PIN may be in it.
+            remedy = "write the URI into a file, without a PIN, and name that (docs/keys.md)"
+            raise UsageError("a PKCS#11 URI stands where a key file is named", remedy=remedy) from None
         raise EnvironmentFault(
             f"the key file cannot be read: {getattr(error, 'strerror', error)}",
             where=str(path),

@@ -15,7 +15,7 @@ from typing import Any
 from harness.errors import VerificationFailed
 from harness.format import layout, strict_json
 from harness.provenance import envelope
-from harness.provenance.keys import PublicKey
+from harness.provenance.keys import PrivateKey, PublicKey
 
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -30,7 +30,7 @@ SERIALIZATION = {
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
-def sign(files: Iterable[tuple[str, str]], p256: envelope.PrivateKey, key: PublicKey, name: str) -> bytes:
+def sign(files: Iterable[tuple[str, str]], p256: PrivateKey, key: PublicKey, name: str) -> bytes:
     """The bundle over ``files`` (path, hex sha256) of the model folder ``name``."""
     ordered = sorted(files)
     statement = {
