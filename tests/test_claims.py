@@ -246,10 +246,10 @@ def test_signed_evaluations_are_in_the_tables_over_seeds(tmp_path: Path) -> None
     ]
     difference = statistics.fmean(low[:4]) - statistics.fmean(FIVE)
     assert [row[:3] for row in rows[3:]] == [["optimizer.lr 1", limited, f"{difference:+.4g}"]]
-    reason = "no verified evaluation of step 60 has it"
     assert notes == [
-        f"{limited}, optimizer.lr 1: seed 4 left out: {reason}",
-        f"{free} is not compared: optimizer.lr 3 has it, optimizer.lr 1 has not ({reason})",
+        f"{limited}, optimizer.lr 1: seed 4 left out: no verified evaluation of step 60 has it",
+        f"{free} is not compared: optimizer.lr 3 has it, optimizer.lr 1 has not "
+        "(what is verified of step 60 was asked something else)",
     ]
 
 
@@ -269,6 +269,8 @@ def test_which_of_several_evaluations_is_meant_must_be_said(tmp_path: Path) -> N
     for name, verdict in {"wheel": "supported", "other": "not supported", "absent": "no evidence"}.items():
         body = f"{level}, evaluation: {{dataset: {name}}}"
         assert told(claimed(body, metric="exact_match"), both).verdict == verdict
+    absent = told(claimed(f"{level}, evaluation: {{dataset: absent}}", metric="exact_match"), both)
+    assert "what is verified of step 60 has another dataset: other, wheel, not absent" in absent.reasons[0]
     again = [dataclasses.replace(run, evaluated=(*run.evaluated, answers(0.7))) for run in made]
     twice = told(claimed(level, metric="exact_match"), again)
     assert (twice.verdict, "it was measured 2 times, from 0.7 to 0.8" in twice.reasons[0]) == (

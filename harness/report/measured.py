@@ -95,16 +95,18 @@ class Measure:
         """The newest of the evaluations that are meant; they must have been measured alike."""
         asked = {name: facts.shown(value) for name, value in evaluation.items()}
         wanted = {STEP: str(run.last_step)} | asked
-        meant = []
-        for each in run.evaluated:
-            if self.metric not in each.metrics:
-                continue
-            how = dict(_how(each))
-            fits = wanted.items() <= {**how, STEP: str(each.step)}.items()
-            if fits and (not self.exactly or _asked(how) == asked):
-                meant.append((each, how))
+        there = [(each, dict(_how(each))) for each in run.evaluated if self.metric in each.metrics]
+        told = [{**how, STEP: str(each.step)} for each, how in there]
+        meant = [
+            one
+            for one, says in zip(there, told, strict=True)
+            if wanted.items() <= says.items() and (not self.exactly or _asked(one[1]) == asked)
+        ]
         if not meant:
-            return Found(run, None, f"no verified evaluation of step {wanted[STEP]} has it")
+            at_step = [says for says in told if says[STEP] == wanted[STEP]]
+            if not at_step:
+                return Found(run, None, f"no verified evaluation of step {wanted[STEP]} has it")
+            return Found(run, None, f"what is verified of step {wanted[STEP]} {_misses(at_step, wanted)}")
         apart = _apart([how for _, how in meant])
         if apart:
             what = f"{len(meant)} evaluations that differ in {', '.join(apart)} have it"
@@ -138,6 +140,16 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
         for metric, asked in known
     ]
     return [*(Measure(name, name) for name in (TRAINING, *names)), *signed]
+
+
+def _misses(there: Sequence[Mapping[str, str]], wanted: Mapping[str, str]) -> str:
+    """In what evaluations are others than the one that is wanted."""
+    apart = [name for name in wanted if not any(says.get(name) == wanted[name] for says in there)]
+    if not apart:
+        return "was asked something else"
+    name = apart[0]
+    found = ", ".join(sorted({_shortened(name, says.get(name, "not recorded")) for says in there}))
+    return f"has another {name}: {found}, not {_shortened(name, wanted[name])}"
 
 
 def _called(asked: Mapping[str, str]) -> str:
