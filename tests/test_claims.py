@@ -236,16 +236,16 @@ def test_signed_evaluations_are_in_the_tables_over_seeds(tmp_path: Path) -> None
     ]
     about = study([*wide, *narrow], [GOOD] * 10)
     blocks = [*argument.uncertainty(about), *argument.comparison(about)]
-    rows = [row for block in blocks if isinstance(block, Table) for row in block.rows if "wheel" in row[1]]
+    rows = [row for block in blocks if isinstance(block, Table) for row in block.rows if "wheel" in row[0]]
     notes = [item for block in blocks if isinstance(block, Bullets) for item in block.items]
     limited, free = (f"exact_match (wheel, held-out; max_tokens {tokens})" for tokens in ("0", "—"))
     assert [[*row[:3], row[3][:6]] for row in rows[:3]] == [
-        ["optimizer.lr 3", limited, "5", "5.0000"],
-        ["optimizer.lr 3", free, "5", "0.5000"],
-        ["optimizer.lr 1", limited, "4 of 5", f"{statistics.fmean(low[:4]):.4f}"],
+        [limited, "optimizer.lr 3", "5", "5.0000"],
+        [limited, "optimizer.lr 1", "4 of 5", f"{statistics.fmean(low[:4]):.4f}"],
+        [free, "optimizer.lr 3", "5", "0.5000"],
     ]
     difference = statistics.fmean(low[:4]) - statistics.fmean(FIVE)
-    assert [row[:3] for row in rows[3:]] == [["optimizer.lr 1", limited, f"{difference:+.4g}"]]
+    assert [row[:3] for row in rows[3:]] == [[limited, "optimizer.lr 1", f"{difference:+.4g}"]]
     assert notes == [
         f"{limited}, optimizer.lr 1: seed 4 left out: no verified evaluation of step 60 has it",
         f"{free} is not compared: optimizer.lr 3 has it, optimizer.lr 1 has not "
@@ -315,7 +315,7 @@ def test_only_evaluations_that_were_verified_count(
     page = (tmp_path / "out" / "report.md").read_text()
     assert "the mean exact match of run.seed 3 was 0.75" in page
     assert f"that it rests on, by sha256: sample `{digest[:12]}`" in page
-    assert f"test-result-0, `{digest[:12]}`" in page
+    assert f"| test-result-0 | `{digest[:12]}` |" in page
     added.write_bytes(added.read_bytes().replace(b"signatures", b"signaturez"))
     code, said, reasons = verdict(*keys)
     assert (code, said) == (1, "no evidence"), reasons

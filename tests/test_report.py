@@ -380,7 +380,7 @@ def test_seeds_get_a_mean_and_a_sample_deviation(tmp_path: Path) -> None:
     both = [scored(tmp_path / f"s{seed}", 1.0 + 2 * seed, seed=seed) for seed in (0, 1)]
     assert claims.no_spread(both) is None
     rows = [list(row) for block in report.compose(study(both, [None] * 2)) for row in rows_of(block)]
-    assert ["all runs", "score", "2", "2.0000", "1.4142"] in [row[:5] for row in rows]
+    assert ["held-out score", "all runs", "2", "2.0000", "1.4142"] in [row[:5] for row in rows]
 
 
 def test_runs_that_differ_in_more_than_the_seed_get_no_spread(tmp_path: Path) -> None:
@@ -415,11 +415,42 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
     assert [run.name for run in found] == [str(roots[0]), str(roots[1]), "other"]
 
 
+def test_a_run_whose_verification_failed_is_in_no_mean(tmp_path: Path) -> None:
+    """Oracle: a third run, which failed, would move the mean of 1 and 3; it is named."""
+    three = [scored(tmp_path / f"s{seed}", value, seed=seed) for seed, value in enumerate((1.0, 3.0, 50.0))]
+    good, bad = Status("good", "verified"), Status("bad", "s2: FAILED")
+    blocks = report.compose(study(three, [good, good, bad]))
+    rows = [list(row) for block in blocks for row in rows_of(block)]
+    assert ["held-out score", "all runs", "2", "2.0000", "1.4142"] in [row[:5] for row in rows]
+    assert any(row[0] == "s2" and "50.0000" in row for row in rows)
+    notes = [item for block in blocks if isinstance(block, Bullets) for item in block.items]
+    assert "left out, since their verification failed: s2" in notes
+    assert "no run" in str(report.compose(study(three, [bad] * 3))).lower()
+
+
+def test_a_run_that_was_cut_off_does_not_cut_the_mean_of_the_others(tmp_path: Path) -> None:
+    """Oracle: the last step of each curve: 60 of the mean of two, 30 of the third, which is named."""
+    made = [scored(tmp_path / f"s{seed}", 1.0, seed=seed) for seed in range(3)]
+    fake_runs.write_metrics(tmp_path / "s2", fake_runs.lines(30))
+    shown = pictures.loss_figure(study([*made[:2], runs.read(tmp_path / "s2")], [None] * 3)).series
+    ends = {series.name: series.points[-1][0] for series in shown}
+    assert ends == {"s2 (not finished)": 30, "all runs (mean of 2 runs)": 60}
+
+
+def test_what_was_measured_once_has_no_picture(tmp_path: Path) -> None:
+    """Oracle: the score has one value, bits per byte have six; both are in the table."""
+    blocks = report.compose(study([scored(tmp_path / "a", 1.0), scored(tmp_path / "b", 2.0)], [None] * 2))
+    drawn = {block.file for block in blocks if isinstance(block, Picture)}
+    assert "evaluation-bits-per-byte.svg" in drawn
+    assert "evaluation-score.svg" not in drawn
+    assert Paragraph("Measured once, so without a curve: held-out score.") in blocks
+
+
 def test_a_figure_that_is_not_finite_is_not_averaged_away(tmp_path: Path) -> None:
     """Oracle: the count of what was averaged."""
     three = [scored(tmp_path / f"s{seed}", value, seed=seed) for seed, value in enumerate((1.0, 3.0, None))]
     rows = [list(row) for block in report.compose(study(three, [None] * 3)) for row in rows_of(block)]
-    assert ["all runs", "score", "2 of 3", "2.0000", "1.4142"] in [row[:5] for row in rows]
+    assert ["held-out score", "all runs", "2 of 3", "2.0000", "1.4142"] in [row[:5] for row in rows]
 
 
 # pages
@@ -477,7 +508,8 @@ def test_a_browser_asks_for_nothing_else_and_nothing_overflows(tmp_path: Path) -
     of paper; printed, the configs are unfolded."""
     made = [scored(tmp_path / f"a-rather-long-name-of-a-run-{seed}", 1.0, seed=seed) for seed in range(2)]
     page = tmp_path / "report.html"
-    page.write_text(html.render(report.compose(study(made, [None] * 2)), "t"))
+    failed = Status("bad", f"FAILED: other bytes than were signed: /a/{'long/path/' * 9}model.safetensors")
+    page.write_text(html.render(report.compose(study(made, [None, failed])), "t"))
     window = Browser()
     try:
         for width in (1280, 390, 720):

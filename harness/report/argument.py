@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics as plain
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from harness.report import claims as facts
@@ -12,7 +13,7 @@ from harness.report.arms import Arm, seeds_named
 from harness.report.document import Block, Bullets, Heading, Paragraph, Status, Table
 from harness.report.judge import ERROR_RATE, Judged
 from harness.report.measured import Measure, Side
-from harness.report.study import Study
+from harness.report.study import Study, failed
 
 _NAMED = 10
 """Statements that are named with a claim."""
@@ -73,13 +74,16 @@ def _planned(seeds: Sequence[int], variants: Sequence[str]) -> str:
 def uncertainty(study: Study) -> Iterator[Block]:
     """Mean, spread and intervals of every figure in every arm."""
     yield Heading(2, "Uncertainty and seeds")
-    lone = facts.no_spread(study.runs) if len(study.arms) == 1 else None
+    if not study.arms:
+        yield Paragraph("No run has verified, so nothing is averaged.")
+        return
+    lone = facts.no_spread(study.arms[0].runs) if len(study.arms) == 1 else None
     if lone is not None:
         yield Paragraph(lone)
         return
-    rows = [row for arm in study.arms for measure in study.measures for row in _spread(arm, measure)]
+    rows = [row for measure in study.measures for arm in study.arms for row in _spread(arm, measure)]
     yield Table(
-        ["runs", "figure", "seeds", "mean", "standard deviation", "95 % t interval", "95 % bootstrap"],
+        ["figure", "runs", "seeds", "mean", "standard deviation", "95 % t interval", "95 % bootstrap"],
         rows,
     )
     yield Paragraph(
@@ -88,9 +92,22 @@ def uncertainty(study: Study) -> Iterator[Block]:
         "run that finished; one with a suite in parentheses is of signed evaluations of the last step, which "
         "are listed with their digests under Evaluations of checkpoints."
     )
-    absent = [text for measure in study.measures for arm in study.arms for text in _absent(arm, measure)]
-    if absent:
-        yield Bullets(absent)
+    notes = [*_uncounted(study)]
+    notes += [text for measure in study.measures for arm in study.arms for text in _absent(arm, measure)]
+    if notes:
+        yield Bullets(notes)
+
+
+def _uncounted(study: Study) -> Iterator[str]:
+    """Runs that are in no number above."""
+    bad = [run.name for run, each in zip(study.runs, study.verdicts, strict=True) if failed(each)]
+    if bad:
+        yield f"left out, since their verification failed: {', '.join(bad)}"
+    for arm in study.arms:
+        seeds = Counter(facts.seed(run) for run in arm.runs)
+        twice = [seed for seed, count in seeds.items() if count > 1]
+        if twice:
+            yield f"{arm.label}: several runs of {seeds_named(twice)}; of each the last one counts"
 
 
 def _absent(arm: Arm, measure: Measure) -> Iterator[str]:
@@ -111,12 +128,12 @@ def _spread(arm: Arm, measure: Measure) -> Iterator[list[str]]:
     whole = len(values) == len(arm.runs)
     count = str(len(values)) if whole else f"{len(values)} of {len(arm.runs)}"
     if len(values) == 1:
-        yield [arm.label, measure.label, count, decimal(mean), "—", "—", "—"]
+        yield [measure.label, arm.label, count, decimal(mean), "—", "—", "—"]
         return
     resampled = statistics.bootstrap_interval(values)
     yield [
-        arm.label,
         measure.label,
+        arm.label,
         count,
         decimal(mean),
         decimal(plain.stdev(values)),
@@ -131,7 +148,7 @@ def comparison(study: Study) -> Iterator[Block]:
         return
     baseline, *others = study.arms
     pairs = [
-        (measure, measure.side(arm), measure.side(baseline)) for arm in others for measure in study.measures
+        (measure, measure.side(arm), measure.side(baseline)) for measure in study.measures for arm in others
     ]
     rows = [row for pair in pairs for row in _compared(*pair)]
     yield Heading(2, "Comparison with the baseline")
@@ -145,8 +162,8 @@ def comparison(study: Study) -> Iterator[Block]:
             yield Bullets(refused)
         return
     head = [
-        "runs",
         "figure",
+        "runs",
         "difference",
         "95 % interval",
         "paired by seed",
@@ -179,8 +196,8 @@ def _compared(measure: Measure, side: Side, baseline: Side) -> Iterator[list[str
         return
     needed = statistics.seeds_needed(found.difference, found.deviation, paired=found.paired)
     yield [
-        side.arm.label,
         measure.label,
+        side.arm.label,
         f"{found.difference:+.4g}",
         str(found.interval),
         "yes" if found.paired else "no",
@@ -259,9 +276,8 @@ def observations(study: Study) -> Iterator[Block]:
     """What the curves show, in numbers: where figures ended, and where a run was better before its end."""
     noted = []
     for measure in study.measures:
-        finite = sorted(
-            (value, run.name) for run in study.runs if (value := measure.of(run).value) is not None
-        )
+        found = [each for arm in study.arms for each in measure.side(arm).found]
+        finite = sorted((each.value, each.run.name) for each in found if each.value is not None)
         if len(finite) > 1:
             (low, first), (high, second) = finite[0], finite[-1]
             noted.append(f"{measure.label} ended between {low:.4g} ({first}) and {high:.4g} ({second})")

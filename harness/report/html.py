@@ -28,6 +28,7 @@ _STYLE = """
 body{margin:0;background:var(--back);color:var(--text);
 font:15px/1.55 system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
 main{max-width:860px;margin:0 auto;padding:32px 24px 64px}
+p,li{overflow-wrap:anywhere}
 h1{font-size:26px;margin:0 0 12px}
 h2{font-size:19px;margin:36px 0 12px;padding-bottom:6px;border-bottom:1px solid var(--line)}
 h3{font-size:16px;margin:24px 0 8px}
@@ -35,6 +36,7 @@ h3{font-size:16px;margin:24px 0 8px}
 table{border-collapse:collapse;font-size:13.5px;min-width:50%}
 th,td{padding:5px 14px 5px 0;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 th{color:var(--soft);font-weight:600}
+.short{white-space:nowrap}
 .number{text-align:right;font-variant-numeric:tabular-nums}
 code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:.9em}
 code{background:var(--panel);padding:1px 4px;border-radius:4px;overflow-wrap:anywhere}
@@ -94,12 +96,21 @@ def _block(block: Block) -> str:
             return _table(block)
 
 
+_SHORT = 20
+"""Letters of a cell that stays in one line: the name of a run, an interval."""
+
+
+def _cell(cell: str, right: bool) -> str:
+    kind = "number" if right else "short" if len(cell) <= _SHORT and not isinstance(cell, Link) else ""
+    return f'<td class="{kind}">{text(cell)}</td>' if kind else f"<td>{text(cell)}</td>"
+
+
 def _table(table: Table) -> str:
     classes = [' class="number"' if right else "" for right in right_aligned(table)]
     head = "".join(f"<th{kind}>{text(cell)}</th>" for kind, cell in zip(classes, table.head, strict=True))
     rows = "".join(
         "<tr>"
-        + "".join(f"<td{kind}>{text(cell)}</td>" for kind, cell in zip(classes, row, strict=True))
+        + "".join(_cell(cell, right) for cell, right in zip(row, right_aligned(table), strict=True))
         + "</tr>"
         for row in table.rows
     )

@@ -139,7 +139,7 @@ def measures(runs: Sequence[Run]) -> list[Measure]:
         for label, known in questions.items()
         for metric, asked in known
     ]
-    return [*(Measure(name, name) for name in (TRAINING, *names)), *signed]
+    return [Measure(TRAINING, TRAINING), *(Measure(name, f"held-out {name}") for name in names), *signed]
 
 
 def _misses(there: Sequence[Mapping[str, str]], wanted: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -24,7 +24,7 @@ _SMOOTHED_SHARE = 50
 def loss_figure(study: Study) -> Figure:
     """Training loss: of a run with its evaluations, or of each arm as a mean with the band of its seeds."""
     if _repeated(study):
-        return _banded("Loss", "loss", [(arm, [run.curve("loss") for run in arm.runs]) for arm in study.arms])
+        return _banded("Loss", "loss", study.arms, lambda run: run.curve("loss"))
     runs = study.runs
     curves: list[Series] = []
     for index, run in enumerate(runs):
@@ -45,9 +45,21 @@ def _repeated(study: Study) -> bool:
     return any(len(arm.runs) > 1 for arm in study.arms)
 
 
-def _banded(title: str, words: str, arms: Sequence[tuple[Arm, Sequence[Sequence[Point]]]]) -> Figure:
+def _banded(
+    title: str, words: str, arms: Sequence[Arm], curve_of: Callable[[Run], tuple[Point, ...]]
+) -> Figure:
+    """Means over the runs that finished; one that did not would cut them off, and has a line of its own."""
     series, bands = [], []
-    for index, (arm, curves) in enumerate(arms):
+    for index, arm in enumerate(arms):
+        whole = [run for run in arm.runs if claims.ending(run).kind == "good"] or list(arm.runs)
+        series += [
+            Series(f"{run.name} (not finished)", curve_of(run), index, faint=True)
+            for run in arm.runs
+            if run not in whole and curve_of(run)
+        ]
+        curves = [curve_of(run) for run in whole]
+        if not all(curves):
+            continue
         window = max(1, max(map(len, curves)) // _SMOOTHED_SHARE)
         smooth = [dict(figure.trailing_mean(curve, window)) for curve in curves]
         common = sorted(set(smooth[0]).intersection(*smooth[1:]))
@@ -77,9 +89,15 @@ def pictures(study: Study) -> Iterator[Block]:
         yield Paragraph("No step has been recorded, so there are no curves.")
         return
     yield _picture(loss_figure(study), "loss.svg")
-    for name in dict.fromkeys(name for run in runs for name in run.evaluation_names):
-        if name != "loss" or len(runs) > 1:
+    names = list(dict.fromkeys(name for run in runs for name in run.evaluation_names))
+    # A single run's held-out loss is in the picture of its loss.
+    names = [name for name in names if name != "loss" or len(runs) > 1]
+    once = [name for name in names if all(len(run.evaluation(name)) < 2 for run in runs)]
+    for name in names:
+        if name not in once:
             yield _picture(_evaluation_figure(study, name), f"evaluation-{_slug(name)}.svg")
+    if once:
+        yield Paragraph(f"Measured once, so without a curve: held-out {', '.join(once)}.")
     yield _picture(_rate_figure(study), "throughput.svg")
 
 
@@ -95,9 +113,7 @@ def _picture(drawn: Figure, file: str) -> Picture:
 def _evaluation_figure(study: Study, name: str) -> Figure:
     words = name.replace("_", " ")
     if _repeated(study):
-        arms = [(arm, [run.evaluation(name) for run in arm.runs]) for arm in study.arms]
-        known = [(arm, curves) for arm, curves in arms if all(curves)]
-        return _banded(f"Held-out {words}", words, known)
+        return _banded(f"Held-out {words}", words, study.arms, lambda run: run.evaluation(name))
     runs = study.runs
     curves = tuple(
         Series(_label(run, runs), run.evaluation(name), index, dots=True)
@@ -111,8 +127,8 @@ def _rate_figure(study: Study) -> Figure:
     runs, unit = study.runs, study.runs[0].unit
     words = f"{unit}s per second"
     if _repeated(study):
-        arms = [(arm, [run.curve(f"{unit}s_per_s") for run in arm.runs]) for arm in study.arms]
-        return replace(_banded("Throughput", words, arms), from_zero=True)
+        made = _banded("Throughput", words, study.arms, lambda run: run.curve(f"{unit}s_per_s"))
+        return replace(made, from_zero=True)
     curves = tuple(
         Series(_label(run, runs), run.curve(f"{run.unit}s_per_s"), index) for index, run in enumerate(runs)
     )

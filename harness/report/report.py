@@ -325,9 +325,9 @@ def _incidents(run: Run) -> list[Block]:
 def _variations(study: Study, run: Run) -> list[Block]:
     tiers = next(each for one, each in zip(study.runs, study.tiers, strict=True) if one is run)
     kind: Literal["good", "bad", "open"] = "bad" if tiers.contradicted else "good" if tiers.told else "open"
-    told = [f"{label}: {text}" if label else text.removeprefix("- ") for label, text in tier_lines(tiers)]
+    told = [f"{label} {text}" if label else text.removeprefix("- ") for label, text in tier_lines(tiers)]
     return [
-        Status(kind, f"repeatability, {told[0]}"),
+        Status(kind, f"repeatability: {told[0]}"),
         *([Bullets(told[1:])] if told[1:] else []),
         Heading(4, "Reasons"),
         Bullets(claims.could_vary(run, tiers)),

@@ -38,6 +38,7 @@ class Study:
     verdicts: tuple[Status | None, ...]
     """What a verification said of each run; None when there was none."""
     arms: tuple[Arm, ...]
+    """Of the runs whose verification, if there was one, has not failed: what was changed is no sample."""
     measures: tuple[Measure, ...]
     """What the arms are compared by."""
     claims: Claims | None
@@ -67,6 +68,11 @@ class Study:
         return [(run, each) for run in self.runs for each in run.evaluated]
 
 
+def failed(verdict: Status | None) -> bool:
+    """Whether a verification found a run to be bad."""
+    return verdict is not None and verdict.kind == "bad"
+
+
 def study(
     runs: Sequence[Run],
     verdicts: Sequence[Status | None],
@@ -90,7 +96,7 @@ def study(
     return Study(
         tuple(runs),
         tuple(verdicts),
-        tuple(group(runs)),
+        tuple(group([run for run, verdict in zip(runs, verdicts, strict=True) if not failed(verdict)])),
         tuple(measured.measures(runs)),
         claims,
         tuple(judged),
