@@ -31,7 +31,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from harness import store_url
+from harness import store_url, timestamp_url
 
 Effect = Literal["operational", "same-data", "another-run"]
 
@@ -309,6 +309,13 @@ def _store_url(value: Any) -> Any:
     return value
 
 
+def _timestamp_url(value: Any) -> Any:
+    if isinstance(value, str) and not timestamp_url.is_valid(value):
+        raise ValueError(f"must be {timestamp_url.FORM}")
+    return value
+
+
+TimestampUrl = Annotated[StrictStr, BeforeValidator(_timestamp_url)]
 StoreUrl = Annotated[StrictStr, BeforeValidator(_store_url)]
 
 
@@ -384,6 +391,12 @@ class Signing(Section):
     private key ssh-agent holds, or a file with `pkcs11:` URIs of keys in a token, relative to the working
     directory; when null, $HARNESS_SIGNING_KEY, else the key of the user's config folder, made at first
     use."""
+    timestamp: TimestampUrl | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """URL of a time-stamping authority (RFC 3161), asked after each checkpoint for a timestamp of the log's
+    head, beside the training. A head without an answer is said; the timestamp of the next one covers its
+    records too. Null asks nobody."""
+    timestamp_timeout: Positive = Field(default=10, json_schema_extra=OPERATIONAL)
+    """Seconds that an answer of `signing.timestamp` may take, and that the end of a launch waits for it."""
 
 
 class Track(Section):

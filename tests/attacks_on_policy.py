@@ -95,7 +95,7 @@ def a_checkpoint_is_added_after_the_key_was_revoked_and_stated_as_older(scene: S
     _seen(scene, 2, "2026-11-24T00:00:00Z")
 
 
-@attack("no kept head shows that maker signed before 2026-12-01T00:00:00Z")
+@attack("neither a kept head nor a timestamp shows that maker signed before 2026-12-01T00:00:00Z")
 def a_signature_whose_time_must_be_proven_is_not(scene: Scene) -> None:
     (own,) = scene.policy.identities
     limited = dataclasses.replace(own, name="maker", valid_until="2026-12-01T00:00:00Z", proven=True)

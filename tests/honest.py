@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import later_facts
 import rotated
 import run_folder
 from attack import MODEL, Scene, payload_of, signed, trusted
+from attacks_on_timestamps import AFTER, REVOKED, required, revoked, stamped
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from run_folder import SampleRun
@@ -319,6 +321,63 @@ def a_checkpoint_with_a_logged_statement_is_pruned(scene: Scene) -> None:
     opened = opening.open_checkpoint(scene.checkpoint(10), scene.policy)
     attest.add(opened, later.SVR, later_facts.svr(), scene.signer)
     run_folder.prune(scene.checkpoint(10))
+
+
+# Timestamps.
+
+
+@honest
+def every_head_is_timestamped_as_the_policy_requires(scene: Scene) -> None:
+    for size in (1, 2, 3):
+        stamped(scene, size)
+    required(scene)
+
+
+@honest
+def a_later_timestamp_covers_what_an_authority_that_was_down_has_not(scene: Scene) -> None:
+    stamped(scene, 3, AFTER)
+    required(scene)
+
+
+@honest
+def a_statement_is_added_after_the_last_timestamp_that_is_required(scene: Scene) -> None:
+    opened = opening.open_checkpoint(scene.checkpoint(20), scene.policy)
+    stamped(scene)
+    attest.add(opened, later.SVR, later_facts.svr(), scene.signer)
+    required(scene)
+
+
+@honest
+def a_key_is_revoked_and_a_timestamp_is_older(scene: Scene) -> None:
+    stamped(scene)
+    revoked(scene)
+
+
+@honest
+def a_key_is_revoked_and_a_checkpoint_is_verified_in_its_run(scene: Scene) -> None:
+    stamped(scene)
+    revoked(scene)
+    scene.target = scene.checkpoint(20)
+
+
+@honest
+def a_key_is_handed_over_and_its_revocation_is_younger_than_a_timestamp(scene: Scene) -> None:
+    _handed_over_twice(scene)
+    stamped(scene, 2)
+    revoked(scene)
+
+
+@honest
+def a_signature_whose_time_must_be_proven_has_an_older_timestamp(scene: Scene) -> None:
+    (own,) = scene.policy.identities
+    scene.trust(identities=(replace(own, valid_until=REVOKED, proven=True),))
+    stamped(scene)
+
+
+@honest
+def the_policy_names_no_authority_and_timestamps_are_there(scene: Scene) -> None:
+    stamped(scene, 3).write_bytes(b"whatever")
+    scene.trust(authorities=())
 
 
 # More than one run.

@@ -20,6 +20,7 @@ import attacks_on_log
 import attacks_on_policy
 import attacks_on_rotation
 import attacks_on_statements
+import attacks_on_timestamps
 import pytest
 import run_folder
 from attack import ATTACKS, Scene, flip, judge, trusted
@@ -40,6 +41,7 @@ MODULES = (
     attacks_on_later,
     attacks_on_policy,
     attacks_on_rotation,
+    attacks_on_timestamps,
 )
 
 

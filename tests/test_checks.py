@@ -19,6 +19,7 @@ import pytest
 import rotated
 import run_folder
 from attack import Scene, flip, signed, trusted
+from attacks_on_timestamps import stamped, stranger
 from jsonschema import Draft202012Validator
 from run_folder import SampleRun
 
@@ -286,6 +287,11 @@ def a_file_in_the_log(scene: Scene) -> None:
 def a_kept_head_of_a_longer_log(scene: Scene) -> None:
     book = log.read_claimed(scene.root / "log")
     scene.trust(log_heads=(Kept(Head(99, bytes(32), book.head.origin), "the head in x"),))
+
+
+@breaks("timestamp")
+def a_timestamp_of_an_unknown_authority(scene: Scene) -> None:
+    stamped(scene, 1, by=stranger())
 
 
 @breaks("metrics")

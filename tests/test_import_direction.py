@@ -26,6 +26,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "terminal",
             "strict_yaml",
             "store_url",
+            "timestamp_url",
             "settings",
             "privacy",
             "config",
@@ -56,7 +57,18 @@ CONFIG_UNITS = frozenset({"config", "settings"})
 """What imports pydantic."""
 
 WITHOUT_PYDANTIC = frozenset(
-    {"format", "provenance", "audit", "stores", "report", "terminal", "errors", "strict_yaml", "store_url"}
+    {
+        "format",
+        "provenance",
+        "audit",
+        "stores",
+        "report",
+        "terminal",
+        "errors",
+        "strict_yaml",
+        "store_url",
+        "timestamp_url",
+    }
 )
 """On the path of `harness verify`, which starts in under 0.4 s."""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.audit import stamps
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files, layout
 from harness.format.layout import RunFolder
@@ -97,11 +98,13 @@ def _claims(folder: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _moments(folder: Path, policy: Policy) -> list[tuple[int, str]]:
-    """(size, moment) of the kept heads that show when the log's records were there."""
-    if not any(each.seen for each in policy.log_heads):
+    """(size, moment) of the kept and timestamped heads that show when the log's records were there."""
+    if not policy.authorities and not any(each.seen for each in policy.log_heads):
         return []
     try:
-        return heads.seen_before(log.read_claimed(folder), policy.log_heads)
+        book = log.read_claimed(folder)
+        stamped = stamps.good(folder, book, policy)
+        return [*heads.seen_before(book, policy.log_heads), *((each.size, each.moment) for each in stamped)]
     except (EvidenceIncomplete, VerificationFailed):
         return []
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from harness import timestamp_url
 from harness.audit import handover
 from harness.errors import UsageError, storage_fault
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import heads, log, witness
+from harness.provenance import heads, log, timestamp, timestamp_client, witness
 from harness.provenance.findings import Findings
 from harness.provenance.heads import Kept
 from harness.provenance.keys import Signer
@@ -24,6 +25,8 @@ class Taken:
     """A log and the signed note of its head."""
 
     book: Log
+    folder: Path
+    """Of the log."""
     note: bytes
     signed: bool
     """Whether a key that the caller accepts has signed the note."""
@@ -44,10 +47,24 @@ def take(root: Path, policy: Policy | None) -> Taken:
     folder = RunFolder(root).log
     note = files.read_limited(folder / log.HEAD, log.NOTE_LIMIT)
     if policy is None:
-        return Taken(log.read_under(folder, log.claimed(note, where=str(folder / log.HEAD))), note, False)
+        head = log.claimed(note, where=str(folder / log.HEAD))
+        return Taken(log.read_under(folder, head), folder, note, False)
     keys = handover.trust(root, policy).policy.statement_keys
     head = log.open_note(note, keys, where=str(folder / log.HEAD))
-    return Taken(log.read_under(folder, head), note, True)
+    return Taken(log.read_under(folder, head), folder, note, True)
+
+
+def stamp(taken: Taken, url: str) -> Path:
+    """Have the authority at ``url`` timestamp the head, unless it is; returns the file in the log folder.
+
+    Raises `UsageError` for what is no such URL, `EnvironmentFault` when there is no good answer.
+    """
+    if not timestamp_url.is_valid(url):
+        raise UsageError(f"{url!r} is no {timestamp_url.FORM}", where="--timestamp")
+    path = taken.folder / timestamp.path_of(taken.head.size)
+    if not os.path.lexists(path):  # an older timestamp proves more
+        timestamp_client.write(taken.folder, taken.head, url)
+    return path
 
 
 def cosign(taken: Taken, out: Path, signer: Signer, name: str, now: datetime) -> Taken:

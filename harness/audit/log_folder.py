@@ -1,6 +1,7 @@
 """What lies in a run's log folder: nothing that the signed head does not account for.
 
 - the head, and the tiles of a log of its size (`harness.provenance.log.read` has checked those)
+- a timestamp of a head that the log has or had, by its name (`harness.audit.stamps` looks into it)
 - a partial tile that a newer one has replaced: the newer one begins with it
 - what an append that was cut off has left beyond the head or under a temporary name: told, since a crash
   leaves that behind, and no reader looks at it
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout
-from harness.provenance import log, tiles
+from harness.provenance import log, tiles, timestamp
 from harness.provenance.checks import Check
 from harness.provenance.findings import Findings
 from harness.provenance.log import Log
@@ -41,6 +42,10 @@ def check(folder: Path, book: Log, findings: Findings) -> None:
         if os.path.basename(path).startswith(layout.TEMPORARY):
             findings.note(f"not checked: log/{path} (an append that was cut off)")
             continue
+        size = timestamp.size_of(path)
+        if size is not None:
+            _fits(folder, path, size, book.head.size, findings)
+            continue
         expected = _expected(path, book.records, hashes)
         if expected is None:
             findings.bad(CHECK, f"is no file of a log of {book.head.size} records", str(folder / path))
@@ -50,6 +55,16 @@ def check(folder: Path, book: Log, findings: Findings) -> None:
             _compare(folder / path, expected, findings)
     if len(findings.failed) == before:
         findings.passed.append(CHECK)
+
+
+def _fits(folder: Path, path: str, stamped: int, size: int, findings: Findings) -> None:
+    """A timestamp is of no more records than the log has; a job may have entered some meanwhile."""
+    if stamped <= size:
+        return
+    head = folder / log.HEAD
+    if stamped > log.claimed_size(files.read_limited(head, log.NOTE_LIMIT), where=str(head)):
+        what = f"is a timestamp of {stamped} records, and the log has {size}: it was rolled back"
+        findings.bad(CHECK, what, str(folder / path), "get the newest state of the run from its maker")
 
 
 def _walk(folder: Path, findings: Findings) -> Iterator[str]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.audit import handover, payload
+from harness.audit.seen import beside
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout, safetensors_header
 from harness.format.manifest import FileEntry, Manifest
@@ -87,7 +88,8 @@ def open_checkpoint(folder: Path, policy: Policy) -> OpenedCheckpoint:
     checkpoint's payload, too), `EnvironmentFault` for a disk that cannot be read.
     """
     findings = Findings()
-    opened = examine_folder(folder, handover.trust(folder, policy).policy, findings)
+    trusted = handover.trust(folder, policy).policy
+    opened = examine_folder(folder, trusted, findings, beside(folder, trusted))
     findings.raise_first()
     if opened is None:
         raise VerificationFailed("could not be examined", where=str(folder))
@@ -114,7 +116,7 @@ def examine_folder(
 ) -> OpenedCheckpoint | None:
     """Collect every failure in ``folder`` but those of payload bytes; None for a story that is not authentic.
 
-    ``seen``: hex sha256 of a bundle → the moment at which a kept log head shows that it was there.
+    ``seen``: hex sha256 of a bundle → the moment at which a kept or timestamped log head shows it there.
     ``known``: hex sha256 of a statement's bundle → checkpoint id, of what was verified before.
 
     Raises `EnvironmentFault` for a disk that cannot be read.

@@ -18,6 +18,7 @@ from harness.provenance.schema import (
     HEX64,
     NATURAL,
     NULL,
+    TIME,
     Schema,
     closed,
     either,
@@ -47,7 +48,9 @@ _CHECKPOINT = closed(
     signers=_TEXTS,
     key_id=HEX64,
     bytes=NATURAL,
+    shown_at=either(TIME, NULL),
 )
+_STAMP = closed(size=NATURAL, moment=TIME, authority=_TEXT)
 _TIER = closed(
     tier={"enum": list(TITLES)},
     means=_TEXT,
@@ -65,6 +68,7 @@ REPORT = closed(
     checks=mapping(NATURAL),
     notes=_TEXTS,
     checkpoints=listing(_CHECKPOINT),
+    timestamps=listing(_STAMP),
     repeatability=closed(verdict=_TEXT, tiers=listing(_TIER), contradicted_by=_TEXTS),
     since=either(closed(size=NATURAL, root=HEX64, continued=FLAG, not_hashed=_TEXTS), NULL),
     bytes_hashed=NATURAL,

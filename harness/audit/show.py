@@ -47,6 +47,7 @@ def document(story: Story, newest_of: str | None) -> dict[str, Any]:
         "signers": list(story.signers),
         "key_id": story.key_id,
         "payload_hashed": False,
+        "shown_at": story.shown_at,
         "could_vary": could_vary(story),
         "repeatability": repeatability(story),
         "predicate": statement.predicate,
@@ -198,6 +199,8 @@ def _result(story: Story) -> Iterator[Line]:
     yield "metrics", (", ".join(values) or "none") + ("" if facts["outcome"] == "ok" else "  NON-FINITE")
     size = "no record" if seen is None else _count(seen["size"], "record")
     yield "created", f"{facts['created']} by the signer's clock; the log had {size}"
+    if story.shown_at is not None:
+        yield "there", f"at {story.shown_at} at the latest, as a kept or timestamped head of the log shows"
 
 
 def _ledger_summary(summary: Mapping[str, Any] | None) -> str:

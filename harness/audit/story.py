@@ -7,10 +7,11 @@ Nothing here hashes payload; `harness verify` does. A reader must say which of t
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.audit import handover, opening
+from harness.audit import handover, opening, seen
 from harness.audit.opening import OpenedCheckpoint
 from harness.errors import EvidenceIncomplete, VerificationFailed, visible
 from harness.format import files, layout
@@ -43,6 +44,8 @@ class Story:
     """Of the key that signed; None when no signature was checked."""
     added: tuple[Added, ...] = ()
     """Good statements that were added afterwards; empty when no signature was checked."""
+    shown_at: str | None = None
+    """The earliest moment at which a kept or timestamped head of the run's log shows its statement there."""
 
     @property
     def verified(self) -> bool:
@@ -82,19 +85,25 @@ def read(folder: Path, policy: Policy | None, *, logged: Path | None = None) -> 
     if policy is None:
         return unverified(folder)
     findings = Findings()
-    story = examined(folder, handover.trust(folder, policy, logged=logged).policy, findings)
+    trusted = handover.trust(folder, policy, logged=logged).policy
+    story = examined(folder, trusted, findings, seen.beside(folder, trusted))
     findings.raise_first()
     if story is None:
         raise VerificationFailed("could not be examined", where=str(folder))
     return story
 
 
-def examined(folder: Path, policy: Policy, findings: Findings) -> Story | None:
-    """The story of ``folder`` with every failure in ``findings``; None when it is not authentic."""
-    opened = opening.examine_folder(folder, policy, findings)
+def examined(
+    folder: Path, policy: Policy, findings: Findings, shown: Mapping[str, str] | None = None
+) -> Story | None:
+    """The story of ``folder`` with every failure in ``findings``; None when it is not authentic.
+
+    ``shown``: hex sha256 of a bundle → the moment at which a kept or timestamped head shows it there.
+    """
+    opened = opening.examine_folder(folder, policy, findings, shown)
     if opened is None:
         return None
-    return of(opened)
+    return replace(of(opened), shown_at=(shown or {}).get(opened.bundle_sha256))
 
 
 def of(opened: OpenedCheckpoint) -> Story:

@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ from harness.audit import (
     prepared,
     report_schema,
     run_facts,
+    seen,
+    stamps,
     tier_evidence,
     tier_text,
 )
@@ -35,8 +37,9 @@ from harness.audit import tiers as tier_rules
 from harness.audit.ancestors import entry_of
 from harness.audit.handover import Trust
 from harness.audit.opening import OpenedCheckpoint
+from harness.audit.stamps import Stamped
 from harness.audit.tiers import Evidence, Tiers
-from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
+from harness.errors import UsageError, VerificationFailed
 from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.provenance import freshness, heads, history, log, rotation
@@ -79,6 +82,10 @@ class Report:
     """What says how far a rerun would repeat it."""
     since: Mapping[str, Any] | None = None
     """What an earlier verification covered, so that it was not hashed again."""
+    stamped: Sequence[Stamped] = ()
+    """The timestamps of the log that are good under the policy."""
+    shown: Mapping[str, str] = field(default_factory=dict)
+    """Hex sha256 of a bundle → the earliest moment at which a kept or timestamped head shows it there."""
 
     @property
     def tiers(self) -> Tiers:
@@ -109,7 +116,8 @@ class Report:
             ],
             "checks": dict(self.passed),
             "notes": list(self.notes),
-            "checkpoints": [_summary(each) for each in self.checkpoints],
+            "checkpoints": [_summary(each, self.shown) for each in self.checkpoints],
+            "timestamps": [each.document() for each in self.stamped],
             "repeatability": tier_text.document(self.tiers),
             "since": self.since,
             "bytes_hashed": self.bytes_hashed,
@@ -202,7 +210,8 @@ def verify_checkpoint(
     started = time.perf_counter()
     findings = Findings()
     policy = _trust(folder, policy, findings).policy
-    opened = opening.examine_folder(folder, policy, findings)
+    shown = seen.beside(folder, policy)
+    opened = opening.examine_folder(folder, policy, findings, shown)
     hashed = 0 if opened is None else _hash_payload([opened], findings, quiet)
     if opened is not None and opened.kind == "pruned":
         findings.missing("payload", opening.pruned(folder).what, str(folder), "choose a newer checkpoint")
@@ -213,7 +222,8 @@ def verify_checkpoint(
     times = [] if opened is None else [str(opened.statement.predicate["created"])]
     freshness.check(policy, times, findings, str(folder))
     findings.note("lineage and log: not checked (they belong to the run folder)")
-    return _report(folder, "checkpoint", findings, [] if opened is None else [opened], hashed, started)
+    report = _report(folder, "checkpoint", findings, [] if opened is None else [opened], hashed, started)
+    return replace(report, shown=shown)
 
 
 def _trust(path: Path, policy: Policy, findings: Findings) -> Trust:
@@ -233,9 +243,10 @@ def _trust(path: Path, policy: Policy, findings: Findings) -> Trust:
 def _miss_log(policy: Policy, findings: Findings, kind: str, folder: Path) -> None:
     """What asks for a log cannot be answered without one."""
     remedy = "verify the run folder"
-    if policies.LOG in policy.required:
-        what = f"the policy requires the log, and {kind} alone has none"
-        findings.missing("required", what, str(folder), remedy)
+    for wanted, told in ((policies.LOG, "the log"), (policies.TIMESTAMP, "timestamps")):
+        if wanted in policy.required:
+            what = f"the policy requires {told}, and {kind} alone has none"
+            findings.missing("required", what, str(folder), remedy)
     for each in policy.log_heads:
         what = f"{each.source} is to be continued by a log, and {kind} alone has none"
         findings.missing(heads.CHECK, what, str(folder), remedy)
@@ -266,15 +277,15 @@ def verify_run(
             what = "the policy wants a head that witnesses have cosigned, and none is kept"
             findings.missing(heads.CHECK, what, str(root), "give it: --head FILE, or log_head in the policy")
         findings.all_of("file set", _links(run))
-        seen, moments = _seen(run, policy, findings)
+        shown = seen.look(run.log, policy, findings)
         folders = _folders(run, findings)
         earlier = incremental.known(run.log, since)
-        opened = many.examine(folders, policy, findings, seen, earlier, quiet=quiet)
+        opened = many.examine(folders, policy, findings, shown.bundles, earlier, quiet=quiet)
         known = [each for each in opened if each is not None]
         entries = history.in_order([entry_of(each) for each in known if each.kind != "nonfinite"])
         # Which payload is hashed depends on the log; its findings come after those of the payload.
         later = Findings()
-        signing = _entitled(policy.as_of(min(moments, default=None)), entries, trust.rotations)
+        signing = _entitled(policy.as_of(shown.whole), entries, trust.rotations)
         book, continued = _read_log(run, signing, later)
         covered = incremental.covered(known, book, since) if continued else []
         told = {id(each) for each in covered}
@@ -285,20 +296,27 @@ def verify_run(
         history.check_lineage(entries, findings)
         findings.extend(later)
         _check_log(run, known, entries, book, trust.rotations, findings)
+        if book is not None:
+            stamps.require(book, shown.stamped, policy, findings, str(run.log))
         _check_starts(entries, beside, policy, findings)
         run_facts.check_metrics(run, entries, findings, None if keep is None else keep.lines.append)
         config = run_facts.check_config(run, entries, findings)
         if keep is not None:
             keep.config = config
         times = [str(entry.statement.predicate["created"]) for entry in entries]
-        freshness.check(policy, [*times, *moments], findings, str(root))
+        freshness.check(policy, [*times, *shown.kept], findings, str(root))
     except OSError as error:
         raise files.unreadable(error, str(error.filename or root)) from error
     if not opened:
         findings.missing("checkpoints", "the run holds no checkpoint", str(root))
     _tell_unsigned(root, findings)
     report = _report(root, "run", findings, known, hashed, started)
-    return replace(report, since=incremental.document(since, covered, continued))
+    return replace(
+        report,
+        since=incremental.document(since, covered, continued),
+        stamped=tuple(shown.stamped),
+        shown=shown.bundles,
+    )
 
 
 def _links(run: RunFolder) -> Iterator[tuple[str, str]]:
@@ -426,28 +444,13 @@ def _entitled(policy: Policy, entries: Sequence[Entry], rotations: Sequence[Rota
     return policy.within(newest.run_id, newest.run_name, created, policies.LOG)
 
 
-def _seen(run: RunFolder, policy: Policy, findings: Findings) -> tuple[Mapping[str, str], list[str]]:
-    """When kept heads show each logged bundle to have been there, and the log to have been what it is now."""
-    if not any(each.seen for each in policy.log_heads):
-        return {}, []
-    try:
-        book = log.read_claimed(run.log)
-        proven = history.first_seen(book, policy.log_heads)
-    except (VerificationFailed, EvidenceIncomplete):
-        return {}, []  # a log that cannot be read proves nothing, and is a finding where it is checked
-    moments = heads.seen_before(book, policy.log_heads)
-    for size, moment in moments:
-        findings.note(f"a kept head shows that the first {size} records were there at {moment}")
-    return proven, [moment for size, moment in moments if size == book.head.size]
-
-
 def _read_log(run: RunFolder, policy: Policy, findings: Findings) -> tuple[log.Log | None, bool]:
     """The run's log, and whether it continues every head that was kept of it."""
     book = findings.attempt("log", log.read, run.log, policy.statement_keys)
     return book, book is not None and heads.check(book, policy.log_heads, findings, str(run.log))
 
 
-def _summary(opened: OpenedCheckpoint) -> dict[str, Any]:
+def _summary(opened: OpenedCheckpoint, shown: Mapping[str, str]) -> dict[str, Any]:
     statement = opened.statement
     return {
         "name": os.path.basename(opened.folder),
@@ -459,4 +462,5 @@ def _summary(opened: OpenedCheckpoint) -> dict[str, Any]:
         "signers": list(opened.signers),
         "key_id": opened.signer,
         "bytes": opened.size,
+        "shown_at": shown.get(opened.bundle_sha256),
     }

@@ -25,15 +25,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.audit import story
+from harness.audit import stamps, story
 from harness.checkpoint.snapshot import FileImage
-from harness.errors import EvidenceIncomplete, VerificationFailed
+from harness.errors import EvidenceIncomplete, HarnessError, VerificationFailed
 from harness.format import files as durable
 from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest
 from harness.format.metrics_line import step_of
-from harness.provenance import log, tiles
+from harness.provenance import log, tiles, timestamp
 from harness.stores.client import PIECE, ObjectExistsError, ObjectStore, pieces_of
 from harness.stores.contents import Contents
 from harness.stores.fetch import SMALL_FILES
@@ -130,8 +130,17 @@ class Mirror:
             if folder.name.removeprefix(layout.PRUNED) not in known:
                 self._send_statements(folder, folder.name)
         self._send_log()
+        self._send_timestamps()
         self._send_small()
         self._rotate()
+
+    def add_timestamps(self) -> None:
+        """Send the timestamps that came after the last `sync`; a store that fails is told, since the next
+        launch sends them."""
+        try:
+            self._send_timestamps()
+        except HarnessError as error:
+            self.warn(f"the newest timestamp is not in the store yet: {error}")
 
     def send(self, folder: Path, name: str) -> None:
         """Make the checkpoint in ``folder`` whole in the store, as ``name``; its manifest comes last.
@@ -273,6 +282,12 @@ class Mirror:
             lambda: self.store.create(_HEAD, note) if tag is None else self.store.replace(_HEAD, note, tag),
         )
         self._small[_HEAD] = note
+
+    def _send_timestamps(self) -> None:
+        for size in stamps.sizes(self.run.log):
+            path = f"{layout.LOG}/{timestamp.path_of(size)}"
+            if path not in self._objects:
+                self._put(path, durable.read_limited(self.run.root / path, timestamp.LIMIT))
 
     def _send_small(self) -> None:
         for name in SMALL_FILES:

@@ -3,7 +3,8 @@
 The head is a C2SP signed note of three lines: the log's name, its number of records, the root of its tree.
 `harness verify RUN --head FILE` then finds out a run that was rolled back or rewritten. Without --out the
 note is printed as it is, for a pipe. An existing FILE is replaced only when the log continues its head.
---cosign adds the signature of a witness (C2SP cosignature/v1), which policies can ask for.
+--cosign adds the signature of a witness (C2SP cosignature/v1), which policies can ask for. --timestamp asks a
+time-stamping authority (RFC 3161) when the head was there, and puts its answer into the run's log folder.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to keep it in (default: stdout)")
     parser.add_argument("--cosign", type=Path, metavar="KEY", help="as a witness: FILE is continued")
     parser.add_argument("--name", metavar="NAME", help="of the witness (default: the key file's)")
+    parser.add_argument("--timestamp", metavar="URL", help="of a time-stamping authority, to ask it")
     add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read the log, check it, write its head."""
     taken = kept_head.take(arguments.run, trusted(arguments))
+    stamped = None if arguments.timestamp is None else kept_head.stamp(taken, arguments.timestamp)
     if arguments.cosign is not None:
         if arguments.out is None:
             raise UsageError(
@@ -48,6 +51,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         "root": taken.head.root.hex(),
         "note": taken.note.decode(),
         "signature": "verified" if taken.signed else "not checked",
+        "timestamp": None if stamped is None else str(stamped),
         "out": None if arguments.out is None else str(arguments.out),
         "replaced": None if before is None else {"size": before.size, "root": before.root.hex()},
     }
@@ -59,6 +63,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
         f"  log        {taken.head.origin}, {taken.head.size} records, root {taken.head.root.hex()}",
         f"  signature  {signature}; records and tiles agree with it",
         f"  before     {_before(before)}",
+        *([] if stamped is None else [f"  timestamp  {stamped}"]),
         f"  use        harness verify {arguments.run} --head {arguments.out}",
     ]
     return Outcome(document, "\n".join(lines))

@@ -53,6 +53,7 @@ Check = Literal[
     "log",
     "log files",
     "log head",
+    "timestamp",
     "metrics",
     "run.yaml",
     "freshness",
@@ -71,6 +72,7 @@ _ASK = "do not use it; ask its maker, who has signed what cannot be true togethe
 _KEY = "check that the key or the policy is its maker's; if it is, get the folder from its maker again"
 _MAY = "have it signed by somebody whom the policy allows to, or change the policy"
 _HISTORY = "get the whole run from its maker; a kept log head (--head) tells which of two histories is old"
+_STAMP = "it proves no time; get the log folder from its maker again, or ask which authority made it"
 
 REMEDIES: Mapping[Check, Remedies] = MappingProxyType(
     {
@@ -105,6 +107,7 @@ REMEDIES: Mapping[Check, Remedies] = MappingProxyType(
         "log": Remedies(_HISTORY, _HISTORY),
         "log files": Remedies("remove it, or get the log folder from its maker again"),
         "log head": Remedies("get the newest state of the run from its maker"),
+        "timestamp": Remedies(_STAMP, "have the head stamped: harness head RUN --timestamp URL"),
         "metrics": Remedies("do not draw conclusions from the file; get it from its maker again"),
         "run.yaml": Remedies("do not rely on the file; harness show CKPT tells the signed config"),
         "freshness": Remedies("get the newest state of the run from its maker"),

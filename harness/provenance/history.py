@@ -26,7 +26,7 @@ from typing import Any
 
 from harness.errors import VerificationFailed
 from harness.format import layout, strict_json
-from harness.provenance import heads, log
+from harness.provenance import log
 from harness.provenance.checks import Check
 from harness.provenance.findings import Findings
 from harness.provenance.rotation import Rotation
@@ -122,10 +122,13 @@ def parse_record(data: bytes, *, where: str) -> dict[str, Any]:
     return dict(record)
 
 
-def first_seen(book: log.Log, kept: Sequence[heads.Kept]) -> dict[str, str]:
-    """Hex sha256 of a bundle that the log names → the earliest moment at which a kept head shows it there."""
+def first_seen(book: log.Log, moments: Sequence[tuple[int, str]]) -> dict[str, str]:
+    """Hex sha256 of a bundle that the log names → the earliest moment at which it is shown to be there.
+
+    ``moments``: (size, moment) of the heads that kept files or timestamps show.
+    """
     found: dict[str, str] = {}
-    for size, moment in sorted(heads.seen_before(book, kept), key=lambda each: each[1]):
+    for size, moment in sorted(moments, key=lambda each: each[1]):
         for data in book.records[:size]:
             found.setdefault(parse_record(data, where="log").get("bundle_sha256", ""), moment)
     return found

@@ -188,11 +188,16 @@ def read_under(folder: Path, head: Head) -> Log:
     return book
 
 
+def text_of(head: Head) -> bytes:
+    """What the note of ``head`` says, and what is signed and stamped: three lines."""
+    return f"{head.origin}\n{head.size}\n{base64.b64encode(head.root).decode()}\n".encode()
+
+
 def sign_note(head: Head, signer: Signer) -> bytes:
     """The signed note of ``head``: a tlog-checkpoint, named by its origin."""
-    text = f"{head.origin}\n{head.size}\n{base64.b64encode(head.root).decode()}\n"
-    signature = _note_id(head.origin, public_keys(signer)[0]) + sign_with(signer.ed25519, text.encode())
-    return f"{text}\n— {head.origin} {base64.b64encode(signature).decode()}\n".encode()
+    text = text_of(head)
+    signature = _note_id(head.origin, public_keys(signer)[0]) + sign_with(signer.ed25519, text)
+    return text + f"\n— {head.origin} {base64.b64encode(signature).decode()}\n".encode()
 
 
 def open_note(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Head:

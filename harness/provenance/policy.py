@@ -5,8 +5,8 @@ Either bare keys (`from_keys`), or a YAML file (`harness.provenance.policy_file`
 - a key belongs to one identity only: a threshold counts people, not keys
 - an identity signs the kinds of statements that it may, for the runs that it may, at the time that it may
 - ``valid`` is compared with the time that the signer states, so it limits honest signers; with ``proven`` a
-  signature counts only where a log head that was kept shows that it is older than the end
-- a revoked key or checkpoint counts for nothing. A key that is revoked from a moment on counts where a kept
+  signature counts only where a log head that was kept or timestamped shows that it is older than the end
+- a revoked key or checkpoint counts for nothing. A key that is revoked from a moment on counts where such a
   head shows that the signature is older: a thief can state any time, and cannot enter an old log
 - a key may hand over to the next one by a statement of both (`harness.provenance.rotation`)
 - what is required and absent is missing evidence, never a pass
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from harness.provenance.rotation import Rotation
 
 CHECKPOINT, SLSA, MODEL_SIGNATURE, LOG = "checkpoint", "slsa", "model-signature", "log"
+TIMESTAMP = "timestamp"
 EXPORT, CORPUS, COUNTERSIGNATURE = "export", "corpus", "countersignature"
 GIVEN_KEYS = "the given keys"
 """Name of the one identity of a policy that was made from keys."""
@@ -50,7 +51,7 @@ class Identity:
     valid_until: str | None = None
     """First moment that is too late."""
     proven: bool = False
-    """Whether a kept head must show that a signature is older than ``valid_until``."""
+    """Whether a kept or timestamped head must show that a signature is older than ``valid_until``."""
     statements: frozenset[str] | None = None
     """Kinds of statements; None: every kind."""
     spans: Mapping[str, Span] = field(default_factory=lambda: MappingProxyType({}))
@@ -68,7 +69,8 @@ class Identity:
         """Why this identity may not have signed a statement of that run, time and kind; None when it may.
 
         ``created``: None for a statement that does not say when it was made. ``proven``: the moment at which
-        a kept head shows that the signature was there. ``key_id``: of the key that has signed; None: of any.
+        a kept or timestamped head shows that the signature was there. ``key_id``: of the key that has signed;
+        None: of any.
         """
         names = (run_id, run_name)
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self.runs):
@@ -76,7 +78,8 @@ class Identity:
         if self.statements is not None and kind not in self.statements:
             return f"{self.name} may not sign a statement of kind {kind}"
         if self.proven and self.valid_until is not None and (proven is None or proven >= self.valid_until):
-            return f"no kept head shows that {self.name} signed before {self.valid_until}"
+            limit = f"{self.name} signed before {self.valid_until}"
+            return f"neither a kept head nor a timestamp shows that {limit}"
         if created is None:
             return None
         if self.valid_from is not None and created < self.valid_from:
@@ -118,6 +121,8 @@ class Policy:
     witness_threshold: int = 1
     rotations: tuple[Rotation, ...] = ()
     """Hand-overs between keys of ``identities``."""
+    authorities: tuple[bytes, ...] = ()
+    """Certificates, as DER, of those whose timestamps count, or of those who vouch for them."""
 
     @property
     def statement_keys(self) -> tuple[PublicKey, ...]:
@@ -137,7 +142,7 @@ class Policy:
         raise UsageError("the policy does not know the key", where=key.key_id)
 
     def as_of(self, proven: str | None) -> Policy:
-        """The policy for a signature that a kept head shows to have been there at ``proven``."""
+        """The policy for a signature that a kept or timestamped head shows to have been there then."""
         if proven is None:
             return self
         lifted = {key for key, moment in self.revoked_from.items() if proven < moment}

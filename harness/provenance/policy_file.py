@@ -11,6 +11,7 @@
     threshold: 1                                    # distinct identities that must have signed a checkpoint
     revoked: ["<64 hex digits>", {id: "<64 hex digits>", from: 2026-06-01, reason: stolen laptop}]
     witnesses: {keys: [w1.pub, w2.pub], threshold: 2}   # who must have cosigned each kept head
+    timestamps: {certificates: [tsa-root.pem]}      # whose timestamps count; with timestamp in `required`
     rotations: [alice-2.rotation]   # hand-overs to other keys of the same identity (`harness keys rotate`)
     log_head: tiny.head      # the newest log head that you have kept: a file of `harness head`, or
                              # {origin: harness/run/…, size: 12, root: "<64 hex digits>"}, or a list
@@ -33,7 +34,7 @@ from typing import Any, NoReturn
 
 from harness.errors import ConfigError, EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files
-from harness.provenance import heads, policy, rotation
+from harness.provenance import authorities, heads, policy, rotation
 from harness.provenance.heads import Kept
 from harness.provenance.keys import PublicKey, expanded, load_public, parse_public
 from harness.provenance.log import Head
@@ -76,6 +77,7 @@ SCHEMA: Schema = {
             "witnesses": closed(
                 {"threshold": {"type": "integer", "minimum": 1, "maximum": 2**53}}, keys=_several(TEXT)
             ),
+            "timestamps": closed(certificates=_several(TEXT)),
             "log_head": either(*_ANY_HEAD["anyOf"], _several(_ANY_HEAD)),
             "max_age": {"type": "string", "pattern": _AGE},
         },
@@ -130,6 +132,8 @@ def parse(text: str, *, where: str, folder: Path) -> Policy:
     read = Policy(tuple(identities), required, 1, revoked, revoked_from)
     if "rotations" in value:
         read = reader.rotations(value["rotations"], read)
+    if "timestamps" in value:
+        read = replace(read, authorities=reader.authorities(value["timestamps"]))
     reader.acceptable(read)
     if "witnesses" in value:
         read = reader.witnesses(value["witnesses"], read)
@@ -329,6 +333,28 @@ class _Reader:
             self.fail(f"threshold of witnesses is {wanted!r}, not 1 to {len(keys)}", *place, "threshold")
         return replace(read, witnesses=keys, witness_threshold=wanted)
 
+    def authorities(self, value: Any) -> tuple[bytes, ...]:
+        schema = SCHEMA["properties"]["timestamps"]
+        fields = self.mapping(value, "timestamps", schema, ("timestamps",))
+        place, found = ("timestamps", "certificates"), list[bytes]()
+        for number, item in enumerate(self.items(fields["certificates"], "certificates", *place)):
+            found.append(self.certificate(item, *place, str(number)))
+            if found[-1] in found[:-1]:
+                self.fail("timestamps names the same certificate twice", *place, str(number))
+        return tuple(found)
+
+    def certificate(self, value: Any, *place: str) -> bytes:
+        """PEM text, or a file of it, with one certificate."""
+        if not isinstance(value, str) or not value:
+            self.fail("a certificate is no text", *place)
+        inline = value.startswith("-----BEGIN")
+        path = self.folder / expanded(Path(value)) if not inline else Path(self.where)
+        try:
+            data = value.encode() if inline else files.read_limited(path.resolve(), authorities.FILE_LIMIT)
+            return authorities.from_pem(data, where=str(path))
+        except (VerificationFailed, EvidenceIncomplete) as error:
+            self.fail(f"a certificate of timestamps {error.what}: {path}", *place)
+
     def acceptable(self, read: Policy) -> None:
         """Refuse rules under which nothing could ever be accepted, and those that say nothing."""
         own = {key.key_id for identity in read.identities for key in identity.keys}
@@ -339,6 +365,8 @@ class _Reader:
         models = [key for each in read.identities for key in each.keys if key.algorithm == "p256"]
         if MODEL_SIGNATURE in read.required and not any(_counts(key, read) for key in models):
             self.fail("model-signature is required and no identity has a P-256 key", "required")
+        if policy.TIMESTAMP in read.required and not read.authorities:
+            self.fail("timestamp is required, and timestamps names no certificate", "required")
 
     def digest(self, value: Any, what: str, *place: str) -> str:
         if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):

@@ -64,7 +64,7 @@ class Evidence:
     later: Mapping[str, bytes] = field(default_factory=dict)
     """Path → bytes of statements that were added afterwards."""
     seen: Mapping[str, str] = field(default_factory=dict)
-    """Hex sha256 of a bundle → the moment at which a kept log head shows that it was there."""
+    """Hex sha256 of a bundle → the moment at which a kept or timestamped log head shows it there."""
     known: Mapping[str, str] = field(default_factory=dict)
     """Hex sha256 of a statement's bundle → checkpoint id, of what a head covers that was kept when all of it
     had been verified."""
@@ -114,7 +114,7 @@ class _Signature:
     kind: str
     """Of statement, as policies name it."""
     seen: str | None
-    """The moment at which a kept head shows that it was there."""
+    """The moment at which a kept or timestamped head shows that it was there."""
     key_id: str
 
 
@@ -247,7 +247,7 @@ def _later_statements(
     maker = _Signature(policy.identity(first.key), policies.CHECKPOINT, moment, first.key.key_id)
     signers = {maker.identity.name: maker}
     good: list[Added] = []
-    kinds = {policies.CHECKPOINT, policies.LOG}
+    kinds = {policies.CHECKPOINT, policies.LOG, policies.TIMESTAMP}
     kinds |= {policies.SLSA} if evidence.slsa is not None else set()
     kinds |= {policies.MODEL_SIGNATURE} if evidence.model_signature is not None else set()
     for path, data in sorted(evidence.later.items()):

@@ -25,7 +25,7 @@ from harness.format import layout, leftovers
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest
 from harness.format.metrics_line import step_of
-from harness.provenance import history, later, log, tiles
+from harness.provenance import history, later, log, tiles, timestamp
 from harness.stores.client import ObjectStore
 from harness.stores.contents import Contents, Selection, newest
 from harness.terminal import Progress, progress
@@ -154,6 +154,7 @@ def _fetch(
         for name in SMALL_FILES:
             if name in contents.objects and (ahead or not (run.root / name).exists()):
                 durable.write_durable(run.root / name, store.get(name, _LIMIT))
+    _fetch_timestamps(store, run, contents)
     statements = [name for name in statements if name not in names]
     return Fetched(tuple(names), tuple(statements), tuple(superseded), _size(contents, names))
 
@@ -190,6 +191,16 @@ def _log_of(
     if ahead:
         for path, data in parts.items():
             durable.write_durable(run.log / path, data)
+
+
+def _fetch_timestamps(store: ObjectStore, run: RunFolder, contents: Contents) -> None:
+    """Those of the log that is here now; the store may have some that came after its log was read."""
+    head, prefix = run.log / log.HEAD, f"{layout.LOG}/"
+    records = log.claimed_size(durable.read_limited(head, _LIMIT), where=str(head)) if head.exists() else 0
+    for path in contents.objects:
+        size = timestamp.size_of(path.removeprefix(prefix)) if path.startswith(prefix) else None
+        if size is not None and size <= records and not (run.root / path).exists():
+            durable.write_durable(run.root / path, store.get(path, timestamp.LIMIT))
 
 
 def _first_difference(ours: Sequence[bytes], theirs: Sequence[bytes]) -> int:

@@ -9,6 +9,7 @@ from functools import partial
 from harness import config, privacy, tracking
 from harness.checkpoint.keeping import Best, Keep
 from harness.checkpoint.publisher import Commit, Publisher, durable_rename
+from harness.checkpoint.stamper import Stamper
 from harness.errors import TrainingFailed
 from harness.format import files as durable
 from harness.format import layout, strict_json
@@ -36,6 +37,8 @@ class Desk:
     publisher: Publisher
     metrics: MetricsLog
     tracking: Tracking
+    stamper: Stamper | None
+    """Asks for timestamps; None when the config names no authority."""
     peak_flops: float | None
     """Of all GPUs of the run together; None when unknown."""
 
@@ -80,6 +83,7 @@ def open_desk(
     publisher.on_commit.append(partial(announce, events, screen))
     text = str(facts.config["text"]).encode()
     publisher.on_commit.append(lambda _: _keep_config(folder, text))
+    stamper = _stamper(loaded.settings, publisher, events, screen)
     return Desk(
         folder=folder,
         facts=facts,
@@ -92,6 +96,7 @@ def open_desk(
             privacy.abbreviated(loaded.settings.model_dump(mode="json")),
             partial(read_steps, folder.root / layout.METRICS),
         ),
+        stamper=stamper,
         peak_flops=_peak(task, facts, loaded.settings, started_world=workers.world_size),
     )
 
@@ -99,6 +104,22 @@ def open_desk(
 def newest_id(desk: Desk | None) -> str | None:
     """The id of the newest checkpoint, on rank 0."""
     return None if desk is None or desk.publisher.parent is None else desk.publisher.parent.checkpoint
+
+
+def _stamper(settings: Settings, publisher: Publisher, events: Events, screen: Screen) -> Stamper | None:
+    """Has the log's head timestamped, now and after each commit."""
+    url = settings.signing.timestamp
+    if url is None:
+        return None
+
+    def warn(text: str) -> None:
+        events.write("timestamp", "warning", text=text)
+        screen.say(text)
+
+    stamper = Stamper(publisher.run.log, url, settings.signing.timestamp_timeout, warn)
+    publisher.on_commit.append(lambda _: stamper.stamp(publisher.head))
+    stamper.stamp(publisher.head)  # the launch before may have ended without an answer
+    return stamper
 
 
 def _write_config(opened: OpenRun, facts: RunFacts) -> None:

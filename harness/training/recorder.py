@@ -73,6 +73,7 @@ class Recorder:
         self._global_batch = settings.train.global_batch
         self._checkpoint = settings.checkpoint
         self._mode = settings.determinism.mode
+        self._timestamps = settings.signing.timestamp is not None
         self._head = head
         self._noted: deque[_Noted] = deque()
         self._latest: Values | None = None
@@ -177,10 +178,19 @@ class Recorder:
         self._wait()
 
     def finish(self) -> None:
-        """Wait for the last save, and close what is open."""
+        """Wait for the last save and its timestamp, and close what is open."""
         self._wait()
+        if self._timestamps:
+            self._workers.together(self._finish_timestamps)
         self._advance()
         self._screen.close()
+
+    def _finish_timestamps(self) -> None:
+        if self._desk is None or self._desk.stamper is None:
+            return
+        self._desk.stamper.finish()
+        if self._desk.publisher.mirror is not None:
+            self._desk.publisher.mirror.add_timestamps()
 
     def close(self) -> None:
         """Close the files, each of them; also after an error."""
