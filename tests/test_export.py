@@ -13,6 +13,8 @@ import pytest
 import run_folder
 import torch
 from attack import edit_json, flip, payload_of, signed, trusted
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from run_folder import SampleRun
@@ -23,9 +25,10 @@ from harness import cli
 from harness.audit import export, verify
 from harness.data import chat
 from harness.data.documents import Document
-from harness.data.tokenizer import END_OF_DOCUMENT, train_bpe
+from harness.data.tokenizer import ByteEncoder, train_bpe
 from harness.errors import EnvironmentFault, UsageError, VerificationFailed
-from harness.format import files, layout, strict_json
+from harness.format import byte_tokenizer, files, layout, strict_json
+from harness.format.byte_tokenizer import END_OF_DOCUMENT
 from harness.model.gpt import GPT, Shape
 
 TEMPLATE = (Path(__file__).parent.parent / "recipes" / "chat_template.jinja").read_bytes()
@@ -244,6 +247,46 @@ def chat_run(root: Path, *, stated: bytes = TEMPLATE) -> SampleRun:
     run = SampleRun(root / "run", run_folder.identity(root / "me"), files=files, tweak=name_it)
     run.advance(10)
     return run
+
+
+@given(st.text())
+@settings(max_examples=200, deadline=None)
+def test_the_tokenizer_of_bytes_has_the_same_ids_for_other_readers(text: str) -> None:
+    """Oracle: the bytes of the text, and the text that they came from, by Hugging Face `tokenizers`; 256 is
+    the end of a document."""
+    reader = Tokenizer.from_str(byte_tokenizer.tokenizer_json().decode())
+    reader.encode_special_tokens = True
+    ids = reader.encode(text).ids
+    assert ids == list(text.encode()) == ByteEncoder().encode(Document("d", text.encode()))[0].tolist()
+    assert reader.decode(ids) == text
+    assert reader.token_to_id(END_OF_DOCUMENT) == ByteEncoder.end == 256
+    assert reader.get_vocab_size() == ByteEncoder.vocabulary
+
+
+@pytest.mark.parametrize(("stated", "there"), [(ByteEncoder.digest, True), ("1" * 64, False), (None, False)])
+def test_a_model_of_bytes_is_exported_with_a_tokenizer(
+    tmp_path: Path, stated: str | None, there: bool
+) -> None:
+    """Oracle: the tokenizer that the statement names; `transformers` reads the folder, where it is there."""
+
+    def name_it(step: int, predicate: dict[str, Any]) -> None:
+        predicate["data"]["tokenizer_sha256"] = stated
+
+    run, out = (
+        SampleRun(tmp_path / "run", run_folder.identity(tmp_path / "me"), tweak=name_it),
+        tmp_path / "out",
+    )
+    run.advance(10)
+    made = export.export(run.saved[10].folder, out, trusted(run.signer), run.signer, quiet=True)
+    assert (out / "tokenizer.json").exists() == there
+    assert any("tokens 0 to 255 are byte values" in note for note in made.notes) == there
+    assert judged(out, run) == (0, "")
+    if there and importlib.util.find_spec("transformers"):
+        from transformers import AutoTokenizer
+
+        reader, text = AutoTokenizer.from_pretrained(out), "Gr\u00fc\u00df \n\tdich"
+        assert reader(text).input_ids == list(text.encode())
+        assert (reader.eos_token_id, reader.bos_token_id, reader.pad_token_id) == (256, 256, 256)
 
 
 def test_the_template_of_chats_is_exported_and_held_to_the_statement(tmp_path: Path) -> None:

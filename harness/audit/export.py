@@ -4,8 +4,8 @@
   while it is read: what was verified is what is written
 - weights under the names of a Hugging Face architecture where it computes the same (`hugging_face`), else as
   they are, with the reason
-- tokenizer and template of chats as `transformers` reads them (tokenizer.json, chat_template.jinja); the
-  template is the very file that the checkpoint was trained with
+- tokenizer and template of chats as `transformers` reads them (tokenizer.json, chat_template.jinja); both are
+  the very files that the checkpoint was trained with, except that bytes get a tokenizer.json with their ids
 - MANIFEST.json lists the exported files and tensors; ``provenance/export.sigstore.json`` is signed by whoever
   exports, and names the checkpoint; ``provenance/source.sigstore.json`` is the checkpoint's own statement,
   unchanged; model.sig covers payload and MANIFEST.json
@@ -29,7 +29,8 @@ from harness.audit import hugging_face, opening
 from harness.audit.hugging_face import Layout
 from harness.audit.opening import OpenedCheckpoint
 from harness.errors import UsageError, VerificationFailed
-from harness.format import files, layout, safetensors_header, strict_json
+from harness.format import byte_tokenizer, files, layout, safetensors_header, strict_json
+from harness.format.byte_tokenizer import END_OF_DOCUMENT
 from harness.format.manifest import FileEntry, Manifest, TensorEntry, checkpoint_id, dir_hash
 from harness.format.safetensors_header import BITS
 from harness.format.tensor_digests import tensor_digest
@@ -40,8 +41,10 @@ from harness.terminal import progress
 
 _WEIGHTS = "model.safetensors"
 _CONFIG, _TOKENIZER, _TOKENIZER_CONFIG = "config.json", "tokenizer.json", "tokenizer_config.json"
-_END_OF_DOCUMENT = "<|endoftext|>"
-_BYTES_VOCABULARY = 257
+_BYTES = (
+    "tokenizer.json was made for the export: tokens 0 to 255 are byte values, 256 is the end of a document; "
+    "it reads text, so no byte that is not UTF-8"
+)
 _CHATS_BEGIN = (
     "chats begin with the end of a document, which the template does not write: put eos_token first"
 )
@@ -144,7 +147,9 @@ def _write(
     config, tokenizer = (_small(opened, path) for path in (_CONFIG, _TOKENIZER))
     template = _template(several)
     document = None if config is None else _object(config, str(opened.folder / _CONFIG))
-    end, notes = _end(document, tokenizer)
+    end, notes = _end(tokenizer)
+    if tokenizer is None and all(map(_reads_bytes, several)):
+        tokenizer, end, notes = byte_tokenizer.tokenizer_json(), byte_tokenizer.END, (_BYTES,)
     chosen = hugging_face.choose(document, end)
     contents = _small_files(chosen, config, tokenizer)
     if template is not None:
@@ -241,21 +246,24 @@ def _small_files(chosen: Layout, config: bytes | None, tokenizer: bytes | None) 
     if tokenizer is not None:
         contents[_TOKENIZER] = tokenizer
         # One token begins, ends and fills a row of chats; the text of tokens is theirs, byte for byte.
-        words: dict[str, Any] = {f"{use}_token": _END_OF_DOCUMENT for use in ("bos", "eos", "pad")}
+        words: dict[str, Any] = {f"{use}_token": END_OF_DOCUMENT for use in ("bos", "eos", "pad")}
         words |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         length = None if chosen.config is None else chosen.config.get("max_position_embeddings")
         contents[_TOKENIZER_CONFIG] = _json(words | ({"model_max_length": length} if length else {}))
     return contents
 
 
-def _end(config: Mapping[str, Any] | None, tokenizer: bytes | None) -> tuple[int | None, tuple[str, ...]]:
+def _end(tokenizer: bytes | None) -> tuple[int | None, tuple[str, ...]]:
     """The end-of-document token, and what a reader of the export should know."""
-    if tokenizer is not None:
-        added = json.loads(tokenizer).get("added_tokens", [])
-        return next((each["id"] for each in added if each["content"] == _END_OF_DOCUMENT), None), ()
-    if config is not None and config.get("vocab_size") == _BYTES_VOCABULARY:
-        return 256, ("no tokenizer.json: tokens 0 to 255 are byte values, 256 is the end of a document",)
-    return None, ("no tokenizer.json: the checkpoint has none",)
+    if tokenizer is None:
+        return None, ("no tokenizer.json: the checkpoint has none",)
+    added = json.loads(tokenizer).get("added_tokens", [])
+    return next((each["id"] for each in added if each["content"] == END_OF_DOCUMENT), None), ()
+
+
+def _reads_bytes(opened: OpenedCheckpoint) -> bool:
+    """Whether its statement names the tokenizer of bytes, which needs no file."""
+    return bool(opened.statement.predicate["data"]["tokenizer_sha256"] == byte_tokenizer.DIGEST)
 
 
 def _weights(

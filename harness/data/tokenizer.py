@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from harness.data.documents import Document
 from harness.errors import ConfigError, EnvironmentFault
-
-END_OF_DOCUMENT = "<|endoftext|>"
-_BYTE_VALUES = 256
+from harness.format import byte_tokenizer
+from harness.format.byte_tokenizer import END_OF_DOCUMENT
 
 Tokens = NDArray[np.uint32]
 
@@ -60,11 +59,9 @@ class Encoder(Protocol):
 class ByteEncoder:
     """A token for each of the 256 byte values, and 256 for the end of a document."""
 
-    vocabulary = _BYTE_VALUES + 1
-    end = _BYTE_VALUES
-    digest = hashlib.sha256(
-        b"harness byte tokenizer/1: 0-255 the byte, 256 the end of document\n"
-    ).hexdigest()
+    vocabulary = byte_tokenizer.VOCABULARY
+    end = byte_tokenizer.END
+    digest = byte_tokenizer.DIGEST
     file = None
 
     def encode(self, document: Document) -> tuple[Tokens, Tokens]:
@@ -74,7 +71,7 @@ class ByteEncoder:
 
     def decode(self, tokens: list[int]) -> str:
         """The bytes as UTF-8; an end of document is U+2402."""
-        parts = (bytes([each]) if each < _BYTE_VALUES else "\u2402".encode() for each in tokens)
+        parts = (bytes([each]) if each < byte_tokenizer.VALUES else "\u2402".encode() for each in tokens)
         return b"".join(parts).decode("utf-8", "replace")
 
 
@@ -139,7 +136,7 @@ def train_bpe(documents: Iterable[Document], vocabulary: int) -> bytes:
     Raises `ConfigError` when the vocabulary is too small to hold the bytes and the end of document.
     """
     library = _tokenizers()
-    if vocabulary <= _BYTE_VALUES + 1:
+    if vocabulary <= byte_tokenizer.VOCABULARY:
         raise ConfigError(
             f"tokenizer.vocabulary {vocabulary} leaves no room for merges", remedy="set at least 258"
         )
