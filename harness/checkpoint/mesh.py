@@ -10,15 +10,18 @@ Every rank must call the same functions for the same tensors in the same order.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
 
+from harness.checkpoint.cut import is_cut
 from harness.errors import TrainingFailed
 from harness.workers import Workers
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def collect(workers: Workers, name: str, tensor: Tensor, owner: int, target: Tensor | None) -> None:
@@ -27,7 +30,7 @@ def collect(workers: Workers, name: str, tensor: Tensor, owner: int, target: Ten
     The copy from a GPU may still be under way when it returns. Raises `TrainingFailed` for a tensor that is
     cut in another way.
     """
-    if not isinstance(tensor, DTensor):
+    if not is_cut(tensor):
         if target is not None:
             target.copy_(tensor, non_blocking=True)
         return
@@ -43,7 +46,7 @@ def collect(workers: Workers, name: str, tensor: Tensor, owner: int, target: Ten
 
 def spread(workers: Workers, name: str, tensor: Tensor, owner: int, source: Tensor | None) -> None:
     """Fill ``tensor`` on every rank from ``source``, host memory of rank ``owner``; None on the others."""
-    if isinstance(tensor, DTensor):
+    if is_cut(tensor):
         shard, rows = _shard(name, tensor)
         pieces = None if source is None else _cut(source.to(shard.device), rows, workers.world_size)
         dist.scatter(_bytes(shard), pieces, owner, _group(workers, shard))
@@ -64,7 +67,7 @@ def local_part(name: str, tensor: Tensor) -> tuple[Tensor, int]:
 
     Raises `TrainingFailed` for a tensor that is cut in another way.
     """
-    if not isinstance(tensor, DTensor):
+    if not is_cut(tensor):
         return tensor, 0
     _check_placement(name, tensor)
     local, length = tensor.to_local(), tensor.shape[0]
@@ -74,6 +77,8 @@ def local_part(name: str, tensor: Tensor) -> tuple[Tensor, int]:
 
 
 def _check_placement(name: str, tensor: DTensor) -> None:
+    from torch.distributed.tensor import Shard
+
     mesh = tuple(tensor.device_mesh.shape)
     if mesh != (dist.get_world_size(),) or tuple(tensor.placements) != (Shard(0),):
         raise TrainingFailed(

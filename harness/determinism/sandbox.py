@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.checkpoint import rng
+from harness.checkpoint.cut import is_sharded
 from harness.checkpoint.rng import Generator
 
 LARGEST_COPY = 1 << 20
@@ -254,7 +254,7 @@ def _apart(wrapped: nn.Module) -> AbstractContextManager[Any]:
     """Passes of ``wrapped`` that leave its communication as it was."""
     if isinstance(wrapped, DistributedDataParallel):
         return _WithoutSync(wrapped)
-    if isinstance(wrapped, FSDPModule):
+    if is_sharded(wrapped):
         wrapped.set_requires_gradient_sync(True)
     return ExitStack()
 

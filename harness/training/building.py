@@ -11,16 +11,17 @@ import os
 import warnings
 from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 from accelerate.utils import fsdp2_prepare_model
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.checkpoint import rng
+from harness.checkpoint.cut import is_sharded
 from harness.checkpoint.state import TrainingState
 from harness.data.loader import MicroBatches
 from harness.data.order import Order
@@ -33,9 +34,11 @@ from harness.training.optimizer import Average
 from harness.training.schedule import LearningRate
 from harness.training.seeding import seed_rank, seed_shard
 from harness.training.session import Session
-from harness.training.sharded_sums import ShardedSums
 from harness.training.whole_lanes import WholeLanes
 from harness.workers import Workers
+
+if TYPE_CHECKING:
+    from harness.training.sharded_sums import ShardedSums
 
 _WARM_UP_PASSES = 2
 """DDP lays out its buckets again at the start of its second pass."""
@@ -121,7 +124,7 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
     average = Average(model, settings.optimizer.ema) if settings.optimizer.ema else None
     # A GPU's fused kernel computes every element by the same instructions; the CPU's does not.
     lanes = settings.determinism.elastic and workers.device.type == "cpu"
-    adamw = optimizer.adamw(model, settings.optimizer, WholeLanes if lanes else torch.optim.AdamW)
+    adamw = optimizer.adamw(model, settings.optimizer, WholeLanes if lanes else optimizer.EagerAdamW)
     session = Session(
         task=task,
         workers=workers,
@@ -175,7 +178,9 @@ def _is_cut(settings: Settings, workers: Workers) -> bool:
 
 def _sums(model: nn.Module, task: Task, workers: Workers, count: int) -> ShardSums | ShardedSums:
     elastic.refuse(list(task.generators()))
-    if isinstance(model, FSDPModule):
+    if is_sharded(model):
+        from harness.training.sharded_sums import ShardedSums
+
         return ShardedSums(workers, model, count)
     trained = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
     return ShardSums(workers, trained, count)
@@ -184,13 +189,15 @@ def _sums(model: nn.Module, task: Task, workers: Workers, count: int) -> ShardSu
 def _sharded(model: nn.Module, prepare: Accelerator) -> nn.Module:
     """``model`` itself, its parameters cut along their first dimension among all ranks."""
     sharded: nn.Module = fsdp2_prepare_model(prepare, model)
-    if not isinstance(sharded, FSDPModule):
+    if not is_sharded(sharded):
         raise EnvironmentFault("accelerate made no fully sharded model", where="parallel: fsdp2")
     return sharded
 
 
 def _replicated(model: nn.Module, workers: Workers, prepare: Accelerator) -> nn.Module:
-    if workers.world_size > 1 and prepare.ddp_handler is not None:
+    if workers.world_size == 1:
+        return model  # on its device; accelerate would import what makes a DTensor only to look for one
+    if prepare.ddp_handler is not None:
         # Rank 0 saves its buffers for all, so persistent ones must be rank 0's everywhere.
         prepare.ddp_handler.broadcast_buffers = bool(
             set(model.state_dict()) - set(dict(model.named_parameters()))
@@ -200,7 +207,7 @@ def _replicated(model: nn.Module, workers: Workers, prepare: Accelerator) -> nn.
         # torch 2.13 renames the argument that accelerate passes on; both mean the same here.
         warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated", FutureWarning)
         wrapped: nn.Module = prepare.prepare_model(model)
-    if workers.world_size > 1 and not isinstance(wrapped, DistributedDataParallel):
+    if not isinstance(wrapped, DistributedDataParallel):
         raise EnvironmentFault(
             f"{workers.world_size} processes run, but accelerate made no data-parallel model of them",
             where=f"distributed type {prepare.distributed_type}",

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from harness.checkpoint import rng
+from harness.checkpoint.cut import is_sharded
 from harness.errors import TrainingFailed
 from harness.tasks.task import Task
 from harness.workers import Workers
@@ -38,7 +38,7 @@ def evaluate(
                 position: task.evaluate(model, _to(batches[position], workers.device)).double().cpu()
                 for position in range(workers.rank, len(batches), workers.world_size)
             }
-            if isinstance(model, FSDPModule) and len(rows) < -(-len(batches) // workers.world_size):
+            if is_sharded(model) and len(rows) < -(-len(batches) // workers.world_size):
                 # The shards are gathered in every pass, so each rank must make as many as the others.
                 task.evaluate(model, _to(batches[0], workers.device))
     finally:

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from harness.checkpoint.cut import is_cut
 from harness.errors import EnvironmentFault, TrainingFailed
 from harness.settings import Optimizer as OptimizerSettings
 
 CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
 
+class EagerAdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW` that is never compiled, so that dynamo is not imported to be told so.
+
+    torch 2.13 wraps these methods to hide them from dynamo, and imports it (two seconds, with sympy) when the
+    first of them is called. Here they are called without the wrappers: the same code, so the same bits.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update."""
+        return _STEP(self, closure)
+
+
+_STEP: Callable[..., Any] = inspect.unwrap(torch.optim.AdamW.step)
+
+
 def adamw(
-    model: nn.Module, settings: OptimizerSettings, kind: type[torch.optim.AdamW] = torch.optim.AdamW
+    model: nn.Module, settings: OptimizerSettings, kind: type[torch.optim.AdamW] = EagerAdamW
 ) -> torch.optim.AdamW:
     """Fused AdamW (arXiv 1711.05101); weight decay on parameters of two or more dimensions only.
 
@@ -49,7 +70,7 @@ def gradient_norm(gradients: list[Tensor], clip: float | None) -> Tensor:
     gradients that are cut among the ranks each rank takes its part, and the squares are added up.
     """
     first = gradients[0]
-    if isinstance(first, DTensor):
+    if is_cut(first):
         return _sharded_norm([local(each) for each in gradients], clip)
     if any(each.dtype != first.dtype or each.device != first.device for each in gradients):
         return _mixed_norm(gradients, clip)
@@ -70,7 +91,7 @@ def _sharded_norm(shards: list[Tensor], clip: float | None) -> Tensor:
 
 def local(gradient: Tensor) -> Tensor:
     """This rank's rows of ``gradient``, or all of it where it is not cut."""
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+    return gradient.to_local() if is_cut(gradient) else gradient
 
 
 def _mixed_norm(gradients: list[Tensor], clip: float | None) -> Tensor:

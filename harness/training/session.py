@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from harness.checkpoint import restore, rng, state
+from harness.checkpoint.cut import is_sharded
 from harness.checkpoint.restore import Loaded
 from harness.checkpoint.snapshot import serialize
 from harness.checkpoint.state import TrainingState
@@ -33,9 +33,11 @@ from harness.training.exchange import Exchange, scalar_mean
 from harness.training.optimizer import Average, Precision
 from harness.training.schedule import LearningRate
 from harness.training.seeding import seed_rank, seed_shard
-from harness.training.sharded_sums import ShardedSums
 from harness.training.step_digests import StepDigests, Sums
 from harness.workers import Workers
+
+if TYPE_CHECKING:
+    from harness.training.sharded_sums import ShardedSums
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Session:
         self._names = [names[id(each)] for each in self._parameters]
         self._move = self.workers.device.type != "cpu"
         self._distributed = self.workers.world_size > 1
-        self._sharded = self.wrapped if isinstance(self.wrapped, FSDPModule) else None
+        self._sharded = self.wrapped if is_sharded(self.wrapped) else None
         # DDP gives every rank the buffers of rank 0, which are the ones that are saved; FSDP2 does not.
         saved = set(self.model.state_dict()) if self._sharded else set()
         self._buffers = [buffer for name, buffer in self.model.named_buffers() if name in saved]

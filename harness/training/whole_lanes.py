@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from harness.errors import TrainingFailed
-from harness.training.optimizer import local
+from harness.training.optimizer import EagerAdamW, local
 
 _LANES = 64
 """Elements, a multiple of those in any vector register: 16 of fp32 in AVX-512."""
 
 
-class WholeLanes(torch.optim.AdamW):
+class WholeLanes(EagerAdamW):
     """`torch.optim.AdamW` with ``fused=True`` on a CPU; every parameter gets a gradient at every step."""
 
     @torch.no_grad()
