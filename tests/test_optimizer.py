@@ -59,3 +59,19 @@ def test_weight_decay_spares_vectors() -> None:
     decay = {group["weight_decay"]: {each.ndim for each in group["params"]} for group in made.param_groups}
     assert decay == {0.3: {2}, 0.0: {1}}
     assert all(group["fused"] for group in made.param_groups)
+
+
+def test_eager_updates_are_torchs_bit_for_bit() -> None:
+    """Oracle: `torch.optim.AdamW`, weights and moments after 5 updates."""
+    made = []
+    for kind in (optimizer.EagerAdamW, torch.optim.AdamW):
+        weights = [torch.nn.Parameter(each) for each in gradients(1, 1.0)]
+        ours = kind(weights, lr=0.1, weight_decay=0.1, fused=True)
+        for update in range(5):
+            ours.zero_grad(set_to_none=True)
+            for weight, gradient in zip(weights, gradients(2 + update, 1.0), strict=True):
+                weight.grad = gradient
+            ours.step()
+        moments = [ours.state[each][name] for each in weights for name in ("exp_avg", "exp_avg_sq", "step")]
+        made.append([*weights, *moments])
+    assert all(map(torch.equal, *made))

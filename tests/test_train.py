@@ -255,6 +255,20 @@ def test_a_rank_that_fails_is_the_last_word_on_the_screen_and_not_taken_for_lost
     assert "the toy breaks here" in events[-1]["traceback"]
 
 
+def test_one_process_imports_nothing_that_only_compilers_and_sharding_use(place: Place) -> None:
+    """Oracle: sys.modules after a run whose first step is under the census; each takes a second or two."""
+    place.write("toy.yaml", config(place.run, train="{steps: 2, global_batch: 2, micro_batch: 2}"))
+    code = (
+        "import sys; from harness.cli import main; code = main(['train', 'toy.yaml'])\n"
+        "names = ('torch._dynamo', 'torch.distributed.tensor', 'sympy', 'wandb', 'scipy', 'pyarrow')\n"
+        "print(code, *[name for name in names if name in sys.modules])"
+    )
+    done = ran(place, [sys.executable, "-c", code])
+    assert done.stdout.splitlines()[-1] == "0", done.stdout + done.stderr
+    coverage = predicate(place.run / "checkpoints" / "step-00000002")["determinism"]["ledger"]["coverage"]  # type: ignore[index]
+    assert coverage["census_steps"] > 0
+
+
 def test_two_jobs_cannot_train_in_one_folder(place: Place) -> None:
     """Oracle: exit code 3 for the second, and the first goes on."""
     long = "{steps: 100000, global_batch: 12, micro_batch: 2}"
