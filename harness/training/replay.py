@@ -47,7 +47,7 @@ from harness.training import (
 )
 from harness.training.facts import facts_of
 from harness.training.readback import NonFinite, Readback, Values
-from harness.training.record import Segment
+from harness.training.record import RunFacts, Segment
 from harness.training.session import Session, wanted_files
 from harness.training.step_digests import StepDigests
 from harness.training.watchdog import Watchdog
@@ -138,14 +138,16 @@ def launched(order: Order) -> Iterator[tuple[Place, Task]]:
         task = place.task()
         loaded = config.Loaded(settings, {}, (Path(order.base) / "run.yaml",))
         facts = facts_of(loaded, started, workers, task, "0" * 32, None, Segment(0, "genesis"))
-        changes = workers.first_only(lambda: list(resume.changes(order.signed, facts)))
-        if changes is not None:
-            answer.write(
-                kind="launch", differences=[{"kind": kind, **asdict(each)} for kind, each in changes]
-            )
-        workers.first_only(partial(_refuse, changes or (), order.differences))
-        workers.first_only(partial(_refuse_other_digests, order))
+        workers.first_only(partial(_compare, order, facts, answer))
         yield place, task
+
+
+def _compare(order: Order, facts: RunFacts, answer: Answer) -> None:
+    """Write how this launch differs from the signed one. Raises `EvidenceIncomplete` for what matters."""
+    changes = list(resume.changes(order.signed, facts))
+    answer.write(kind="launch", differences=[{"kind": kind, **asdict(each)} for kind, each in changes])
+    _refuse(changes, order.differences)
+    _refuse_other_digests(order)
 
 
 def execute(order: Order) -> None:
