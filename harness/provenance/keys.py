@@ -16,6 +16,7 @@ import stat
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +54,7 @@ class PublicKey:
     key_id: str
     """Hex sha256 of the SPKI DER."""
 
-    @property
+    @cached_property
     def hint(self) -> str:
         """Hex sha256 of the PEM text: the key hint in sigstore bundles as model_signing writes it."""
         return hashlib.sha256(self.pem).hexdigest()
