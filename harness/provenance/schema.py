@@ -73,15 +73,6 @@ _Checker = Callable[[Any], _Departure | None]
 _known: dict[int, tuple[Schema, _Checker]] = {}
 """Identity of a schema → the schema, so that it stays, and its checker."""
 
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "object": dict,
-    "array": (list, tuple),
-    "string": str,
-    "boolean": bool,
-    "null": type(None),
-    "integer": int,
-}
-
 
 def _told(path: str, reason: str) -> str:
     return f"{path.lstrip('.') or 'it'} {reason}"
@@ -97,7 +88,7 @@ def _compiled(schema: Schema) -> _Checker:
 
 def _compile(schema: Schema) -> _Checker:
     if "anyOf" in schema:
-        return _any_of([_compiled(option) for option in schema["anyOf"]])
+        return _any_of(schema["anyOf"])
     if "const" in schema:
         wanted = schema["const"]
         return lambda value: None if value == wanted else ("", f"is not {wanted!r}")
@@ -105,43 +96,56 @@ def _compile(schema: Schema) -> _Checker:
         names = frozenset(schema["enum"])
         reason = ("", f"is none of {', '.join(schema['enum'])}")
         return lambda value: None if isinstance(value, str) and value in names else reason
-    return _of_type(schema["type"], schema)
+    return _OF_TYPE[schema["type"]](schema)
 
 
-def _any_of(options: list[_Checker]) -> _Checker:
+def _any_of(options: Sequence[Schema]) -> _Checker:
+    """Of options of different types, so that the type of a value tells which one it has to fit."""
+    kinds = [option.get("type", "string") for option in options]  # a constant is a string
+    by_type = {
+        kind: _compiled(option)
+        for name, option in zip(kinds, options, strict=True)
+        for kind in _READ_AS[name]
+    }
+    if len(set(kinds)) != len(kinds):
+        raise ValueError(f"two options of the types {kinds} are of one type")
+    reason = ("", f"is no {' or '.join(kinds)}")
+
     def check_any(value: Any) -> _Departure | None:
-        found = []
-        for option in options:
-            departure = option(value)
-            if departure is None:
-                return None
-            found.append(departure)
-        return max(found, key=lambda each: len(_told(*each)))
+        check_option = by_type.get(type(value))
+        return reason if check_option is None else check_option(value)
 
     return check_any
 
 
-def _of_type(kind: str, schema: Schema) -> _Checker:
-    types, reason = _TYPES[kind], ("", f"is no {kind}")
-    inner = _INNER.get(kind, _nothing_more)(schema)
-    boolean_too = kind == "boolean"
-
-    def check_type(value: Any) -> _Departure | None:
-        # In Python a boolean is an integer.
-        if not isinstance(value, types) or (value is True or value is False) is not boolean_too:
-            return reason
-        return inner(value)
-
-    return check_type
+_READ_AS: dict[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list, tuple),
+    "string": (str,),
+    "integer": (int,),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+"""The Python types of a JSON type."""
 
 
-def _nothing_more(_: Schema) -> _Checker:
-    return lambda value: None
+def _null(_: Schema) -> _Checker:
+    return lambda value: None if value is None else ("", "is no null")
+
+
+def _boolean(_: Schema) -> _Checker:
+    return lambda value: None if value is True or value is False else ("", "is no boolean")
 
 
 def _integer(schema: Schema) -> _Checker:
     low, high = schema["minimum"], schema["maximum"]
-    return lambda value: None if low <= value <= high else ("", f"is {value}, outside {low} to {high}")
+
+    def check_integer(value: Any) -> _Departure | None:
+        if type(value) is not int:  # a boolean is an int, too
+            return "", "is no integer"
+        return None if low <= value <= high else ("", f"is {value}, outside {low} to {high}")
+
+    return check_integer
 
 
 def _string(schema: Schema) -> _Checker:
@@ -150,7 +154,9 @@ def _string(schema: Schema) -> _Checker:
     # JSON Schema's `$` is the end of the string, python's also matches before a final newline.
     matches = expression.fullmatch if pattern.endswith("$") else expression.match
 
-    def check_string(value: str) -> _Departure | None:
+    def check_string(value: Any) -> _Departure | None:
+        if not isinstance(value, str):
+            return "", "is no string"
         if most is not None and len(value) > most:
             return "", f"is longer than {most}"
         return None if not pattern or matches(value) else ("", f"is {value[:40]!r}")
@@ -161,7 +167,9 @@ def _string(schema: Schema) -> _Checker:
 def _array(schema: Schema) -> _Checker:
     check_item = _compiled(schema["items"])
 
-    def check_array(value: Sequence[Any]) -> _Departure | None:
+    def check_array(value: Any) -> _Departure | None:
+        if not isinstance(value, _READ_AS["array"]):
+            return "", "is no array"
         for number, item in enumerate(value):
             found = check_item(item)
             if found is not None:
@@ -172,15 +180,16 @@ def _array(schema: Schema) -> _Checker:
 
 
 def _object(schema: Schema) -> _Checker:
-    required = schema.get("required", ())
+    required = frozenset(schema.get("required", ()))
     properties = {name: _compiled(inner) for name, inner in schema.get("properties", {}).items()}
     others = schema.get("additionalProperties", True)
     check_other = _compiled(others) if isinstance(others, dict) else None
 
-    def check_object(value: Mapping[str, Any]) -> _Departure | None:
-        for name in required:
-            if name not in value:
-                return f".{name}", "is missing"
+    def check_object(value: Any) -> _Departure | None:
+        if not isinstance(value, dict):
+            return "", "is no object"
+        if not required <= value.keys():
+            return f".{next(name for name in schema['required'] if name not in value)}", "is missing"
         for name, item in value.items():
             check_item = properties.get(name, check_other)
             if check_item is None:
@@ -195,7 +204,11 @@ def _object(schema: Schema) -> _Checker:
     return check_object
 
 
-_INNER: dict[str, Callable[[Schema], _Checker]] = {
-    "integer": _integer, "string": _string, "array": _array, "object": _object,
-}  # fmt: skip
-"""Type → what is checked besides."""
+_OF_TYPE: dict[str, Callable[[Schema], _Checker]] = {
+    "object": _object,
+    "array": _array,
+    "string": _string,
+    "integer": _integer,
+    "boolean": _boolean,
+    "null": _null,
+}
