@@ -159,6 +159,18 @@ def test_files_are_read_back_with_their_digests(signer: Signer) -> None:
         model_signature.verify(data, stranger, where="x")
 
 
+@pytest.mark.parametrize("name", ["model", "another"])
+def test_exactly_the_listed_files_are_signed(signer: Signer, name: str) -> None:
+    """Oracle: what was signed, whatever name the folder had; one file more, less or other is refused."""
+    assert signer.p256 is not None
+    files = {"a": "2" * 64, "b/c": "1" * 64}
+    data = model_signature.sign(files.items(), signer.p256, keys.public_keys(signer)[1], "model")
+    model_signature.check(data, keys.public_keys(signer), files, name, where="x")
+    for other in ({"a": "2" * 64}, {**files, "b/c": "3" * 64}, {**files, "d": "1" * 64}):
+        with pytest.raises(VerificationFailed, match="signs other files than the manifest lists"):
+            model_signature.check(data, keys.public_keys(signer), other, name, where="x")
+
+
 def _serialization(**changes: Any) -> Any:
     return lambda each: each["predicate"]["serialization"].update(changes)
 

@@ -141,6 +141,17 @@ def test_every_field_is_needed(good: dict[str, Any], field: str) -> None:
         check({name: value for name, value in good.items() if name != field}, where="x", schema=SCHEMA)
 
 
+def test_values_of_a_subclass_are_those_of_their_type(good: dict[str, Any]) -> None:
+    """Oracle: torch's version, which is a string of a class of its own, is written as a string."""
+
+    class Version(str):
+        pass
+
+    changed = {**good, "environment": {"torch": Version("2.13.0"), "all": [Version("1")]}}
+    assert accepts(changed)
+    assert strict_json.loads(strict_json.dumps(changed), where="x") == changed
+
+
 @pytest.mark.parametrize("value", [3.0, 1.5, float("nan")])
 def test_a_float_is_refused_even_where_json_schema_takes_it_for_an_integer(
     good: dict[str, Any], value: float

@@ -190,7 +190,7 @@ def _seal(
     data = manifest.to_bytes()
     Manifest.parse(data, where=name)
     identity = checkpoint_id(data)
-    covered = [(entry.path, entry.sha256) for entry in manifest.files] + [(layout.MANIFEST, identity)]
+    covered = [*manifest.digests.items(), (layout.MANIFEST, identity)]
     bundles = [files.read_limited(each.folder / layout.CHECKPOINT_BUNDLE, envelope.LIMIT) for each in several]
     for opened, bundle in zip(several, bundles, strict=True):
         if _sha256(bundle) != opened.bundle_sha256:

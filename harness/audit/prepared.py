@@ -91,7 +91,7 @@ def _statement(folder: Path, policy: Policy) -> CorpusStatement:
 
 def _facts(manifest: Manifest, folder: Path, statement: CorpusStatement) -> Iterator[tuple[str, str]]:
     """Digests that the statement names are those of the listed files."""
-    listed = {entry.path: entry.sha256 for entry in manifest.files}
+    listed = manifest.digests
     facts = statement.predicate
     if listed.get(RECIPE) != facts["recipe"]["sha256"] or listed.get(RECIPE) != _sha256(
         facts["recipe"]["text"]

@@ -38,8 +38,7 @@ def manifest(folder: Path, statement: Statement) -> Manifest:
     if checkpoint_id(data) != statement.subject_id:
         raise VerificationFailed("is not the manifest that the statement is about", where=where)
     found = Manifest.parse(data, where=where)
-    covered = [(entry.path, entry.sha256) for entry in found.files]
-    if dir_hash([*covered, (layout.MANIFEST, statement.subject_id)]) != statement.dir_hash:
+    if dir_hash([*found.digests.items(), (layout.MANIFEST, statement.subject_id)]) != statement.dir_hash:
         raise VerificationFailed("has another dirHash than the statement", where=where)
     return found
 
@@ -64,7 +63,5 @@ def _model_signature(folder: Path, policy: Policy, listed: Manifest, statement: 
     if not path.is_file():
         raise EvidenceIncomplete("is missing", where=str(path), remedy="get the whole folder from its maker")
     data = files.read_limited(path, opening.MANIFEST_LIMIT)
-    signed = model_signature.verify(data, policy.model_keys, where=str(path))
-    names = {entry.path: entry.sha256 for entry in listed.files}
-    if dict(signed) != {**names, layout.MANIFEST: statement.subject_id}:
-        raise VerificationFailed("signs other files than the manifest lists", where=str(path))
+    names = {**listed.digests, layout.MANIFEST: statement.subject_id}
+    model_signature.check(data, policy.model_keys, names, folder.name, where=str(path))

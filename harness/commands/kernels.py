@@ -60,7 +60,7 @@ def _check(checkpoint: Path, data: bytes, policy: Policy) -> None:
     """That the checkpoint is authentic and that manifest and statement mean these bytes."""
     opened = open_checkpoint(checkpoint, policy)
     digest = hashlib.sha256(data).hexdigest()
-    listed = {entry.path: entry.sha256 for entry in opened.manifest.files}
+    listed = opened.manifest.digests
     stated = opened.statement.predicate["determinism"]["ledger"]
     if listed.get(layout.LEDGER) != digest or stated is None or stated["sha256"] != digest:
         raise VerificationFailed(

@@ -42,7 +42,7 @@ def open_prepared(data: Data, base: Path) -> TokenData:
     statement = prepared.claimed(folder)
     manifest = sealed.manifest(folder, statement)
     small = {entry.path: entry for entry in manifest.files if not entry.path.startswith(_SHARDS)}
-    listed = {entry.path: entry.sha256 for entry in manifest.files}
+    listed = manifest.digests
     shards = _opened(folder, listed)
     encoder: Encoder = ByteEncoder()
     if prepared.TOKENIZER in small:

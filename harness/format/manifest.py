@@ -10,13 +10,14 @@ a tensor's digest is ``blake3:`` and hex, over its bytes as stored (`harness.for
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import itertools
 import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from harness.errors import VerificationFailed
@@ -25,8 +26,10 @@ from harness.format.safetensors_header import BITS, check_name
 
 FORMAT = "harness-manifest/1"
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_DIGEST = re.compile(r"blake3:[0-9a-f]{64}")
+_is_sha256 = re.compile(r"[0-9a-f]{64}").fullmatch
+_is_digest = re.compile(r"blake3:[0-9a-f]{64}").fullmatch
+_FILE_FIELDS = frozenset({"path", "size", "sha256"})
+_TENSOR_FIELDS = frozenset({"name", "file", "dtype", "shape", "start", "end", "digest"})
 _PATH_LIMIT = 4096
 _RESERVED = {layout.MANIFEST.casefold(), layout.MODEL_SIGNATURE, layout.PROVENANCE}
 """First parts of paths that no payload may have: the manifest itself, and what is signed around it."""
@@ -72,6 +75,11 @@ class Manifest:
             }
         )
 
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Path → hex sha256 of every file."""
+        return {entry.path: entry.sha256 for entry in self.files}
+
     @staticmethod
     def parse(data: bytes, *, where: str) -> Manifest:
         """The manifest of ``data``. Raises `VerificationFailed` for any departure from the format."""
@@ -104,8 +112,6 @@ def dir_hash(files: Iterable[tuple[str, str]]) -> str:
 
     Equal to ``sha256sum`` of the sorted output of ``sha256sum`` of every file, in base64.
     """
-    import base64
-
     lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(files))
     return "h1:" + base64.b64encode(hashlib.sha256(lines.encode()).digest()).decode()
 
@@ -166,33 +172,33 @@ def _natural(value: Any) -> bool:
 
 
 def _file(entry: Any, where: str) -> FileEntry:
-    if not isinstance(entry, dict) or set(entry) != {"path", "size", "sha256"}:
+    if not isinstance(entry, dict) or entry.keys() != _FILE_FIELDS:
         raise VerificationFailed("has a file entry with other fields than path, size, sha256", where=where)
     path, size, sha256 = entry["path"], entry["size"], entry["sha256"]
     if not isinstance(path, str) or not _natural(size):
         raise VerificationFailed(f"has a broken file entry {path!r}", where=where)
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+    if not isinstance(sha256, str) or not _is_sha256(sha256):
         raise VerificationFailed(f"has a broken sha256 for {path}", where=where)
     return FileEntry(path, size, sha256)
 
 
 def _tensor(entry: Any, sizes: dict[str, int], where: str) -> TensorEntry:
-    fields = {"name", "file", "dtype", "shape", "start", "end", "digest"}
-    if not isinstance(entry, dict) or set(entry) != fields:
-        raise VerificationFailed(f"has a tensor entry with other fields than {sorted(fields)}", where=where)
-    name, shape = entry["name"], entry["shape"]
+    if not isinstance(entry, dict) or entry.keys() != _TENSOR_FIELDS:
+        what = f"has a tensor entry with other fields than {sorted(_TENSOR_FIELDS)}"
+        raise VerificationFailed(what, where=where)
+    name, file, dtype, shape = entry["name"], entry["file"], entry["dtype"], entry["shape"]
+    start, end, digest = entry["start"], entry["end"], entry["digest"]
     if not isinstance(name, str):
         raise VerificationFailed(f"has the tensor name {name!r}", where=where)
     check_name(name, where)
-    if not isinstance(entry["file"], str) or entry["file"] not in sizes:
+    if not isinstance(file, str) or file not in sizes:
         raise VerificationFailed(f"has the tensor `{name}` in a file that is not listed", where=where)
-    if not isinstance(entry["dtype"], str) or entry["dtype"] not in BITS:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise VerificationFailed(f"has the tensor `{name}` with an unknown dtype", where=where)
     if not isinstance(shape, list) or not all(map(_natural, shape)):
         raise VerificationFailed(f"has the tensor `{name}` with a broken shape", where=where)
-    start, end = entry["start"], entry["end"]
-    if not _natural(start) or not _natural(end) or not start <= end <= sizes[entry["file"]]:
+    if not _natural(start) or not _natural(end) or not start <= end <= sizes[file]:
         raise VerificationFailed(f"has the tensor `{name}` outside its file", where=where)
-    if not isinstance(entry["digest"], str) or not _DIGEST.fullmatch(entry["digest"]):
+    if not isinstance(digest, str) or not _is_digest(digest):
         raise VerificationFailed(f"has the tensor `{name}` with a broken digest", where=where)
-    return TensorEntry(name, entry["file"], entry["dtype"], tuple(shape), start, end, entry["digest"])
+    return TensorEntry(name, file, dtype, tuple(shape), start, end, digest)

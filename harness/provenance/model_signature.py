@@ -32,8 +32,34 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 def sign(files: Iterable[tuple[str, str]], p256: PrivateKey, key: PublicKey, name: str) -> bytes:
     """The bundle over ``files`` (path, hex sha256) of the model folder ``name``."""
-    ordered = sorted(files)
-    statement = {
+    return envelope.sign(strict_json.dumps(_statement(sorted(files), name)), p256, key)
+
+
+def verify(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Mapping[str, str]:
+    """Path → hex sha256 of every file that one of the P-256 ``keys`` has signed.
+
+    Raises `VerificationFailed`, also for a signer's choice to ignore paths, follow links or sign nothing.
+    """
+    return _read(_opened(data, keys, where), where)
+
+
+def check(data: bytes, keys: Sequence[PublicKey], files: Mapping[str, str], name: str, *, where: str) -> None:
+    """That exactly ``files`` (path → hex sha256) are signed; the folder's ``name`` is not looked at, it saves
+    reading what `sign` has written for it. Raises as `verify`, and `VerificationFailed` for other files."""
+    payload = _opened(data, keys, where)
+    if payload == strict_json.rewritten(_statement(sorted(files.items()), name)):
+        return
+    if _read(payload, where) != files:
+        raise VerificationFailed("signs other files than the manifest lists", where=where)
+
+
+def _opened(data: bytes, keys: Sequence[PublicKey], where: str) -> bytes:
+    accepted = [key for key in keys if key.algorithm == "p256"]
+    return envelope.open_own(data, accepted, where=where).payload
+
+
+def _statement(ordered: Sequence[tuple[str, str]], name: str) -> Mapping[str, Any]:
+    return {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": name, "digest": {"sha256": _root(digest for _, digest in ordered)}}],
         "predicateType": PREDICATE_TYPE,
@@ -44,16 +70,11 @@ def sign(files: Iterable[tuple[str, str]], p256: PrivateKey, key: PublicKey, nam
             ],
         },
     }
-    return envelope.sign(strict_json.dumps(statement), p256, key)
 
 
-def verify(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Mapping[str, str]:
-    """Path → hex sha256 of every file that one of the P-256 ``keys`` has signed.
-
-    Raises `VerificationFailed`, also for a signer's choice to ignore paths, follow links or sign nothing.
-    """
-    accepted = [key for key in keys if key.algorithm == "p256"]
-    statement = strict_json.loads(envelope.open_own(data, accepted, where=where).payload, where=where)
+def _read(payload: bytes, where: str) -> Mapping[str, str]:
+    """Path → hex sha256 of the files of a signed statement."""
+    statement = strict_json.loads(payload, where=where)
     if not isinstance(statement, dict) or statement.get("_type") != STATEMENT_TYPE:
         raise VerificationFailed("is no in-toto statement", where=where)
     if statement.get("predicateType") != PREDICATE_TYPE:

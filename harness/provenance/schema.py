@@ -113,14 +113,17 @@ def _any_of(options: Sequence[Schema]) -> _Checker:
 
     def check_any(value: Any) -> _Departure | None:
         check_option = by_type.get(type(value))
+        if check_option is None:  # what is signed may be of a subclass, as torch's version is
+            check_option = next((by_type[kind] for kind in by_type if isinstance(value, kind)), None)
         return reason if check_option is None else check_option(value)
 
     return check_any
 
 
+_ARRAYS = (list, tuple)
 _READ_AS: dict[str, tuple[type, ...]] = {
     "object": (dict,),
-    "array": (list, tuple),
+    "array": _ARRAYS,
     "string": (str,),
     "integer": (int,),
     "boolean": (bool,),
@@ -141,7 +144,7 @@ def _integer(schema: Schema) -> _Checker:
     low, high = schema["minimum"], schema["maximum"]
 
     def check_integer(value: Any) -> _Departure | None:
-        if type(value) is not int:  # a boolean is an int, too
+        if not isinstance(value, int) or isinstance(value, bool):  # in Python a boolean is an integer
             return "", "is no integer"
         return None if low <= value <= high else ("", f"is {value}, outside {low} to {high}")
 
@@ -168,7 +171,7 @@ def _array(schema: Schema) -> _Checker:
     check_item = _compiled(schema["items"])
 
     def check_array(value: Any) -> _Departure | None:
-        if not isinstance(value, _READ_AS["array"]):
+        if not isinstance(value, _ARRAYS):
             return "", "is no array"
         for number, item in enumerate(value):
             found = check_item(item)

@@ -32,7 +32,7 @@ def seal(folder: Path, manifest: Manifest, name: str, predicate: Mapping[str, An
     data = manifest.to_bytes()
     Manifest.parse(data, where=name)
     identity = checkpoint_id(data)
-    covered = [(entry.path, entry.sha256) for entry in manifest.files] + [(layout.MANIFEST, identity)]
+    covered = [*manifest.digests.items(), (layout.MANIFEST, identity)]
     directory = dir_hash(covered)
     ed25519, *p256 = public_keys(signer)
     bundle, slsa = (
@@ -60,7 +60,7 @@ def seal_corpus(
     data = manifest.to_bytes()
     Manifest.parse(data, where=name)
     identity = checkpoint_id(data)
-    covered = [(entry.path, entry.sha256) for entry in manifest.files] + [(layout.MANIFEST, identity)]
+    covered = [*manifest.digests.items(), (layout.MANIFEST, identity)]
     ed25519, *p256 = public_keys(signer)
     statement = corpora.corpus_statement(
         corpus_id=identity, dir_hash=dir_hash(covered), name=name, predicate=predicate

@@ -228,8 +228,7 @@ def _manifest(data: bytes, statement: CheckpointStatement, where: str) -> Manife
             remedy="the manifest was changed, or the statement belongs to another checkpoint",
         )
     manifest = Manifest.parse(data, where=where)
-    covered = [(entry.path, entry.sha256) for entry in manifest.files] + [(layout.MANIFEST, identity)]
-    if dir_hash(covered) != statement.dir_hash:
+    if dir_hash([*manifest.digests.items(), (layout.MANIFEST, identity)]) != statement.dir_hash:
         raise VerificationFailed("has another dirHash than the statement", where=where)
     return manifest
 
@@ -363,10 +362,10 @@ def _check_model_signature(
         findings.note("model.sig: not checked (no P-256 key given)")
     elif data is not None:
         keys = _entitled(policy, statement, policies.MODEL_SIGNATURE).model_keys
-        signed = findings.attempt("model signature", model_signature.verify, data, keys, where=where)
-        listed = {entry.path: entry.sha256 for entry in manifest.files}
-        if signed is not None and dict(signed) != {**listed, layout.MANIFEST: statement.subject_id}:
-            findings.bad("model signature", "signs other files than the manifest lists", where)
+        listed = {**manifest.digests, layout.MANIFEST: statement.subject_id}
+        findings.attempt(
+            "model signature", model_signature.check, data, keys, listed, statement.name, where=where
+        )
 
 
 def _disagreements(
@@ -393,7 +392,7 @@ def _disagreements(
     if state["sha256"] != state_digest(manifest.tensors) or state["tensors"] != len(manifest.tensors):
         yield "has a state digest that is not that of the manifest's tensors", where
     ledger = facts["determinism"]["ledger"]
-    listed = {entry.path: entry.sha256 for entry in manifest.files}
+    listed = manifest.digests
     if ledger is not None and ledger["sha256"] != listed.get(layout.LEDGER):
         yield "names another ledger.json than the manifest", where
     if layout.TRAINER not in listed:
