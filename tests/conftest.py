@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fork_server
 import orjson
+import psutil
 import pytest
 from hypothesis import settings
 from kill_at_step import kill_tree
@@ -28,6 +31,19 @@ settings.load_profile("patient")
 TESTS = Path(__file__).parent
 TIMEOUT = 240
 """Seconds after which a process that hangs fails its test."""
+FORKED = {"train", "evaluate"}
+"""Verbs that begin with the import of torch."""
+Process = subprocess.Popen[str] | fork_server.Forked
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`pytest --fresh`."""
+    parser.addoption("--fresh", action="store_true", help="no process is a fork of tests/fork_server.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Obey the option."""
+    fork_server.possible &= not config.getoption("--fresh")
 
 
 @dataclass(frozen=True)
@@ -74,19 +90,24 @@ class Place:
         environ: Mapping[str, str] | None = None,
         *,
         torchrun: Sequence[str] | None = None,
-    ) -> subprocess.Popen[str]:
+        fresh: bool = False,
+    ) -> Process:
         """`harness WORDS` in a process group of its own; several processes by ``ranks.py``, or, where options
-        for it are given, by torchrun."""
+        for it are given, by torchrun. Training is a fork of `fork_server`, unless torchrun starts it or it is
+        to be ``fresh``."""
         command = [sys.executable, "-m", "harness", *words]
         if torchrun is not None:
             options = ["--standalone", f"--nproc-per-node={processes}", *torchrun]
             command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "harness", *words]
         elif processes > 1:
             command = [sys.executable, str(TESTS / "ranks.py"), str(processes), *command]
+        variables = {**self.environ, **(environ or {})}
+        if words[0] in FORKED and torchrun is None and not fresh and fork_server.possible:
+            return fork_server.started(command, self.root, variables)
         return subprocess.Popen(
             command,
             cwd=self.root,
-            env={**self.environ, **(environ or {})},
+            env=variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -99,9 +120,10 @@ class Place:
         processes: int = 1,
         environ: Mapping[str, str] | None = None,
         torchrun: Sequence[str] | None = None,
+        fresh: bool = False,
     ) -> Finished:
         """Run `harness WORDS` to its end."""
-        return finish(self.start(words, processes, environ, torchrun=torchrun))
+        return finish(self.start(words, processes, environ, torchrun=torchrun, fresh=fresh))
 
     def steps(self) -> list[int]:
         """The steps in metrics.jsonl."""
@@ -109,7 +131,7 @@ class Place:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         return [orjson.loads(line)["step"] for line in lines if line.endswith(b"\n")]
 
-    def wait_for(self, process: subprocess.Popen[str], pattern: str) -> Path:
+    def wait_for(self, process: Process, pattern: str) -> Path:
         """Until the run folder has a file that matches ``pattern``."""
         deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
@@ -121,14 +143,14 @@ class Place:
             time.sleep(0.01)
         pytest.fail(f"{pattern} did not appear")
 
-    def kill_at(self, process: subprocess.Popen[str], pattern: str) -> None:
+    def kill_at(self, process: Process, pattern: str) -> None:
         """SIGKILL the process and all its descendants once ``pattern`` appears."""
         self.wait_for(process, pattern)
         kill_tree(process.pid)
         process.communicate()
 
 
-def finish(process: subprocess.Popen[str]) -> Finished:
+def finish(process: Process) -> Finished:
     """Wait for ``process`` and collect what it said."""
     try:
         out, err = process.communicate(timeout=TIMEOUT)
@@ -137,6 +159,15 @@ def finish(process: subprocess.Popen[str]) -> Finished:
         out, err = process.communicate()
         pytest.fail(f"hangs: {out[-2000:]}{err[-2000:]}")
     return Finished(process.returncode, out, err)
+
+
+def stop_rank(stopped: psutil.Process, other: psutil.Process, launch: Process) -> Finished:
+    """Stop a rank as a host without power is stopped: no connection closes. The end of the launch, which
+    must come without that rank."""
+    stopped.send_signal(signal.SIGSTOP)
+    assert psutil.wait_procs([other], timeout=30)[0], "the other rank hangs as well"
+    stopped.kill()
+    return finish(launch)
 
 
 @pytest.fixture

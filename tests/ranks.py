@@ -1,7 +1,7 @@
 """Start N ranks of a command on this machine, as a scheduler's launcher does: `python ranks.py N COMMAND…`
 
 For tests whose subject is no launcher: torchrun takes three seconds of a core to begin. Ends with 1 once a
-rank has failed, after the others were told to end.
+rank has failed, after the others were told to end. `fork_server` calls `main` with ranks that are forks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fork_server import Forked
+
+    Rank = subprocess.Popen[bytes] | Forked
 
 _GRACE = 30
 """Seconds that the other ranks of one that failed have (torchrun's default)."""
@@ -21,14 +27,16 @@ _PORTS = range(10_000, 32_000)
 """Below those that Linux gives to connections: rank 0 binds its port seconds after it was chosen."""
 
 
-def started(count: int, command: Sequence[str]) -> list[subprocess.Popen[bytes]]:
+def fresh(command: Sequence[str], environ: Mapping[str, str]) -> Rank:
+    """A new process with these variables beside our own."""
+    return subprocess.Popen(command, env={**os.environ, **environ})
+
+
+def started(count: int, command: Sequence[str], start: Callable[..., Rank]) -> list[Rank]:
     """``count`` processes that find each other through the variables of torch's ``env://``."""
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port())}
     common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    return [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(count)
-    ]
+    return [start(command, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
 
 
 def _port() -> int:
@@ -41,7 +49,7 @@ def _port() -> int:
     raise SystemExit("ranks.py: no free port")
 
 
-def failed(ranks: Sequence[subprocess.Popen[bytes]]) -> bool:
+def failed(ranks: Sequence[Rank]) -> bool:
     """Wait until all have ended well, or one has not."""
     while True:
         codes = [rank.poll() for rank in ranks]
@@ -52,9 +60,9 @@ def failed(ranks: Sequence[subprocess.Popen[bytes]]) -> bool:
         time.sleep(0.02)
 
 
-def main() -> int:
-    """The ranks from start to end."""
-    ranks = started(int(sys.argv[1]), sys.argv[2:])
+def main(words: Sequence[str], start: Callable[..., Rank] = fresh) -> int:
+    """The ranks from start to end; ``words`` are their number and the command."""
+    ranks = started(int(words[0]), words[1:], start)
     if not failed(ranks):
         return 0
     deadline = time.monotonic() + _GRACE
@@ -70,4 +78,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 import toy_task
-from conftest import TIMEOUT, Finished, Place, finish
+from conftest import TIMEOUT, Finished, Place, stop_rank
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,10 +86,7 @@ def test_a_replay_one_of_whose_ranks_hangs_ends_and_names_it(resumed: Place) -> 
         time.sleep(0.05)
     ranks = [each for each in psutil.Process(process.pid).children(recursive=True) if rank_of(each) >= 0]
     stopped, other = sorted(ranks, key=rank_of, reverse=True)
-    stopped.send_signal(signal.SIGSTOP)
-    assert psutil.wait_procs([other], timeout=30)[0], "the other rank hangs as well"
-    stopped.kill()
-    done = finish(process)
+    done = stop_rank(stopped, other, process)
     assert done.code == 4, done.err
     assert "rank 1 gave no sign of life for 4 s" in done.err
     assert "start the replay again" in done.err

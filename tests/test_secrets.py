@@ -65,10 +65,12 @@ def test_no_byte_of_a_run_tells_a_secret_the_home_the_user_or_the_host(tmp_path:
         "NCCL_ALGO": f"{root}/nccl on {HOST}",
         "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
     }
-    crashed = place.harness("train", f"{root}/toy.yaml", environ=environ)
+    crashed = place.harness("train", f"{root}/toy.yaml", environ=environ, fresh=True)
     assert crashed.code == 1, crashed.err
     assert "x.bin is broken" in crashed.err
-    mended = place.harness("train", f"{root}/toy.yaml", "--json", environ={**environ, "MENDED": "1"})
+    mended = place.harness(
+        "train", f"{root}/toy.yaml", "--json", environ={**environ, "MENDED": "1"}, fresh=True
+    )
     assert mended.code == 0, mended.err
     assert json.loads(mended.out)["kind"] == "exact"
     assert b"x.bin is broken on <host>" in (place.run / "events/rank-00000.jsonl").read_bytes()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Place
+from conftest import TESTS, Place
 from toy_task import config
 
 from harness.errors import ConfigError
@@ -20,7 +21,8 @@ from harness.tracking import Tracking, build
 @pytest.mark.slow
 def test_an_own_tracker_sees_every_step_once_across_a_kill(place: Place) -> None:
     """Oracle: metrics.jsonl, whose steps and losses the diary repeats line by line."""
-    environ = {"DIARY": str(place.root / "diary"), "PYTHONPATH": str(Path(__file__).parent)}
+    environ = {"DIARY": str(place.root / "diary")}
+    shutil.copy(TESTS / "diary.py", place.root)
     paused = '{kind: "toy_task:Toy", options: {pause: 15}}'
     place.write("toy.yaml", config(place.run, task=paused, track='{trackers: ["diary:Diary"]}'))
     place.kill_at(place.start(["train", "toy.yaml"], environ=environ), "checkpoints/step-00000012")

@@ -14,7 +14,8 @@ import orjson
 import psutil
 import pytest
 from compare import differing
-from conftest import Place, finish
+from conftest import Place, Process, finish
+from fork_server import Forked
 from toy_task import config
 
 from harness.format import layout
@@ -73,9 +74,12 @@ def ran(place: Place, command: list[str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The ranks that torchrun has started."""
-    return [child for child in psutil.Process(process.pid).children() if "harness" in child.cmdline()]
+def workers(process: Process) -> list[tuple[int, psutil.Process]]:
+    """The ranks that torchrun, or a fork of ranks.py, has started."""
+    children = psutil.Process(process.pid).children()
+    if isinstance(process, Forked):
+        return [(int(child.name().removeprefix("rank-")), child) for child in children]
+    return [(int(child.environ()["RANK"]), child) for child in children if "harness" in child.cmdline()]
 
 
 TWO = "{steps: 4, global_batch: 12, micro_batch: 2, world_size: 2}"
@@ -101,16 +105,16 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(place: Place, variant: str) -> None:
-    """Oracle: the uninterrupted twin, tensor by tensor, read by the safetensors package."""
+    """Oracle: the uninterrupted twin, tensor by tensor, read by the safetensors package. "One process" is
+    `python -m harness` itself, "two processes" torchrun; the others are forks."""
     processes, extra = VARIANTS[variant]
     place.write("toy.yaml", config(place.run, **{**extra, "task": PAUSED}))
     place.write("twin.yaml", config(place.root / "twin", **extra))
     torchrun = [] if variant == "two processes" else None
-    place.kill_at(
-        place.start(["train", "toy.yaml"], processes, torchrun=torchrun), "checkpoints/step-00000012"
-    )
+    how = {"processes": processes, "torchrun": torchrun, "fresh": variant == "one process"}
+    place.kill_at(place.start(["train", "toy.yaml"], **how), "checkpoints/step-00000012")
     reached = place.steps()[-1]
-    again = place.harness("train", "toy.yaml", processes=processes, torchrun=torchrun)
+    again = place.harness("train", "toy.yaml", **how)
     twin = place.harness("train", "twin.yaml", processes=processes)
     assert (again.code, twin.code) == (0, 0), again.err + twin.err
     assert "exact: same stack and world size" in again.out
@@ -124,7 +128,7 @@ def test_a_stop_signal_saves_and_asks_to_be_requeued(place: Place, number: signa
     """Oracle: exit code 75, a checkpoint of the very step, and the twin."""
     place.write("toy.yaml", config(place.run, task=PAUSED))
     place.write("twin.yaml", config(place.root / "twin"))
-    process = place.start(["train", "toy.yaml"])
+    process = place.start(["train", "toy.yaml"], fresh=number == signal.SIGTERM)
     place.wait_for(process, "checkpoints/step-00000006")
     process.send_signal(number)
     stopped = finish(process)
@@ -147,8 +151,7 @@ def test_a_signal_on_any_one_rank_stops_all_at_the_same_step(place: Place) -> No
     place.write("toy.yaml", config(place.run, task=PAUSED))
     process = place.start(["train", "toy.yaml"], 2, torchrun=[])
     place.wait_for(process, "checkpoints/step-00000006")
-    ranks = {child.environ()["RANK"]: child for child in workers(process)}
-    ranks["1"].send_signal(signal.SIGUSR1)
+    dict(workers(process))[1].send_signal(signal.SIGUSR1)
     stopped = finish(process)
     assert stopped.code != 0  # torchrun leaves with 1 whatever its workers say
     assert "exitcode  : 75" in stopped.err or "exitcode: 75" in stopped.err
@@ -165,7 +168,7 @@ def test_workers_of_a_killed_launcher_save_and_leave(place: Place) -> None:
     place.write("toy.yaml", config(place.run, task=PAUSED))
     process = place.start(["train", "toy.yaml"], 2, torchrun=[])
     place.wait_for(process, "checkpoints/step-00000006")
-    children = workers(process)
+    children = [child for _, child in workers(process)]
     assert len(children) == 2
     process.kill()
     process.wait()
