@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from harness.audit import prepared
-from harness.data.documents import Document
+from harness.data.documents import FILE_KINDS, Document
 from harness.data.filters import Sieve, ascii_share, formatted
 from harness.data.prepared import open_prepared
 from harness.data.recipe import Filters, Format, Recipe, load, text_of
 from harness.data.shards import digest_of
-from harness.errors import VerificationFailed
+from harness.errors import ConfigError, VerificationFailed
 from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import corpora, keys, seal
 from harness.settings import Data, field_of, section_of
@@ -408,6 +408,29 @@ def test_the_ascii_share_is_the_share_of_bytes_below_128(text: bytes) -> None:
     """Oracle: counted one by one."""
     expected = sum(each < 128 for each in text) / len(text) if text else 1.0
     assert ascii_share(text) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "says"),
+    [
+        ("parquet", "body", "no column 'body': a.parquet; set `field` to the text's column: text, number"),
+        ("parquet", "number", "field 'number' is a int, no text: a.parquet:0; set `field`"),
+        ("parquet", "text", "field 'text' is null, no text: a.parquet:1; set `field`"),
+        ("jsonl", "body", "no field 'body': a.jsonl:1; set `field` to the text's field"),
+        ("jsonl", "text", "field 'text' is null, no text: a.jsonl:2; set `field`"),
+    ],
+)
+def test_a_row_without_text_is_named_with_what_it_holds(
+    tmp_path: Path, kind: str, field: str, says: str
+) -> None:
+    """Oracle: rows written here; the error names file, row and what to change, in runs and recipes alike."""
+    rows = [{"text": "one", "number": 1}, {"text": None, "number": 2}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = FILE_KINDS[kind](Data(kind=kind, files=[f"a.{kind}"], field=field), tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        list(source.documents(f"a.{kind}", source.read(f"a.{kind}")))
+    assert str(caught.value).startswith(says)
 
 
 def test_a_template_reaches_nothing_but_text_and_name() -> None:

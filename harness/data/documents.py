@@ -1,7 +1,8 @@
 """Documents, and the files of the user's own that they are read from: text, JSON lines, parquet,
 chats.
 
-A file that cannot be read, or a line of one, is an error that names it; none is skipped.
+A file that cannot be read, or a line of one, is an error that names it; none is skipped. Errors name the keys
+`files` and `field` without their section: it is `data` in a run's config and `source` in a recipe.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def matching_files(patterns: Sequence[str], base: Path) -> dict[str, Path]:
     `ConfigError` when there are no patterns or one matches no file.
     """
     if not patterns:
-        raise ConfigError("data.files is empty", remedy="list paths or patterns, relative to the config file")
+        raise ConfigError("`files` is empty", remedy="list paths or patterns, relative to the config file")
     matched: dict[str, Path] = {}
     for pattern in patterns:
         # Not glob(base / pattern): a folder may have a bracket in its name.
@@ -51,7 +52,7 @@ def matching_files(patterns: Sequence[str], base: Path) -> dict[str, Path]:
         files = [path for path in paths if path.is_file()]
         if not files:
             raise ConfigError(
-                f"data.files: nothing matches {pattern!r}", where=str(base), remedy="check the path"
+                f"`files`: nothing matches {pattern!r}", where=str(base), remedy="check the path"
             )
         for path in files:
             name = path.relative_to(base) if path.is_relative_to(base) else path
@@ -91,7 +92,7 @@ class MatchedFiles(ABC):
             raise ConfigError(
                 f"file cannot be read ({error.strerror})",
                 where=str(self._paths[name]),
-                remedy="check data.files",
+                remedy="check `files`",
             ) from error
 
     @abstractmethod
@@ -153,14 +154,16 @@ class ParquetFiles(MatchedFiles):
             raise ConfigError(
                 f"not a parquet file, or a damaged one: {first_line}",
                 where=f"{name}:{row}",
-                remedy="check data.files",
+                remedy="check `files`",
             ) from error
 
     def _values(self, name: str, content: bytes) -> Iterator[object]:
         table = self._parquet.ParquetFile(self._buffer(content))
         if self._field not in table.schema_arrow.names:
             raise ConfigError(
-                f"no column {self._field!r}", where=name, remedy="set data.field to the text's column"
+                f"no column {self._field!r}",
+                where=name,
+                remedy=f"set `field` to the text's column: {', '.join(table.schema_arrow.names[:10])}",
             )
         for batch in table.iter_batches(columns=[self._field]):
             yield from batch.column(0).to_pylist()
@@ -199,9 +202,14 @@ def _parse_line(line: bytes, where: str) -> object:
 
 def _text_of(row: object, field: str, where: str) -> bytes:
     """The text of ``row`` as UTF-8. Raises `ConfigError` when there is none."""
-    if not isinstance(row, dict) or not isinstance(row.get(field), str):
+    if not isinstance(row, dict) or field not in row:
+        raise ConfigError(f"no field {field!r}", where=where, remedy="set `field` to the text's field")
+    if not isinstance(row[field], str):
+        kind = "null" if row[field] is None else f"a {type(row[field]).__name__}"
         raise ConfigError(
-            f"no text in field {field!r}", where=where, remedy="set data.field to the text's field"
+            f"field {field!r} is {kind}, no text",
+            where=where,
+            remedy="set `field` to the text's field, or leave such rows out of the file",
         )
     try:
         return str(row[field]).encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from harness.data.recipe import Source
@@ -25,6 +26,7 @@ def fetched(source: Source, *, quiet: bool = False) -> Path | None:
     name, _, commit = source.hub.partition("@")
     if quiet:
         disable_progress_bars()
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each retry
     try:
         folder = snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=source.files)
     except Exception as error:  # its errors have no root of their own
