@@ -12,6 +12,7 @@ from typing import Any
 
 import obstore
 import pytest
+from authority import Authority, stamp_log
 from object_store import Bucket, Server
 from test_writer import CONFIG, RUN_ID, TENSORS, images_of, save_of
 
@@ -32,7 +33,7 @@ from harness.errors import (
 from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.provenance import keys, log, rotation
-from harness.provenance.policy import from_keys
+from harness.provenance.policy import TIMESTAMP, from_keys
 from harness.stores import client
 from harness.stores.client import ObjectExistsError, ObjectStore
 from harness.stores.contents import parse_selection
@@ -128,6 +129,34 @@ def test_the_store_holds_what_the_folder_would(
     local = [path.name for path in here.run.complete()]
     assert local == ([] if only else ["step-00000001", "step-00000002"])
     assert len(here.run.pruned()) == (2 if only else 0)
+
+
+def test_timestamps_go_to_the_store_and_come_back(
+    bucket: Bucket, tmp_path: Path, signer: keys.Signer
+) -> None:
+    """Oracle: the policy that requires them, on what was fetched; one that came after the last save too, and
+    none of a longer log than was fetched."""
+    tsa = Authority("tsa")
+    here = launched(tmp_path / "run", bucket.url, signer)
+    here.save(1)
+    stamp_log(here.run.log, tsa, 1)
+    here.save(2)
+    assert bucket.read("log/timestamps/1.tsr") == (here.run.log / "timestamps" / "1.tsr").read_bytes()
+    last = stamp_log(here.run.log, tsa, 2)
+    assert here.publisher.mirror is not None
+    here.publisher.mirror.add_timestamps()
+    here.store.put("log/timestamps/3.tsr", b"of a record that is not here")
+    taken(bucket, tmp_path / "fetched")
+    names = sorted(path.name for path in (tmp_path / "fetched" / "log" / "timestamps").iterdir())
+    assert names == ["1.tsr", "2.tsr"]
+    whom = from_keys(keys.public_keys(signer))
+    whom = replace(whom, authorities=tsa.trusted, required=whom.required | {TIMESTAMP})
+    report = verify_run(tmp_path / "fetched", whom)
+    assert report.exit_code == 0, report.findings
+    assert [each.size for each in report.stamped] == [1, 2]
+    last.unlink()
+    taken(bucket, here.run.root)
+    assert last.exists()
 
 
 class CutOff(BaseException):

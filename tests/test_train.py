@@ -13,6 +13,7 @@ from pathlib import Path
 import orjson
 import psutil
 import pytest
+from authority import Authority, answering
 from compare import differing
 from conftest import Place, Process, finish
 from fork_server import Forked
@@ -214,9 +215,18 @@ def test_another_config_is_another_run_unless_accepted(partly: Place) -> None:
 
 
 def test_another_world_size_is_the_same_data(partly: Place, twin: Place) -> None:
-    """Oracle: the batch digests of an uninterrupted run of one process."""
-    again = partly.harness("train", "toy.yaml", processes=2)
+    """Oracle: the batch digests of an uninterrupted run of one process; every checkpoint has a timestamp,
+    those that were there before too, by an authority of OpenSSL."""
+    tsa = Authority("tsa")
+    with answering(tsa.openssl(partly.root)) as url:
+        again = partly.harness("train", "toy.yaml", f"signing.timestamp={url}", processes=2)
     assert again.code == 0, again.err
+    assert (partly.run / "log" / "timestamps" / "4.tsr").exists()
+    key = f"identities: [{{name: me, keys: [{partly.root}/config/harness/default.ed25519.pub]}}]"
+    wanted = "timestamps: {certificates: [root.pem]}\nrequired: [checkpoint, slsa, log, timestamp]"
+    partly.write("policy.yaml", f"format: harness-policy/1\n{key}\n{wanted}\n")
+    verified = partly.harness("verify", str(partly.run), "--policy", "policy.yaml")
+    assert verified.code == 0, verified.out
     assert "same-data" in again.out
     assert "launch.world_size: 1 → 2" in again.out
     segment = predicate(partly.run / "checkpoints" / "step-00000024")["segment"]
@@ -225,17 +235,18 @@ def test_another_world_size_is_the_same_data(partly: Place, twin: Place) -> None
     runs = [partly.run, twin.run]
     lines = [[orjson.loads(line) for line in (run / "metrics.jsonl").open("rb")] for run in runs]
     assert [line["batch"] for line in lines[0]] == [line["batch"] for line in lines[1]]
-    assert partly.harness("verify", str(partly.run), *keys(partly)).code == 0
 
 
 def test_a_damaged_checkpoint_is_named_and_skipped_and_never_deleted(partly: Place, twin: Place) -> None:
-    """Oracle: the twin; the damaged folder is still there, and the run verifies."""
+    """Oracle: the twin; the damaged folder is still there, and the run verifies. Nobody answers for the
+    time-stamping authority, which is told and changes nothing."""
     model = partly.run / "checkpoints" / "step-00000012" / "model.safetensors"
     data = bytearray(model.read_bytes())
     data[-3] ^= 1
     model.write_bytes(data)
-    again = partly.harness("train", "toy.yaml")
+    again = partly.harness("train", "toy.yaml", "signing.timestamp=http://127.0.0.1:1/")
     assert again.code == 0, again.err
+    assert "has no timestamp: the authority did not answer: [Errno 111] Connection refused" in again.out
     assert "step-00000012: " in again.out
     assert "step 6, checkpoint" in again.out
     assert differing(partly.run, twin.run) == []
