@@ -37,6 +37,7 @@ from harness.errors import HarnessError
 from harness.format import layout, ledger, safetensors_header, strict_json
 from harness.format.manifest import Manifest
 from harness.provenance import (
+    authorities,
     corpora,
     envelope,
     exports,
@@ -49,6 +50,7 @@ from harness.provenance import (
     policy_file,
     statements,
     tiles,
+    timestamp,
     verifier,
 )
 from harness.report import claim_file
@@ -95,6 +97,8 @@ def targets(folder: Path) -> dict[str, Target]:
     """Every parser, with inputs that are made below ``folder``."""
     run_folder = importlib.import_module("run_folder")
     facts = importlib.import_module("later_facts")
+    authority = importlib.import_module("authority")
+    tsa, many = authority.Authority("tsa"), authority.Authority("tsa", between=2)
     signer = run_folder.identity(folder / "me")
     root = run_folder.build(folder / "run", signer)
     checkpoint = run_folder.checkpoint(root, 20)
@@ -113,6 +117,7 @@ def targets(folder: Path) -> dict[str, Target]:
     entries = (root / "log/tile/entries/000.p/3").read_bytes()
     book = log.read(root / layout.LOG, [ed25519])
     model = read("model.safetensors")
+    text_of_head = log.text_of(book.head)
     told = {"checkpoint_id": statement.subject_id, "dir_hash": statement.dir_hash, "name": "x"}
     private = folder / "tried.key"
     found = {
@@ -178,6 +183,22 @@ def targets(folder: Path) -> dict[str, Target]:
         "log record": Target(
             lambda data: history.parse_record(data, where="x"),
             [*book.records, history.statement_record("0" * 32, "0" * 64, "svr-0", "0" * 64)],
+        ),
+        "timestamp": Target(
+            lambda data: timestamp.opened(data, text_of_head, [*tsa.trusted, *many.trusted], where="x"),
+            [tsa.stamp(text_of_head), many.stamp(text_of_head)],
+        ),
+        "timestamp, signed": Target(
+            lambda data: timestamp.opened(tsa.signed(data), text_of_head, tsa.trusted, where="x"),
+            [tsa.info(text_of_head, "20261124000000.25Z", nonce=5)],
+        ),
+        "timestamp, answer": Target(
+            lambda data: timestamp.granted(data, where="x"),
+            [tsa.stamp(text_of_head), tsa.signed(tsa.info(text_of_head), status=2)],
+        ),
+        "certificate": Target(
+            lambda data: authorities.from_pem(data, where="x"),
+            [each.public_bytes(authority.Encoding.PEM) for each in (tsa.root, tsa.certificate)],
         ),
         "public key": Target(
             lambda data: keys.parse_public(data, where="x"), [ed25519.pem, p256.pem, _open_ssh(signer)]

@@ -1,8 +1,10 @@
 """Verifiers that share no code with harness, each on a checkpoint and on a twin with one byte changed.
 
 python scripts/independent.py CKPT --key NAME.ed25519.pub NAME.p256.pub [--node DIR] [--json FILE]
+    [--authority ROOT.pem]
 
-- openssl: the statement (DSSE, Ed25519), and the head of the run's log (a signed note)
+- openssl: the statement (DSSE, Ed25519), the head of the log (a signed note), and, with ``--authority``,
+  the timestamp of that head (RFC 3161)
 - securesystemslib: the DSSE envelope of the statement
 - sigstore-js: the bundles of the statement and of model.sig. ``--node``: a folder in which
   ``npm install @sigstore/verify @sigstore/bundle`` was run; without it that is done in a temporary folder
@@ -61,6 +63,21 @@ def openssl(key: Path) -> Callable[[tuple[bytes, bytes]], bool]:
             signature.write_bytes(signed[1])
             command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", key, "-rawin", "-in", message]
             return passes([*command, "-sigfile", signature])
+
+    return verify
+
+
+def stamped(root: Path) -> Verify:
+    """The timestamp of a log's newest head by `openssl ts`, under the certificate ``root``."""
+
+    def verify(head: Path) -> bool:
+        text = b"".join(head.read_bytes().splitlines(keepends=True)[:3])
+        answer = head.parent / "timestamps" / f"{int(text.splitlines()[1])}.tsr"
+        with tempfile.TemporaryDirectory() as scratch:
+            message = Path(scratch) / "head"
+            message.write_bytes(text)
+            command = ["openssl", "ts", "-verify", "-data", message, "-in", answer]
+            return passes([*command, "-CAfile", root])
 
     return verify
 
@@ -176,7 +193,9 @@ def twin_of(checkpoint: Path, folder: Path) -> Path:
     return copy
 
 
-def rows(checkpoint: Path, twin: Path, ed25519: Path, p256: Path, node: Path) -> list[list[str]]:
+def rows(
+    checkpoint: Path, twin: Path, ed25519: Path, p256: Path, node: Path, root: Path | None
+) -> list[list[str]]:
     """Verifier, what it verified, and what it said of the original and of the twin."""
 
     def run_of(folder: Path) -> Path:
@@ -199,6 +218,8 @@ def rows(checkpoint: Path, twin: Path, ed25519: Path, p256: Path, node: Path) ->
         ("libsodium", "statement", lambda: after(dsse, sodium(ed25519)), statement),
         ("libsodium", "log head", lambda: after(note, sodium(ed25519)), head),
     ]  # fmt: skip
+    if root is not None:
+        wanted.append(("openssl", "timestamp", lambda: stamped(root), head))
     found = []
     for name, what, make, (good, bad) in wanted:
         try:
@@ -218,13 +239,14 @@ def main() -> int:
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a checkpoint in its run folder")
     parser.add_argument("--key", type=Path, nargs=2, required=True, metavar=("ED25519", "P256"))
     parser.add_argument("--node", type=Path, metavar="DIR", help="where sigstore-js is, or is put")
+    parser.add_argument("--authority", type=Path, metavar="PEM", help="root of the timestamps' authority")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
     checkpoint = arguments.checkpoint.resolve()
     with tempfile.TemporaryDirectory(prefix="independent-") as scratch:
         node = arguments.node or Path(scratch) / "node"
         twin = twin_of(checkpoint, Path(scratch))
-        found = rows(checkpoint, twin, *arguments.key, node)
+        found = rows(checkpoint, twin, *arguments.key, node, arguments.authority)
     for name, what, good, bad in found:
         print(f"{name:<18} {what:<20} {good:<10} {f'its twin: {bad}' if bad else ''}".rstrip())
     if arguments.json is not None:

@@ -77,6 +77,7 @@ class Authority:
         the certificate that signs timestamps, as for `issued`."""
         self.name = name
         issuer, key = f"{name} root", ec.generate_private_key(ec.SECP256R1())
+        self.root_key = key
         self.root = issued(issuer, key, issuer, key, ca=True, path_length=path_length)
         self.chain: list[x509.Certificate] = []
         for number in range(between):

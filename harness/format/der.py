@@ -11,13 +11,16 @@ Example::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from harness.errors import VerificationFailed
 
 BOOLEAN, INTEGER, OCTETS, NULL, OBJECT, TIME = 0x01, 0x02, 0x04, 0x05, 0x06, 0x18
 SEQUENCE, SET = 0x30, 0x31
 """Tags; TIME is GeneralizedTime."""
+_LONGEST_OBJECT = 64
+"""Bytes of an object identifier, at most."""
 
 
 def context(number: int) -> int:
@@ -25,8 +28,7 @@ def context(number: int) -> int:
     return 0xA0 + number
 
 
-@dataclass(frozen=True)
-class Element:
+class Element(NamedTuple):
     """One element, its contents not read yet."""
 
     tag: int
@@ -71,17 +73,24 @@ def integer(element: Element, *, where: str) -> int:
 
 def oid(element: Element, *, where: str) -> str:
     """An object identifier, as ``1.2.840.113549``. Raises `VerificationFailed` for a broken one."""
-    data = contents(element, OBJECT, where=where)
+    name = _oid(contents(element, OBJECT, where=where))
+    if name is None:
+        raise VerificationFailed("has a broken object identifier", where=where)
+    return name
+
+
+@lru_cache(maxsize=256)  # a few dozen, over and over
+def _oid(data: bytes) -> str | None:
     arcs, value, fresh = [], 0, True
     for byte in data:
         if fresh and byte == 0x80:
-            raise VerificationFailed("has an object identifier that is not in its shortest form", where=where)
+            return None
         value, fresh = value << 7 | byte & 0x7F, not byte & 0x80
         if fresh:
             arcs.append(value)
             value = 0
-    if not arcs or not fresh or len(data) > 64:
-        raise VerificationFailed("has a broken object identifier", where=where)
+    if not arcs or not fresh or len(data) > _LONGEST_OBJECT:
+        return None
     top = min(arcs[0] // 40, 2)
     return ".".join(map(str, (top, arcs[0] - 40 * top, *arcs[1:])))
 

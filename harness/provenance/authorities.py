@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import base64
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from harness.errors import VerificationFailed
@@ -43,7 +44,7 @@ _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\r?\n(.*?)-----END CERTIFICATE--
 _RSA_BITS = 2048
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
 _HASHES = ("sha256", "sha384", "sha512")
-_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm)
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, InternalError)
 """What cryptography raises for bytes that are no certificate, or one that it cannot check."""
 
 
@@ -81,10 +82,15 @@ def _read(data: bytes) -> Certificate:
     # x509 takes 80 ms to import, and only whoever has timestamps needs it.
     from cryptography import x509
 
-    found = x509.load_der_x509_certificate(data)
-    found.extensions  # noqa: B018  (parsed at the first look, which raises for broken ones)
-    found.subject.rfc4514_string()
-    return found
+    try:
+        with warnings.catch_warnings():  # of a number below zero, say: a stranger's words on the screen
+            warnings.simplefilter("ignore")
+            found = x509.load_der_x509_certificate(data)
+        found.extensions  # noqa: B018  (parsed at the first look, which raises for broken ones)
+        found.subject.rfc4514_string()
+        return found
+    except (x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        raise ValueError(str(error)) from error  # they are no `ValueError`, as everything else is
 
 
 def check(
@@ -150,10 +156,10 @@ def _search(
 
 
 def _signed_by(found: Certificate, issuer: Certificate) -> bool:
-    algorithm = found.signature_hash_algorithm
-    if algorithm is None or algorithm.name not in _HASHES:
-        return False
     try:
+        algorithm = found.signature_hash_algorithm
+        if algorithm is None or algorithm.name not in _HASHES:
+            return False
         found.verify_directly_issued_by(issuer)
     except (*_UNREADABLE, InvalidSignature):
         return False

@@ -23,6 +23,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -221,13 +222,22 @@ def _taken_apart(data: bytes, where: str) -> _Signed:
 
 def _certificate(signed: _Signed, where: str) -> bytes:
     """The certificate that the signer names by issuer and number."""
-    for data in signed.certificates:
-        body = der.children(_first(der.parse(data, where=where), where), where=where)
-        body = body[1:] if body and body[0].tag == der.context(0) else body
-        named = len(body) > 2 and body[2].whole == signed.issuer
-        if named and der.integer(body[0], where=where) == signed.serial:
-            return data
-    raise VerificationFailed("does not bring the certificate of its signer", where=where)
+    wanted = (signed.issuer, signed.serial)
+    found = next((each for each in signed.certificates if _issuer_and_number(each) == wanted), None)
+    if found is None:
+        raise VerificationFailed("does not bring the certificate of its signer", where=where)
+    return found
+
+
+@lru_cache(maxsize=64)  # the timestamps of a run are of a few certificates
+def _issuer_and_number(data: bytes) -> tuple[bytes, int]:
+    """As they are written in a certificate."""
+    where = "a certificate of the timestamp"
+    body = der.children(_first(der.parse(data, where=where), where), where=where)
+    body = body[1:] if body and body[0].tag == der.context(0) else body
+    if len(body) < 3:
+        raise VerificationFailed("is cut short", where=where)
+    return body[2].whole, der.integer(body[0], where=where)
 
 
 def _check_named(signed: _Signed, signer: bytes, where: str) -> None:
