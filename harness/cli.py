@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
 from harness.commands import Outcome
-from harness.errors import HarnessError
-from harness.terminal import json_text
+from harness.errors import HarnessError, storage_fault
+from harness.terminal import give_up, json_text, open_streams
 
 VERBS = {
     "train": "start a run, or continue it when its folder holds a checkpoint",
@@ -73,7 +72,15 @@ def _verb_parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line ``arguments`` (``sys.argv[1:]`` by default) and return the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    open_streams()
+    try:
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:
+        print("harness: stopped by the keyboard", file=sys.stderr)
+        return 130
+
+
+def _main(words: list[str]) -> int:
     if not words or words[0] not in VERBS:
         options = _overview().parse_args(words)
         if options.version:
@@ -95,12 +102,12 @@ def _call(module: ModuleType, options: argparse.Namespace) -> int:
     try:
         outcome: Outcome = module.run(options)
     except HarnessError as error:
-        if not error.silent:
-            _print_error(error, options.json)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("harness: stopped by the keyboard", file=sys.stderr)
-        return 130
+        return _failed(error, options.json)
+    except OSError as error:
+        # What a verb expects of the disk it says itself. The rest is the machine's all the same: exit code 1
+        # would say that evidence is wrong.
+        verb = module.__name__.rpartition(".")[2]
+        return _failed(storage_fault(error, f"harness {verb}", "."), options.json)
     try:
         if options.json:
             print(json_text(outcome.document))
@@ -108,13 +115,19 @@ def _call(module: ModuleType, options: argparse.Namespace) -> int:
             print(outcome.text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of a pipe (head, less) has left; stdout must not be flushed into it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up(sys.stdout)  # head or less has read enough
+    except OSError as error:
+        give_up(sys.stdout)
+        fault = _failed(storage_fault(error, "writing the answer", "stdout"), as_json=False)
+        return outcome.exit_code or fault
     return outcome.exit_code
 
 
-def _print_error(error: HarnessError, as_json: bool) -> None:
+def _failed(error: HarnessError, as_json: bool) -> int:
+    if error.silent:
+        return error.exit_code
     if as_json:
         fields = {"what": error.what, "where": error.where, "remedy": error.remedy}
         print(json_text({"error": fields, "exit_code": error.exit_code}))
     print(f"harness: {error}", file=sys.stderr)
+    return error.exit_code

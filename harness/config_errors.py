@@ -40,7 +40,8 @@ def explain(
     problems: dict[tuple[str, ...], list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         problems.setdefault(_keys(details, model), []).append(details)
-    keys, *others = problems
+    # What is there and wrong comes first: a key that is missing may be the one that was misspelt.
+    keys, *others = sorted(problems, key=lambda each: problems[each][0]["type"] == "missing")
     place = _place(keys, places, where)
     more = f" (and {len(others)} more: {_listed(others)})" if others else ""
     what, remedy = _problem(keys, problems[keys], model)

@@ -23,6 +23,11 @@ import errno
 from pathlib import Path
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_REMEDIES = (
+    (_NO_SPACE, "free space"),
+    ((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable for you or name another place"),
+    ((errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG), "check the path"),
+)
 _STORAGE = (*_NO_SPACE, errno.EFBIG, errno.EINTR, errno.EIO, errno.EROFS, errno.ESTALE)
 
 
@@ -103,11 +108,11 @@ class PeerLost(Interrupted):
 def storage_fault(error: OSError, doing: str, folder: Path | str) -> EnvironmentFault:
     """``error`` of the file system while ``doing`` ("writing a checkpoint") in ``folder``, as one line."""
     where = str(error.filename or folder)
+    remedy = next((each for numbers, each in _REMEDIES if error.errno in numbers), "check the disk")
+    remedy = f"{remedy}, then run the same command again"
     if error.errno in _NO_SPACE:
-        remedy = "free space or set checkpoint.keep, then restart with the same command"
         return EnvironmentFault(f"no space left while {doing}", where=where, remedy=remedy)
-    what = f"{doing} failed: {error.strerror or error}"
-    return EnvironmentFault(what, where=where, remedy="check the disk, then restart with the same command")
+    return EnvironmentFault(f"{doing} failed: {error.strerror or error}", where=where, remedy=remedy)
 
 
 def is_storage(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ Colour obeys https://no-color.org and appears only on a terminal. Progress goes 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -18,6 +19,32 @@ Style = Literal["red", "green", "yellow", "bold", "dim"]
 _CODES: dict[Style, str] = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 _REDRAW_SECONDS = 0.1
 _BAR_WIDTH = 24
+
+
+def open_streams() -> None:
+    """Make stdout and stderr fit to write to, whoever has started the process.
+
+    Both are UTF-8, as what is redirected into a file has to be (a log head, HTML), with escapes for a name
+    that is no Unicode. A closed descriptor is opened on nothing, since the next file that is opened would
+    get its number, and everything that is printed.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def give_up(stream: IO[str]) -> None:
+    """Send what is still in ``stream`` nowhere: its reader has left, or its disk is full.
+
+    Else the interpreter would write it at its end once more, and fail once more.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def coloured(stream: IO[str]) -> bool:

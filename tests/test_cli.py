@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Never
 
 import pytest
 
@@ -81,3 +84,67 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("descriptor", ["> /dev/full", ">&-", "<&- >&- 2>&-"])
+def test_an_answer_that_cannot_be_written_is_told_in_one_line(descriptor: str, tmp_path: Path) -> None:
+    """Oracle: exit code 3 for a full disk behind stdout; a stdout that the caller has closed is no error."""
+    command = f"{sys.executable} -m harness config {ROOT}/configs/tiny.yaml {descriptor}"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    said = ["harness: no space left while writing the answer: stdout"] if "full" in descriptor else []
+    assert done.returncode == 3 * len(said)
+    assert [line.partition(";")[0] for line in done.stderr.splitlines()] == said
+
+
+def test_an_answer_is_utf8_whatever_the_terminal_is(tmp_path: Path) -> None:
+    """Oracle: the bytes of the name; a log head or HTML that is redirected into a file has to be UTF-8."""
+    command = [sys.executable, "-m", "harness", "config", str(ROOT / "configs" / "tiny.yaml"), "run.name=é漢"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, env=ascii_only)
+    assert done.returncode == 0, done.stderr
+    assert "é漢".encode() in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (
+            PermissionError(errno.EACCES, "Permission denied", "out"),
+            3,
+            "harness keys failed: Permission denied: out",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), 3, "no space left while harness keys"),
+        (KeyboardInterrupt(), 130, "stopped by the keyboard"),
+    ],
+)
+def test_what_no_verb_foresaw_of_the_machine_is_one_line(
+    raised: BaseException,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Oracle: the exit codes of DESIGN.md section 2, where 1 would say that evidence is wrong."""
+    module = import_module("harness.commands.keys")
+
+    def run(_: object) -> Never:
+        raise raised
+
+    monkeypatch.setattr(module, "run", run)
+    assert main(["keys", "show", "x"]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_ctrl_c_while_a_verb_is_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: exit code 130, as the shell gives for SIGINT."""
+
+    def interrupted(name: str) -> Never:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    assert main(["keys", "show", "x"]) == 130
+    assert capsys.readouterr().err == "harness: stopped by the keyboard\n"

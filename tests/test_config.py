@@ -50,6 +50,18 @@ def test_a_later_layer_wins_and_each_value_knows_where_it_came_from(path: Path) 
 
 WRONG: dict[str, tuple[str, list[str], str, str]] = {
     "misspelt": (MINIMAL + "optimizr: {lr: 1}\n", [], "c.yaml:3", "optimizer"),
+    "a required section misspelt": (
+        "run: {dir: x}\ntrian: {steps: 1, global_batch: 1, micro_batch: 1}\n",
+        [],
+        "c.yaml:2",
+        "mean 'train'",
+    ),
+    "a required key misspelt": (
+        MINIMAL.replace("steps", "stepz"),
+        [],
+        "c.yaml:2",
+        "unknown key 'train.stepz' (and 1 more: train.steps)",
+    ),
     "misspelt inside": (MINIMAL + "optimizer:\n  lr: 1\n  wieght_decay: 1\n", [], "c.yaml:5", "weight_decay"),
     "misspelt override": (MINIMAL, ["train.stepz=3"], "train.stepz=3", "train.steps"),
     "no value": (MINIMAL, ["train.steps"], "train.steps", "="),

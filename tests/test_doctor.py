@@ -141,6 +141,17 @@ def test_what_was_cut_off_is_named(path: Path, capsys: pytest.CaptureFixture[str
     assert sorted(each.name for each in run.rglob(".tmp-*")) == [".tmp-log", ".tmp-step-00000012"]
 
 
+def test_a_key_that_a_first_run_could_not_make_is_bad(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: nobody makes a folder in /proc, root neither; `harness train` would leave with 3."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/proc/config")
+    code, checks = examine(path, capsys)
+    assert code == 1
+    assert checks["signing key"]["level"] == "bad"
+    assert "signing.key" in checks["signing key"]["remedy"]
+
+
 def test_a_key_without_a_model_half_is_a_warning(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: an OpenSSH Ed25519 key, which has no P-256 half."""
     from cryptography.hazmat.primitives import serialization

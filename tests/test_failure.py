@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from harness.errors import EnvironmentFault, HarnessError, TrainingFailed
+from harness.errors import EnvironmentFault, TrainingFailed
 from harness.training import failure
 
 
@@ -39,8 +39,8 @@ def test_the_traceback_goes_to_events_or_where_that_fails_to_stderr(
 ) -> None:
     """Oracle: the text of the raised error, in exactly one of the two places."""
     try:
-        raise HarnessError("the toy breaks")
-    except HarnessError as error:
+        raise TrainingFailed("the toy breaks")
+    except TrainingFailed as error:
         failure.report(error, tmp_path)
         written = (tmp_path / "events" / "rank-00000.jsonl").read_bytes()
         assert "the toy breaks" in orjson.loads(written)["traceback"]
@@ -49,4 +49,6 @@ def test_the_traceback_goes_to_events_or_where_that_fails_to_stderr(
         blocked.mkdir()
         (blocked / "events").write_text("a file in the way")
         failure.report(error, blocked)
-    assert "HarnessError: the toy breaks" in capsys.readouterr().err
+    assert "TrainingFailed: the toy breaks" in capsys.readouterr().err
+    failure.report(EnvironmentFault("the run folder cannot be used"), blocked)
+    assert capsys.readouterr().err == ""  # what its one line says is all that there is to say

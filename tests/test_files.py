@@ -49,7 +49,7 @@ def test_a_durable_write_syncs_file_then_name_then_folder(
 def test_a_durable_write_that_fails_leaves_the_old_contents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Oracle: the file after an fsync that fails is the file before."""
+    """Oracle: the folder after an fsync that fails is the folder before."""
     path = tmp_path / "file"
     files.write_durable(path, b"old")
 
@@ -60,6 +60,7 @@ def test_a_durable_write_that_fails_leaves_the_old_contents(
     with pytest.raises(OSError, match="No space"):
         files.write_durable(path, b"new")
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_is_published_after_everything_in_it_is_on_disk(

@@ -8,7 +8,9 @@ import os
 import shutil
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Never
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -182,6 +184,12 @@ def test_a_key_that_others_may_read_is_refused(made: keys.KeyFiles) -> None:
             keys.load_signer(made.private)
 
 
+def test_another_file_is_no_private_key_whoever_may_read_it(made: keys.KeyFiles) -> None:
+    """Oracle: chmod would not make a key of it, so nobody is told to."""
+    with pytest.raises(UsageError, match="holds no private key"):
+        keys.load_signer(made.public[0])
+
+
 def test_a_p256_key_alone_is_no_identity(made: keys.KeyFiles) -> None:
     """Oracle: statements need Ed25519."""
     blocks = made.private.read_bytes().split(b"-----END PRIVATE KEY-----\n")
@@ -221,6 +229,27 @@ def test_the_signing_key_comes_from_config_then_environment_then_the_users_folde
     monkeypatch.setenv(keys.ENVIRONMENT, str(tmp_path / "other.key"))
     assert keys.signing_key_path(None, None) == (tmp_path / "other.key", "$HARNESS_SIGNING_KEY")
     assert keys.signing_key_path(tmp_path / "c.key", None) == (tmp_path / "c.key", "signing.key")
+
+
+def test_a_key_of_ones_own_that_cannot_be_made_is_a_fault_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: exit code 3 of DESIGN.md; the home of a container often belongs to nobody, or is not known."""
+    monkeypatch.delenv(keys.ENVIRONMENT, raising=False)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    with pytest.raises(EnvironmentFault, match=r"cannot be made: .*default\.key; .*signing\.key"):
+        keys.signing_key_path(None, None)
+    monkeypatch.setattr(Path, "expanduser", raising(RuntimeError("Could not determine home directory.")))
+    with pytest.raises(UsageError, match="set HOME"):
+        keys.signing_key_path(None, None)
+
+
+def raising(error: Exception) -> Callable[..., Never]:
+    def always(*_: object) -> Never:
+        raise error
+
+    return always
 
 
 def test_a_key_in_the_run_folder_is_refused_through_links_too(tmp_path: Path) -> None:

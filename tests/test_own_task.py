@@ -81,6 +81,7 @@ def test_the_folder_is_on_the_path_only_while_importing(module: tuple[Path, str]
         ("", "../NAME:Mine", "is not known"),
         ("", "no_such_module:Mine", "cannot be imported: ModuleNotFoundError"),
         ("1/0", "NAME:Mine", "cannot be imported: ZeroDivisionError"),
+        ("import sys; sys.exit(0)", "NAME:Mine", "cannot be imported: SystemExit"),
         ("class Mien: ...", "NAME:Mine", "no class 'Mine' there; did you mean 'Mien'"),
         ("Mine = 3", "NAME:Mine", "no class 'Mine' there"),
         ("class Mine: ...", "NAME:Mine", "is no harness.tasks.task.Task"),

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     except HarnessError as error:
         failure.report(error, loaded.settings.run.dir)
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a task that leaves with 0 has not finished the run
         explained = failure.explain(error, loaded.settings.run.dir)
         failure.report(explained, loaded.settings.run.dir)
         raise explained from error

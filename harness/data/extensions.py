@@ -33,7 +33,7 @@ def load_class(import_path: str, base: Path, key: str, built_in: Sequence[str] =
     try:
         with _importable(base):
             module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script's exit code would be taken for the run's
         raise ConfigError(
             f"{key} {import_path!r} cannot be imported: {type(error).__name__}: {error}",
             remedy=f"the module must be installed or lie in {base}",

@@ -28,19 +28,25 @@ Stamp = tuple[int, int, int]
 def write_durable(path: Path, data: bytes, *, temporary: Path | None = None) -> None:
     """Replace ``path`` by ``data``: at any crash the old or the new content is there, whole.
 
-    ``temporary`` is written first; by default a name in the same folder, which a crash may leave behind.
+    ``temporary`` is written first; by default a name in the same folder, which a crash may leave behind, and
+    a disk that refuses does not.
     """
     make_folder(path.parent)
     temporary = temporary or path.with_name(f".tmp-{path.name}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(temporary, path)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
     fsync_folder(path.parent)
 
 

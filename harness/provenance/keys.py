@@ -33,7 +33,9 @@ from harness.provenance.ssh_agent import AgentKey
 
 ENVIRONMENT = "HARNESS_SIGNING_KEY"
 
-_PEM_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\r?\n.*?-----END \1-----\r?\n?", re.DOTALL)
+_PRIVATE_BLOCK = re.compile(
+    rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----\r?\n.*?-----END \1-----\r?\n?", re.DOTALL
+)
 _FILE_LIMIT = 64 << 10
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, InternalError)
 """What cryptography raises for bytes that are no key; the last one for some that OpenSSL chokes on."""
@@ -153,7 +155,7 @@ def load_signer(path: Path) -> Signer:
     if pkcs11_token.is_reference(data):
         return _held_signer(pkcs11_token.held(data, str(path)), path)
     mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
+    if mode & 0o077 and b"PRIVATE KEY" in data:
         raise EnvironmentFault(
             f"the private key has mode {mode:04o}: others may read it",
             where=str(path),
@@ -233,9 +235,8 @@ def describe(file: Path) -> Described:
 
 
 def user_key_path() -> Path:
-    """``harness/default.key`` in the user's config folder."""
-    base = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(base) if base else Path.home() / ".config") / "harness" / "default.key"
+    """``harness/default.key`` in the user's config folder. Raises `UsageError` when the home is not known."""
+    return expanded(Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config")) / "harness" / "default.key"
 
 
 def expanded(path: Path) -> Path:
@@ -243,14 +244,17 @@ def expanded(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise UsageError("names a home that is not known", where=str(path)) from error
+        raise UsageError(
+            "names a home that is not known", where=str(path), remedy="set HOME, or write the whole path"
+        ) from error
 
 
 def signing_key_path(configured: Path | None, run_dir: Path | None) -> tuple[Path, str]:
     """The private key to sign with, and why it is that one: config, environment, or the user's own.
 
     The user's own is made when it does not exist. Raises `UsageError` for a path inside ``run_dir``, of the
-    key or of a token's PIN: what is signed must not carry them.
+    key or of a token's PIN: what is signed must not carry them; `EnvironmentFault` when the user's own can
+    be neither read nor made.
     """
     if configured is not None:
         path, reason = expanded(configured), "signing.key"
@@ -258,9 +262,16 @@ def signing_key_path(configured: Path | None, run_dir: Path | None) -> tuple[Pat
         path, reason = expanded(Path(os.environ[ENVIRONMENT])), f"${ENVIRONMENT}"
     else:
         path, reason = user_key_path(), "your default key"
-        if not path.exists():
-            create(path.with_suffix(""))
-            reason = f"made just now, since you had no key: {path}; its .pub files are for auditors"
+        try:
+            if not path.exists():
+                create(path.with_suffix(""))
+                reason = f"made just now, since you had no key: {path}; its .pub files are for auditors"
+        except OSError as error:
+            raise EnvironmentFault(
+                f"you have no key yet, and it cannot be made: {error.strerror or error}",
+                where=str(path),
+                remedy=f"make one elsewhere (harness keys new --out NAME): signing.key or ${ENVIRONMENT}",
+            ) from error
     if run_dir is not None:
         _require_outside(path, "signing key", run_dir)
         data = _read(path) if path.is_file() else b""
@@ -277,7 +288,7 @@ def _require_outside(path: Path, what: str, run_dir: Path) -> None:
 
 def _private_keys(data: bytes, path: Path) -> list[Ed25519PrivateKey | ec.EllipticCurvePrivateKey]:
     keys: list[Ed25519PrivateKey | ec.EllipticCurvePrivateKey] = []
-    for match in _PEM_BLOCK.finditer(data):
+    for match in _PRIVATE_BLOCK.finditer(data):
         block = match[0] if match[0].endswith(b"\n") else match[0] + b"\n"
         try:
             if match[1] == b"OPENSSH PRIVATE KEY":

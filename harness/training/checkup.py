@@ -208,18 +208,26 @@ def _open_files() -> Check:
 
 def signing_key(configured: Path | None, run_dir: Path | None) -> tuple[Check, keys.Signer | None]:
     """Who would sign, without making the key that a first run makes."""
-    if configured is None and not os.environ.get(keys.ENVIRONMENT) and not keys.user_key_path().exists():
-        text = f"none yet; the first run makes {keys.user_key_path()}"
-        return Check("warn", "signing key", text, "or make your own: harness keys new --out NAME"), None
     try:
+        if configured is None and not os.environ.get(keys.ENVIRONMENT) and not keys.user_key_path().exists():
+            return _key_to_come(keys.user_key_path()), None
         path, reason = keys.signing_key_path(configured, run_dir)
         signer = keys.load_signer(path)
-    except HarnessError as error:
+    except (HarnessError, OSError) as error:
         return Check("bad", "signing key", str(error)), None
     if signer.p256 is None:
         text = f"{path} ({reason}) has no P-256 key, so there will be no model.sig"
         return Check("warn", "signing key", text, "harness keys new --out NAME"), signer
     return Check("ok", "signing key", f"{signer.ed25519_id[:16]}…  {path} ({reason})"), signer
+
+
+def _key_to_come(path: Path) -> Check:
+    made = writable(path.parent, "signing key")
+    if made.level == "bad":
+        remedy = f"name a key by signing.key or ${keys.ENVIRONMENT}: harness keys new --out NAME"
+        return Check("bad", "signing key", f"none yet, and {made.text}", remedy)
+    text = f"none yet; the first run makes {path}"
+    return Check("warn", "signing key", text, "or make your own: harness keys new --out NAME")
 
 
 def writable(folder: Path, name: str) -> Check:

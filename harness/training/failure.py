@@ -40,7 +40,7 @@ def is_lost_peer(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_PEER)
 
 
-def explain(error: Exception, run_dir: Path) -> HarnessError:
+def explain(error: Exception | SystemExit, run_dir: Path) -> HarnessError:
     """An unexpected ``error`` of the run in ``run_dir`` as one line; its cause keeps the traceback."""
     rank = int(os.environ.get("RANK", "0"))
     text = " ".join(str(error).split())
@@ -48,7 +48,7 @@ def explain(error: Exception, run_dir: Path) -> HarnessError:
     if type(error).__name__ == "OutOfMemoryError":
         remedy = "lower train.micro_batch (the global batch stays), or train.activation_checkpointing=true"
         explained = EnvironmentFault(f"out of GPU memory: {text[:200]}", where=f"rank {rank}", remedy=remedy)
-    elif is_lost_peer(error):
+    elif isinstance(error, Exception) and is_lost_peer(error):
         explained = EnvironmentFault(
             f"rank {rank} lost its peers",
             where=text[:120],
@@ -66,7 +66,7 @@ def explain(error: Exception, run_dir: Path) -> HarnessError:
 def report(error: HarnessError, run_dir: Path) -> None:
     """Write ``error`` to this rank's events and, under torchrun, to its error file.
 
-    A disk that takes neither does not hide ``error``: the traceback then goes to stderr.
+    A disk that takes neither does not hide what nobody foresaw: its traceback then goes to stderr.
     """
     rank = int(os.environ.get("RANK", "0"))
     try:
@@ -77,6 +77,8 @@ def report(error: HarnessError, run_dir: Path) -> None:
         if path and (not isinstance(error, Interrupted) or isinstance(error, PeerLost)):
             _write_error_file(Path(path), error)
     except OSError as unwritten:
+        if not isinstance(error, TrainingFailed):
+            return  # its line says it all
         traceback.print_exception(error)
         print(f"harness: not written to events/ ({unwritten.strerror}): the traceback above", file=sys.stderr)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
 from harness.checkpoint.publisher import Commit
-from harness.terminal import human_bytes, human_seconds, style
+from harness.terminal import give_up, human_bytes, human_seconds, style
 
 _BAR_SECONDS = 0.1
 _LINE_SECONDS = 1.0
@@ -40,14 +41,23 @@ class Screen:
             return
         with self._lock:
             if self._bar is not None:
-                self._bar.write(text, file=sys.stderr)
-                return
-            try:
-                print(text, flush=True)
-            except BrokenPipeError:
-                # Whoever read along has left; the run goes on, and its files tell the rest.
-                self._visible = False
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                self._show(partial(self._bar.write, text, file=sys.stderr))
+            else:
+                self._show(partial(print, text, flush=True))
+
+    def _show(self, draw: Callable[[], object]) -> None:
+        """``draw``; the run goes on without a screen when the pipe, the log's disk or the terminal is gone,
+        and its files tell the rest."""
+        try:
+            draw()
+        except OSError as error:
+            stream = sys.stdout if self._bar is None else sys.stderr
+            self._visible, self._bar = False, None
+            give_up(stream)
+            if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+                text = f"nothing more is shown on stdout ({error.strerror}); the run goes on: harness watch"
+                with contextlib.suppress(OSError):
+                    print(f"harness: {text}", file=sys.stderr, flush=True)
 
     def table(self, rows: Sequence[tuple[str, str, str]]) -> None:
         """The first screen: what, its value, and where it came from."""
@@ -77,7 +87,7 @@ class Screen:
         if due and self._bar is not None:
             with self._lock:
                 self._bar.n = step
-                self._bar.set_postfix_str(self._numbers(step, loss, rate, mfu))
+                self._show(partial(self._bar.set_postfix_str, self._numbers(step, loss, rate, mfu)))
         elif due:
             self.say(f"step {step:>6}/{self._last}  {self._numbers(step, loss, rate, mfu)}")
         if scores is not None:
@@ -94,7 +104,7 @@ class Screen:
     def close(self) -> None:
         """Leave the bar as it stands."""
         if self._bar is not None:
-            self._bar.close()
+            self._show(self._bar.close)
             self._bar = None
 
     def _numbers(self, step: int, loss: float, rate: float, mfu: float | None) -> str:

@@ -1,0 +1,29 @@
+"""What a run prints is not worth the run."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from harness.training.screen import Screen
+
+
+@pytest.mark.parametrize("behind", ["a full disk", "a pipe that nobody reads"])
+def test_a_run_goes_on_when_its_screen_is_gone(
+    behind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: no exception, one line on stderr unless the reader has left; what came after goes nowhere."""
+    if behind == "a full disk":
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    else:
+        unread, descriptor = os.pipe()
+        os.close(unread)
+    with open(descriptor, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        screen = Screen(visible=True)
+        screen.say("lost")
+        screen.say("after")
+        screen.step(1, 0.5, 1.0, None, {"accuracy": 0.5})
+    assert capsys.readouterr().err.count("the run goes on") == (behind == "a full disk")
