@@ -113,6 +113,29 @@ def test_however_a_device_multiplies_bytes_the_sum_is_the_same(monkeypatch, mult
         assert [each & MASK for each in Plan({"a": tensor}, 0).sums().tolist()] == [by_hand(tensor)]
 
 
+def test_what_is_written_right_before_it_is_read_is_written_once_and_summed():
+    """Oracle: the tensors multiplied first and summed then; a large one of several blocks, a small one, one
+    that is not contiguous, a shard that begins within a row, and one that another rank sums."""
+    block = bit_sums._BLOCK_ROWS * ROW // 4
+    whole = {
+        "blocks": values(2 * block + 700, torch.float32),
+        "turned": values(4 * bit_sums.LARGE, torch.float32).view(64, -1).t(),
+        "small": values(9, torch.float32),
+        "complex": values(bit_sums.LARGE, torch.complex64),
+    }
+    pieces = {
+        **whole,
+        "shard": Piece(values(bit_sums.LARGE, torch.float32), 3 * bit_sums.LARGE, 37),
+        "of another": Piece(values(5, torch.float32), 5, owned=False),
+    }
+    plan, factor = Plan(pieces), torch.tensor(0.3)
+    live = [each.local if isinstance(each, Piece) else each for each in pieces.values()]
+    expected = [each * factor for each in live]
+    vector = plan.sums(live, lambda part: part.mul_(factor))
+    assert all(torch.equal(*each) for each in zip(live, expected, strict=True))
+    assert torch.equal(vector, plan.sums(expected))
+
+
 @pytest.mark.parametrize("large", [0, 10**9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=str)
 def test_changed_signs_are_seen_however_many_there_are(dtype, large):

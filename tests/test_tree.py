@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.determinism import tree
-from harness.training import tree_norm
+from harness.training import optimizer, tree_norm
 from harness.training.whole_lanes import WholeLanes
 
 
@@ -99,7 +99,10 @@ def test_the_norm_is_that_of_all_gradients_and_clips_them(clip: float | None):
     for copy, each in zip(copies, gradients.values(), strict=True):
         copy.grad = each.clone()
     expected = torch.nn.utils.clip_grad_norm_(copies, float("inf") if clip is None else clip)
-    torch.testing.assert_close(tree_norm.gradient_norm(gradients, clip), expected)
+    norm = tree_norm.gradient_norm(gradients)
+    torch.testing.assert_close(norm, expected)
+    if clip is not None:
+        optimizer.scale(list(gradients.values()), optimizer.clip_factor(norm, clip))
     for copy, each in zip(copies, gradients.values(), strict=True):
         torch.testing.assert_close(each, copy.grad)
 

@@ -53,8 +53,13 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 _BASE = 128
 _LEAST_ROWS = 32
 """Of a product on a device: cuBLAS refuses to multiply 16 rows or fewer."""
+_BLOCK_ROWS = 1024
+"""Rows that a processor multiplies at a time: 2 MiB, most of which lies in its cache after `Before`."""
 _FLOAT_ROWS = 2048
 """Rows that are converted to floats at a time where a device cannot multiply bytes: 4 MiB become 16."""
+
+Before = Callable[[Tensor], object]
+"""Gets a part of a tensor, with every element in its place, and may write to it."""
 
 _tables: dict[tuple[str, torch.device], Tensor] = {}
 _multiplies: dict[torch.device, bool] = {}
@@ -89,31 +94,38 @@ class Plan:
         self._header = hashlib.sha256(json.dumps([FORMAT, described]).encode()).digest()
         self.names: list[str] = []
         """What each slot of the vector is the sum of."""
-        self._large: list[tuple[int, Piece] | None] = []
+        self._large: list[_Large | None] = []
         self._small: list[_Small] = []
         groups: dict[str, list[tuple[int, Piece]]] = {}
         for position, (name, piece) in enumerate(pieces.items()):
             if piece.numel >= large:
                 self.names.append(name)
-                self._large.append((position, piece) if piece.owned and piece.local.numel() else None)
+                held = piece.owned and piece.local.numel()
+                self._large.append(_Large(position, piece) if held else None)
             else:
                 groups.setdefault(str(piece.local.dtype), []).append((position, piece))
         for dtype, members in groups.items():
             self.names.append(f"small tensors of {dtype}")
             self._small.append(_Small([(at, each) for at, each in members if each.owned]))
         self._tensors = [piece.local for piece in pieces.values()]
+        read = {each.position for each in self._large if each is not None}
+        self._others = [position for position in range(len(pieces)) if position not in read]
         self._device = self._tensors[0].device if self._tensors else torch.device("cpu")
 
-    def sums(self, tensors: Sequence[Tensor] | None = None) -> Tensor:
+    def sums(self, tensors: Sequence[Tensor] | None = None, before: Before | None = None) -> Tensor:
         """This rank's vector of sums, int64, on the device of the first tensor. Waits for nothing.
 
         ``tensors`` takes the place of the ones that the plan was made from: the same local shapes and dtypes
-        in the same order.
+        in the same order. ``before`` is called with all of their elements, in parts, each part right before
+        it is read: what it writes is summed, from the cache.
         """
         live = self._tensors if tensors is None else tensors
+        if before is not None:
+            for position in self._others:
+                before(live[position])
         zero = _table("zero", self._device, 1)
         parts = [
-            zero[0] if each is None else weighted_sum(live[each[0]], each[1].begin).to(self._device)
+            zero[0] if each is None else each.sum(live[each.position], before).to(self._device)
             for each in self._large
         ]
         parts += [zero[0] if group.empty else group.sum(live).to(self._device) for group in self._small]
@@ -122,6 +134,40 @@ class Plan:
     def digest(self, sums: Tensor) -> bytes:
         """SHA-256 of what was summed and of ``sums``, the vector of all ranks together, in host memory."""
         return hashlib.sha256(self._header + sums.numpy().astype("<i8", copy=False).tobytes()).digest()
+
+
+class _Large:
+    """A tensor with a sum of its own, in strips: whole rows, a few at a time, and what is left of others."""
+
+    def __init__(self, position: int, piece: Piece) -> None:
+        self.position = position
+        size, device = piece.local.element_size(), piece.local.device
+        start, count = piece.begin * size, piece.local.numel() * size
+        first, last = start // ROW, -(-(start + count) // ROW)
+        self._weights = _table("row", device, last)[first:last].view(-1)
+        self._column = start % ROW
+        """Where in its row the tensor begins."""
+        block = ROW * (_BLOCK_ROWS if device.type == "cpu" else last)
+        head = min(-start % ROW, count)
+        whole = (count - head) // ROW * ROW
+        blocks = [block] * (whole // block) + [whole % block]
+        self._strips = [each // size for each in (head, *blocks, count - head - whole) if each]
+        """Elements of each."""
+
+    def sum(self, tensor: Tensor, before: Before | None = None) -> Tensor:
+        """The sum of ``tensor``; ``before``: see `Plan.sums`."""
+        if before is not None and not tensor.is_contiguous():
+            before(tensor)
+            before = None
+        flat = tensor.detach().reshape(-1)
+        products, column = [], self._column
+        for strip in flat.split(self._strips) if len(self._strips) > 1 else (flat,):
+            if before is not None:
+                before(strip)
+            products.append(_products(_rows(strip, column)))
+            column = 0
+        joined = products[0] if len(products) == 1 else torch.cat(products)
+        return _dot(joined.to(torch.int64).view(-1), self._weights)
 
 
 class _Small:
@@ -147,35 +193,17 @@ class _Small:
 
 def weighted_sum(tensor: Tensor, begin: int) -> Tensor:
     """The weighted sum of a part of a tensor that starts at element ``begin`` of the whole."""
-    data = _real(tensor.detach().reshape(-1)).view(torch.int8)
-    start = begin * tensor.element_size()
-    row, column = divmod(start, ROW)
-    sums = []
-    if column:  # the rest of a row that began in front
-        sums.append(_rows_sum(_padded(data[: ROW - column], column), row))
-        data, row = data[ROW - column :], row + 1
-    rows = data.numel() // ROW
-    if rows:
-        sums.append(_rows_sum(data[: rows * ROW].view(rows, ROW), row))
-    if data.numel() > rows * ROW:
-        sums.append(_rows_sum(_padded(data[rows * ROW :], 0), row + rows))
-    total = sums[0]
-    for each in sums[1:]:
-        total = total + each
-    return total
+    return _Large(0, Piece(tensor, tensor.numel(), begin)).sum(tensor)
 
 
-def _padded(data: Tensor, column: int) -> Tensor:
-    """A part of one row, from ``column`` on, between zeros: they add nothing."""
+def _rows(strip: Tensor, column: int) -> Tensor:
+    """Whole rows as they are; a part of one, from ``column`` on, between zeros, which add nothing."""
+    data = _real(strip).view(torch.int8)
+    if not column and data.numel() >= ROW:
+        return data.view(-1, ROW)
     row = data.new_zeros(1, ROW)
     row[0, column : column + data.numel()] = data
     return row
-
-
-def _rows_sum(matrix: Tensor, row: int) -> Tensor:
-    """The sum of whole rows of bytes, from row number ``row`` on."""
-    weights = _table("row", matrix.device, row + matrix.shape[0])[row : row + matrix.shape[0]]
-    return _dot(_products(matrix).to(torch.int64).view(-1), weights.view(-1))
 
 
 def _products(matrix: Tensor) -> Tensor:

@@ -149,11 +149,11 @@ def train(
             try:
                 with ledger.observe(step):
                     loss = current.forward_backward(stream, ledger, digests)
-                    norm = current.gradient_norm()
+                    norm, sums = current.clip_and_sum(step)
                     exchange.begin(
                         recorder.flag(stop.signal), digests, current.rng_digest(), compiled=ledger.compiled
                     )
-                    readback.push(step, loss, norm, current.gradient_sums(step))
+                    readback.push(step, loss, norm, sums)
                     current.update(rate)
                 told = exchange.end()
                 recorder.note(step, rate, told)

@@ -62,45 +62,49 @@ def adamw(
     )
 
 
-def gradient_norm(gradients: list[Tensor], clip: float | None) -> Tensor:
-    """The global 2-norm of ``gradients``, a scalar; scales them in place to at most ``clip``, unless None.
+def gradient_norm(gradients: list[Tensor]) -> Tensor:
+    """The global 2-norm of ``gradients``, a scalar.
 
-    The same operations as `torch.nn.utils.clip_grad_norm_`, bit for bit, which spends most of its time on
-    sorting by device and dtype what is of one device and dtype here (``scripts/bench/hot_loop.py``). Of
-    gradients that are cut among the ranks each rank takes its part, and the squares are added up.
+    With `clip_factor` and `scale` the same operations as `torch.nn.utils.clip_grad_norm_`, bit for bit, which
+    spends most of its time on sorting by device and dtype what is of one device and dtype here
+    (``scripts/bench/hot_loop.py``). Of gradients that are cut among the ranks each rank takes its part, and
+    the squares are added up.
     """
     first = gradients[0]
     if is_cut(first):
-        return _sharded_norm([local(each) for each in gradients], clip)
-    if any(each.dtype != first.dtype or each.device != first.device for each in gradients):
-        return _mixed_norm(gradients, clip)
+        shards = [local(each) for each in gradients]
+        square = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(shards))).square()
+        dist.all_reduce(square)
+        whole: Tensor = square.sqrt()
+        return whole
+    if _mixed(gradients):
+        return nn.utils.get_total_norm(gradients)
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    if clip is not None:
-        torch._foreach_mul_(gradients, (clip / (norm + CLIP_EPSILON)).clamp(max=1.0))
     return norm
 
 
-def _sharded_norm(shards: list[Tensor], clip: float | None) -> Tensor:
-    square = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(shards))).square()
-    dist.all_reduce(square)
-    norm: Tensor = square.sqrt()
-    if clip is not None:
-        torch._foreach_mul_(shards, (clip / (norm + CLIP_EPSILON)).clamp(max=1.0))
-    return norm
+def clip_factor(norm: Tensor, clip: float) -> Tensor:
+    """What gradients of ``norm`` are multiplied by to be at most ``clip`` long, a scalar on their device."""
+    return (clip / (norm + CLIP_EPSILON)).clamp(max=1.0)
+
+
+def scale(gradients: list[Tensor], factor: Tensor) -> None:
+    """Multiply ``gradients``, or this rank's part of them, by the scalar ``factor``, in place."""
+    if _mixed(gradients):
+        for gradient in gradients:
+            local(gradient).mul_(factor.to(gradient.device))
+    else:
+        torch._foreach_mul_(list(map(local, gradients)), factor)
+
+
+def _mixed(gradients: list[Tensor]) -> bool:
+    first = gradients[0]
+    return any(each.dtype != first.dtype or each.device != first.device for each in gradients)
 
 
 def local(gradient: Tensor) -> Tensor:
     """This rank's rows of ``gradient``, or all of it where it is not cut."""
     return gradient.to_local() if is_cut(gradient) else gradient
-
-
-def _mixed_norm(gradients: list[Tensor], clip: float | None) -> Tensor:
-    norm = nn.utils.get_total_norm(gradients)
-    if clip is not None:
-        coefficient = (clip / (norm + CLIP_EPSILON)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(coefficient.to(gradient.device))
-    return norm
 
 
 class Average:

@@ -111,7 +111,7 @@ def _steps(current: Session, stream: Iterator[Batch], chosen: Pass, steps: Seque
             put()
             if chosen.rounding is not None:
                 _round(current, draws)
-            current.gradient_norm()
+            current.clip_gradients()
             if step == chosen.skip:
                 current.state.optimizer.zero_grad(set_to_none=True)
                 current.updates += 1

@@ -239,7 +239,7 @@ class _Runner:
         current, digests = self._current, list[bytes]()
         rate = current.schedule(step)
         loss = current.forward_backward(self._stream, self._ledger, digests)
-        norm = current.gradient_norm()
+        norm = current.clip_gradients()
         self._exchange.begin(0, digests, current.rng_digest())
         self._readback.push(step, loss, norm, self._digests.gradients() if gradients else None)
         current.update(rate)

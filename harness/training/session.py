@@ -199,27 +199,42 @@ class Session:
         (share if self._scaler is None else self._scaler.scale(share)).backward()
         return loss.detach()
 
-    def gradient_norm(self) -> Tensor | None:
+    def clip_gradients(self) -> Tensor | None:
         """The global 2-norm of the unscaled gradients, a scalar; clips when the config says so."""
-        if self._scaler is not None and self.wants_norm:
-            self._scaler.unscale_(self._optimizer)
+        norm, factor = self._norm_and_factor()
+        if factor is not None:
+            optimizer.scale(self._gradients(), factor)
+        return norm
+
+    def clip_and_sum(self, step: int) -> tuple[Tensor | None, Sums | None]:
+        """The same, and what the optimizer is about to get, for its digest; None when that is not due."""
+        if not is_due(step, self.gradients_every):
+            return self.clip_gradients(), None
+        if self._move:  # a device multiplies all of them at once
+            return self.clip_gradients(), self._step_digests.gradients()
+        norm, factor = self._norm_and_factor()
+        return norm, self._step_digests.gradients(factor)
+
+    def _norm_and_factor(self) -> tuple[Tensor | None, Tensor | None]:
+        """The norm, and what clipping multiplies the gradients by."""
         if not self.wants_norm:
-            return None
+            return None, None
+        if self._scaler is not None:
+            self._scaler.unscale_(self._optimizer)
         if self.sums is not None:
             named = zip(self._names, self._parameters, strict=True)
-            return tree_norm.gradient_norm(
-                {name: p.grad for name, p in named if p.grad is not None}, self.clip
-            )
-        return optimizer.gradient_norm([p.grad for p in self._parameters if p.grad is not None], self.clip)
+            norm = tree_norm.gradient_norm({name: p.grad for name, p in named if p.grad is not None})
+        else:
+            norm = optimizer.gradient_norm(self._gradients())
+        return norm, None if self.clip is None else optimizer.clip_factor(norm, self.clip)
+
+    def _gradients(self) -> list[Tensor]:
+        return [each.grad for each in self._parameters if each.grad is not None]
 
     @property
     def digest_ns(self) -> int:
         """What the digests of gradients and state have cost so far."""
         return self._step_digests.spent_ns
-
-    def gradient_sums(self, step: int) -> Sums | None:
-        """The gradients that the optimizer is about to get, for their digest; None when it is not due."""
-        return self._step_digests.gradients() if is_due(step, self.gradients_every) else None
 
     def state_sums(self, step: int, saving: bool) -> Sums | None:
         """The state after the update, for its digest; None when not due and no checkpoint is ``saving``."""

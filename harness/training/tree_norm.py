@@ -19,14 +19,13 @@ from torch import Tensor
 
 from harness.checkpoint import mesh
 from harness.determinism import tree
-from harness.training.optimizer import CLIP_EPSILON
 
 _GROUP_ELEMENTS = 1 << 22
 """So many squares are in memory at once, or those of one gradient."""
 
 
-def gradient_norm(gradients: Mapping[str, Tensor], clip: float | None) -> Tensor:
-    """The global 2-norm of ``gradients``, by name, a scalar; scales them in place to at most ``clip``.
+def gradient_norm(gradients: Mapping[str, Tensor]) -> Tensor:
+    """The global 2-norm of ``gradients``, by name, a scalar.
 
     All ranks hold the same gradients, or each its rows of them. Collective in the second case.
     """
@@ -43,11 +42,7 @@ def gradient_norm(gradients: Mapping[str, Tensor], clip: float | None) -> Tensor
         start += rows[name]
     if any(parts[name][0] is not whole for name, whole in gradients.items()):
         dist.all_reduce(squares)
-    norm = tree.summed(squares).sqrt()
-    if clip is not None:
-        local = [each for each, _ in parts.values()]
-        torch._foreach_mul_(local, (clip / (norm + CLIP_EPSILON)).clamp(max=1.0))
-    return norm
+    return tree.summed(squares).sqrt()
 
 
 def row_squares(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
