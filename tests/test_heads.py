@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -272,6 +273,15 @@ def test_what_was_added_and_what_is_small_is_still_checked_since_a_head(kept: Pa
     assert judged(10, "model.safetensors", since=tmp_path / "other.head") == (1, 0)
 
 
+def pruned(root: Path) -> Path:
+    """The first checkpoint, as ``checkpoint.keep`` leaves it."""
+    folder = run_folder.checkpoint(root, 10)
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in ("MANIFEST.json", "model.sig"):
+            path.unlink()
+    return folder.rename(folder.with_name(f"pruned-{folder.name}"))
+
+
 def test_since_a_head_no_signature_is_computed_again_over_the_same_bytes(
     kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,10 +289,7 @@ def test_since_a_head_no_signature_is_computed_again_over_the_same_bytes(
     a key that is not accepted any more, or a statement with another digest, is found all the same."""
     signer = run_folder.keys.load_signer(kept / "me.key")
     root, whom = shutil.copytree(kept / "run", tmp_path / "run"), trusted(signer)
-    first = run_folder.checkpoint(root, 10)
-    for path in [each for each in first.iterdir() if each.suffix not in (".sig", "") and each.name[0] != "M"]:
-        path.unlink()
-    first = first.rename(first.with_name(f"pruned-{first.name}"))
+    first = pruned(root)
     asked: list[str] = []
     verifies = PublicKey.verifies
     monkeypatch.setattr(
@@ -307,8 +314,34 @@ def test_since_a_head_no_signature_is_computed_again_over_the_same_bytes(
     assert judged(expired)[0] == 1
     bundle = first / "provenance" / "checkpoint.sigstore.json"
     hint = run_folder.keys.public_keys(signer)[0].hint.encode()
-    bundle.write_bytes(bundle.read_bytes().replace(hint, b"0" * 64))
+    good = bundle.read_bytes()
+    bundle.write_bytes(good.replace(hint, b"0" * 64))
     assert judged()[0] == 1
+    bundle.write_bytes(good)
+    assert judged()[0] == 0
+    (first / "MANIFEST.json").write_bytes((first / "MANIFEST.json").read_bytes() + b" ")
+    assert judged()[0] == 1
+
+
+def test_what_is_left_of_a_pruned_checkpoint_is_held_to_its_place_since_a_head(
+    kept: Path, tmp_path: Path
+) -> None:
+    """Oracle: the exit codes without a head, which makes the same files be parsed."""
+    signer = run_folder.keys.load_signer(kept / "me.key")
+
+    def judged(change: Callable[[Path], object]) -> set[int]:
+        root = shutil.copytree(kept / "run", tmp_path / "run")
+        change(pruned(root))
+        heads = (None, kept / "two.head")
+        codes = {verify.verify(root, trusted(signer), since=head, quiet=True).exit_code for head in heads}
+        shutil.rmtree(root)
+        return codes
+
+    assert judged(lambda first: None) == {0}
+    assert judged(lambda first: (first / "evil.py").write_bytes(b"")) == {1}
+    assert judged(lambda first: (first / "model.safetensors").write_bytes(b"x")) == {1}
+    assert judged(lambda first: first.rename(first.with_name("pruned-step-00000011"))) == {1}
+    assert judged(lambda first: first.rename(first.with_name("nonfinite-step-00000010"))) == {1}
 
 
 def test_since_wants_a_run(kept: Path) -> None:

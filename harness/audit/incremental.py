@@ -2,9 +2,10 @@
 
 The head was kept after a verification that found nothing, which is its owner's word. A checkpoint is covered
 when the log continues that head and its record under it names the manifest and the statement that lie in the
-folder now. These are then the bytes that were verified, so no signature is computed over them again. What
-is not looked at is whether payload was changed since, and of pruned checkpoints the SLSA statement and
-model.sig, which speak of nothing that is still there (`harness.provenance.verifier`).
+folder now. These are then the bytes that were verified: no signature is computed over them again, and they
+are not compared with each other again. What is not looked at is whether payload was changed since, and of
+pruned checkpoints the SLSA statement and model.sig, which speak of nothing that is still there
+(`harness.provenance.verifier`).
 """
 
 from __future__ import annotations

@@ -54,8 +54,6 @@ class OpenedCheckpoint:
     payload: Mapping[str, files.Stamp]
     """Files of the manifest that are plain files of the listed size, as they were when their names, sizes and
     headers were checked; the others are findings already."""
-    size: int
-    """Bytes of the payload that the manifest lists."""
     checkpoint_id: str
     statement: CheckpointStatement
     kind: Kind
@@ -75,6 +73,11 @@ class OpenedCheckpoint:
     def manifest(self) -> Manifest:
         """What the checkpoint consists of."""
         return Manifest.parse(self.manifest_bytes, where=str(self.folder / layout.MANIFEST))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the payload that the manifest lists."""
+        return sum(entry.size for entry in self.manifest.files)
 
     def __getstate__(self) -> dict[str, Any]:
         """Sent from process to process without what `manifest` has parsed: few look at it again."""
@@ -160,22 +163,27 @@ def _examine(
     examined = verifier.examine(evidence, policy, findings)
     if examined is None or evidence.manifest is None:
         return None
-    manifest, statement = examined.manifest, examined.statement
+    manifest = examined.manifest
     added = {path for path in present if later.name_of(path) is not None}
-    check_files(folder, manifest, present, {*_SIGNATURES, *added}, findings, whole=kind != "pruned")
-    for path in sorted({entry.path for entry in manifest.files} & present.keys()):
-        if path.endswith(".safetensors"):
-            findings.attempt("headers", check_header, folder, path, manifest)
-    for entry in manifest.files:
-        if entry.path in _FACTS and entry.path in present:
-            _check_facts(folder, entry, *_FACTS[entry.path], statement, findings)
+    signatures = {*_SIGNATURES, *added}
+    there: Mapping[str, files.Stamp] = {}
+    if kind == "pruned" and present.keys() <= signatures:
+        findings.passed.append("file set")
+    else:
+        if manifest is None:
+            where = str(folder / layout.MANIFEST)
+            manifest = findings.attempt("manifest", Manifest.parse, evidence.manifest, where=where)
+        if manifest is None:
+            return None
+        check_files(folder, manifest, present, signatures, findings, whole=kind != "pruned")
+        _check_contents(folder, manifest, present, examined.statement, findings)
+        there = payload.stamps(manifest, present)
     opened = OpenedCheckpoint(
         folder=folder,
         manifest_bytes=evidence.manifest,
-        payload=payload.stamps(manifest, present),
-        size=sum(entry.size for entry in manifest.files),
+        payload=there,
         checkpoint_id=examined.checkpoint_id,
-        statement=statement,
+        statement=examined.statement,
         kind=kind,
         signers=examined.signers,
         signer=examined.key_id,
@@ -183,8 +191,25 @@ def _examine(
         later=examined.later,
         added=examined.added,
     )
-    vars(opened)["manifest"] = manifest
+    if manifest is not None:
+        vars(opened)["manifest"] = manifest
     return opened
+
+
+def _check_contents(
+    folder: Path,
+    manifest: Manifest,
+    present: Mapping[str, os.stat_result],
+    statement: CheckpointStatement,
+    findings: Findings,
+) -> None:
+    """Of the payload that is there, what it says of itself: headers, and files that repeat the statement."""
+    for path in sorted({entry.path for entry in manifest.files} & present.keys()):
+        if path.endswith(".safetensors"):
+            findings.attempt("headers", check_header, folder, path, manifest)
+    for entry in manifest.files:
+        if entry.path in _FACTS and entry.path in present:
+            _check_facts(folder, entry, *_FACTS[entry.path], statement, findings)
 
 
 def _walk(folder: Path, findings: Findings) -> Iterator[tuple[str, os.stat_result]]:
@@ -224,16 +249,20 @@ def _read(
     if len(paths) > later.MOST:
         findings.bad("sizes", f"holds more than {later.MOST} later statements", str(folder))
     added = {path: read(path, later.LIMIT) for path in paths[: later.MOST]}
+    bundle, manifest = read(layout.CHECKPOINT_BUNDLE, envelope.LIMIT), read(layout.MANIFEST, MANIFEST_LIMIT)
+    is_known = verifier.is_known(known, bundle, manifest)
+    is_left = verifier.is_left(name, is_known)
     return Evidence(
         where=str(folder),
         name=name,
-        bundle=read(layout.CHECKPOINT_BUNDLE, envelope.LIMIT),
-        manifest=read(layout.MANIFEST, MANIFEST_LIMIT),
-        slsa=read(layout.SLSA_BUNDLE, envelope.LIMIT),
-        model_signature=read(layout.MODEL_SIGNATURE, MANIFEST_LIMIT),
+        bundle=bundle,
+        manifest=manifest,
+        slsa=None if is_left else read(layout.SLSA_BUNDLE, envelope.LIMIT),
+        model_signature=None if is_left else read(layout.MODEL_SIGNATURE, MANIFEST_LIMIT),
+        there=present.keys(),
         later={path: data for path, data in added.items() if data is not None},
         seen=seen,
-        known=known,
+        is_known=is_known,
     )
 
 

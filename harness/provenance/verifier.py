@@ -16,8 +16,9 @@ Rules for one checkpoint, in the order in which they are checked:
   that its file's name says, and fits that kind's schema (`harness.provenance.later`)
 
 Of a statement and a manifest that a kept head covers (``--since``), byte for byte, the signature is not
-computed again; who may sign is asked again. Of a pruned checkpoint among them, SLSA statement and model.sig
-are not looked at: nothing is left that they could mislead anybody about.
+computed again, and what they say of each other is not compared again; who may sign is asked again. Of a
+pruned checkpoint among them, SLSA statement and model.sig are not looked at, and the manifest is not parsed:
+nothing is left that they could mislead anybody about.
 
 Every failure is collected; one that makes a later check impossible ends the list. Its place among the other
 rules of a verification: `harness.provenance.checks`.
@@ -27,8 +28,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from harness.errors import EvidenceIncomplete, VerificationFailed
@@ -61,20 +63,19 @@ class Evidence:
     manifest: bytes | None
     slsa: bytes | None
     model_signature: bytes | None
+    there: Set[str] = frozenset()
+    """Paths of all files in the folder, those too that are not read."""
     later: Mapping[str, bytes] = field(default_factory=dict)
     """Path → bytes of statements that were added afterwards."""
     seen: Mapping[str, str] = field(default_factory=dict)
     """Hex sha256 of a bundle → the moment at which a kept or timestamped log head shows it there."""
-    known: Mapping[str, str] = field(default_factory=dict)
-    """Hex sha256 of a statement's bundle → checkpoint id, of what a head covers that was kept when all of it
-    had been verified."""
+    is_known: bool = False
+    """Whether statement and manifest are, byte for byte, those that were verified before (`is_known`)."""
 
-    @property
-    def is_known(self) -> bool:
-        """Whether statement and manifest are, byte for byte, those that were verified before."""
-        if not self.known or self.bundle is None or self.manifest is None:
-            return False
-        return self.known.get(_sha256(self.bundle)) == checkpoint_id(self.manifest)
+    @cached_property
+    def bundle_sha256(self) -> str:
+        """Of the statement's bundle, as the log records it."""
+        return _sha256(self.bundle or b"")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Examined:
     """A checkpoint whose statement and manifest are authentic."""
 
     statement: CheckpointStatement
-    manifest: Manifest
+    manifest: Manifest | None
+    """None where it was not read, since it was verified before and the folder is a pruned one (`is_left`)."""
     checkpoint_id: str
     signers: tuple[str, ...]
     """Names of the identities that have signed the statement."""
@@ -138,10 +140,9 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
     if bundle is None:
         return None
     whole = policy
-    policy = policy.as_of(evidence.seen.get(_sha256(bundle)))
-    known = evidence.is_known
-    check: Check = "kept head" if known else "signature"
-    opening = envelope.reopen_own if known else envelope.open_own
+    policy = policy.as_of(evidence.seen.get(evidence.bundle_sha256))
+    check: Check = "kept head" if evidence.is_known else "signature"
+    opening = envelope.reopen_own if evidence.is_known else envelope.open_own
     opened = findings.attempt(check, opening, bundle, policy.statement_keys, where=path)
     if opened is None:
         return None
@@ -149,24 +150,43 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
     if statement is None:
         return None
     data = findings.attempt("manifest present", _present, evidence.manifest, _path(evidence, layout.MANIFEST))
-    manifest = None
-    if data is not None:
+    manifest, left = None, is_left(evidence.name, evidence.is_known)
+    if data is not None and not left:
         where = _path(evidence, layout.MANIFEST)
         manifest = findings.attempt("manifest", _manifest, data, statement, where)
     signers, good = _later_statements(evidence, whole, findings, statement, opened)
     _may_sign(policy, findings, statement, signers, path)
-    if data is None or manifest is None:
-        return None
-    if not known or kind_of_name(evidence.name)[0] != "pruned":
+    if manifest is not None:
         _check_slsa(evidence, policy, findings, statement)
         _check_model_signature(evidence, policy, findings, manifest, statement)
+    elif not left:
+        return None
     findings.all_of("agreement", _disagreements(evidence, statement, manifest))
     names = tuple(each.identity.name for each in signers)
     there = {later.name_of(path) or path: _sha256(data) for path, data in evidence.later.items()}
-    key_id = opened.key.key_id
     return Examined(
-        statement, manifest, statement.subject_id, names, key_id, _sha256(bundle), there, tuple(good)
+        statement,
+        manifest,
+        statement.subject_id,
+        names,
+        opened.key.key_id,
+        evidence.bundle_sha256,
+        there,
+        tuple(good),
     )
+
+
+def is_known(known: Mapping[str, str], bundle: bytes | None, manifest: bytes | None) -> bool:
+    """Whether the bytes of a statement's bundle and of a manifest are among the ``known``: hex sha256 of
+    bundles → checkpoint id, of what a head covers that was kept when all of it had been verified."""
+    if not known or bundle is None or manifest is None:
+        return False
+    return known.get(_sha256(bundle)) == checkpoint_id(manifest)
+
+
+def is_left(name: str, is_known: bool) -> bool:
+    """Whether the folder ``name`` is what pruning has left of a checkpoint that was verified before."""
+    return is_known and kind_of_name(name)[0] == "pruned"
 
 
 def trainer_disagreements(
@@ -242,13 +262,13 @@ def _later_statements(
 ) -> tuple[list[_Signature], list[Added]]:
     """Check the statements that were added afterwards; returns one signature of each identity that signed the
     checkpoint's own statement, and the good ones of the others."""
-    moment = evidence.seen.get(_sha256(evidence.bundle or b""))
+    moment = evidence.seen.get(evidence.bundle_sha256)
     maker = _Signature(policy.identity(first.key), policies.CHECKPOINT, moment, first.key.key_id)
     signers = {maker.identity.name: maker}
     good: list[Added] = []
     kinds = {policies.CHECKPOINT, policies.LOG, policies.TIMESTAMP}
-    kinds |= {policies.SLSA} if evidence.slsa is not None else set()
-    kinds |= {policies.MODEL_SIGNATURE} if evidence.model_signature is not None else set()
+    kinds |= {policies.SLSA} if layout.SLSA_BUNDLE in evidence.there else set()
+    kinds |= {policies.MODEL_SIGNATURE} if layout.MODEL_SIGNATURE in evidence.there else set()
     for path, data in sorted(evidence.later.items()):
         name = later.name_of(path) or path
         where, seen = _path(evidence, path), evidence.seen.get(_sha256(data))
@@ -369,21 +389,36 @@ def _check_model_signature(
 
 
 def _disagreements(
+    evidence: Evidence, statement: CheckpointStatement, manifest: Manifest | None
+) -> Iterator[Reason]:
+    """Every place where folder, manifest and statement say different things; of what was verified before,
+    only the folder can."""
+    yield from _misplaced(evidence, statement)
+    if manifest is not None and not evidence.is_known:
+        yield from _contradictions(evidence, statement, manifest)
+
+
+def _misplaced(evidence: Evidence, statement: CheckpointStatement) -> Iterator[Reason]:
+    """What the folder's name says otherwise than the statement."""
+    kind, name = kind_of_name(evidence.name)
+    outcome = statement.predicate["outcome"]
+    if name is not None and name != statement.name:
+        yield f"the folder was signed as {statement.name}", evidence.where, "give it that name again"
+    if outcome != "ok" and kind != "nonfinite":
+        what = "the state of a run that became non-finite is shown as a good checkpoint"
+        yield what, evidence.where, "use an older checkpoint"
+    if outcome == "ok" and kind == "nonfinite":
+        yield "a good checkpoint is shown as non-finite", evidence.where
+
+
+def _contradictions(
     evidence: Evidence, statement: CheckpointStatement, manifest: Manifest
 ) -> Iterator[Reason]:
-    """Every place where folder, manifest and statement say different things."""
+    """What the statement says twice, or otherwise than the manifest."""
     facts, where = statement.predicate, _path(evidence, layout.CHECKPOINT_BUNDLE)
-    kind, name = kind_of_name(evidence.name)
     step = statement.step_to
     if statement.name != layout.checkpoint_name(step):
         yield f"is named {statement.name}, its step is {step}", where
-    if name is not None and name != statement.name:
-        yield f"the folder was signed as {statement.name}", evidence.where, "give it that name again"
-    if facts["outcome"] != "ok" and kind != "nonfinite":
-        what = "the state of a run that became non-finite is shown as a good checkpoint"
-        yield what, evidence.where, "use an older checkpoint"
-    if facts["outcome"] == "ok" and kind == "nonfinite":
-        yield "a good checkpoint is shown as non-finite", evidence.where
     if facts["cursor"]["step"] != step:
         yield f"has the data cursor at step {facts['cursor']['step']}, not {step}", where
     if hashlib.sha256(facts["config"]["text"].encode()).hexdigest() != facts["config"]["sha256"]:
@@ -392,10 +427,9 @@ def _disagreements(
     if state["sha256"] != state_digest(manifest.tensors) or state["tensors"] != len(manifest.tensors):
         yield "has a state digest that is not that of the manifest's tensors", where
     ledger = facts["determinism"]["ledger"]
-    listed = manifest.digests
-    if ledger is not None and ledger["sha256"] != listed.get(layout.LEDGER):
+    if ledger is not None and ledger["sha256"] != manifest.digests.get(layout.LEDGER):
         yield "names another ledger.json than the manifest", where
-    if layout.TRAINER not in listed:
+    if layout.TRAINER not in manifest.digests:
         yield "lists no trainer.json", _path(evidence, layout.MANIFEST)
     for tensor in manifest.tensors:
         if not tensor.file.endswith(".safetensors"):
