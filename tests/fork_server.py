@@ -31,6 +31,9 @@ import ranks
 possible = sys.platform == "linux" and not Path("/dev/nvidiactl").exists()
 """CUDA cannot be used in a fork once a library has asked whether there is any."""
 
+_OF_ONE = ("harness.commands.train", "harness.training.loop", "harness.training.failure")
+_OF_SEVERAL = (*_OF_ONE, "torch._dynamo", "torch.distributed.fsdp")
+"""Modules that every run of one rank imports, and every rank of several."""
 _READ_LATE = ("HOME", "XDG_CONFIG", "PYTEST", "AWS_", "HARNESS_", "WANDB_", "DIARY", "PLANTED", "SLOW_STORE")
 """Beginnings of variables that no import reads."""
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36  # linux/prctl.h
@@ -82,7 +85,7 @@ class Forked:
 def started(command: Sequence[str], folder: Path, environ: Mapping[str, str]) -> Forked:
     """``command`` in ``folder``: `PYTHON -m harness …`, or that after `PYTHON ranks.py N`."""
     early = {name: value for name, value in environ.items() if not name.startswith(_READ_LATE)}
-    server = _server(tuple(sorted(early.items())))
+    server = _server(tuple(sorted(early.items())), _OF_ONE if command[1] == "-m" else _OF_SEVERAL)
     # Files, since a pipe needs somebody who reads it meanwhile.
     streams = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115
     request = json.dumps([list(command), str(folder), dict(environ)]).encode()
@@ -102,13 +105,13 @@ def _adopt(orphans: bool) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(orphans), 0, 0, 0)
 
 
-@functools.lru_cache(maxsize=2)
-def _server(environ: tuple[tuple[str, str], ...]) -> socket.socket:
-    """A server that has these variables; it ends when nobody holds the other end of its socket."""
+@functools.lru_cache(maxsize=4)
+def _server(environ: tuple[tuple[str, str], ...], modules: tuple[str, ...]) -> socket.socket:
+    """A server that has these variables and modules; it ends when nobody holds its socket's other end."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with its:
         subprocess.Popen(
-            [sys.executable, __file__, str(its.fileno())],
+            [sys.executable, __file__, str(its.fileno()), *modules],
             env=dict(environ),
             pass_fds=[its.fileno()],
             stdin=subprocess.DEVNULL,
@@ -119,9 +122,9 @@ def _server(environ: tuple[tuple[str, str], ...]) -> socket.socket:
     return ours
 
 
-def _serve(requests: socket.socket) -> list[str]:
+def _serve(requests: socket.socket, modules: Sequence[str]) -> list[str]:
     """Fork once for every request; returns, in each fork, the command that it is to be."""
-    for name in ("harness.commands.train", "harness.training.loop", "harness.training.failure"):
+    for name in modules:
         importlib.import_module(name)
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("an import has started a thread, which no fork would have")
@@ -176,4 +179,4 @@ def _become(command: Sequence[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    _become(_serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:]))

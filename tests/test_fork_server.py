@@ -64,7 +64,7 @@ def test_a_variable_that_an_import_reads_is_read_by_another_server(
     """Oracle: which servers are asked for, with a thread more, and with another home."""
     asked = []
 
-    def server(environ: tuple[tuple[str, str], ...]) -> Any:
+    def server(environ: tuple[tuple[str, str], ...], modules: tuple[str, ...]) -> Any:
         asked.append(environ)
         raise InterruptedError
 

@@ -22,11 +22,12 @@ from harness.provenance.statements import CheckpointStatement
 
 @pytest.mark.slow
 def test_the_script_that_is_printed_makes_the_same_tensors_again(place: Place) -> None:
-    """Oracle: the checkpoints of the first run, tensor by tensor; the first was killed and resumed."""
+    """Oracle: the checkpoints of the first run, tensor by tensor; the first was killed and resumed. The
+    script's own launch is torchrun's."""
     train = {"train": "{steps: 12, global_batch: 4, micro_batch: 2}", "checkpoint": "{every: 4}"}
     place.write("toy.yaml", toy_task.config(place.run, **train))
-    place.kill_at(place.start(["train", "toy.yaml"], 2, torchrun=[]), "checkpoints/step-00000004")
-    assert place.harness("train", "toy.yaml", processes=2, torchrun=[]).code == 0
+    place.kill_at(place.start(["train", "toy.yaml"], 2), "checkpoints/step-00000004")
+    assert place.harness("train", "toy.yaml", processes=2).code == 0
     out = place.root / "again"
     shown = place.harness("show", str(place.run), "--rerun", str(out), "--json")
     assert shown.code == 0, shown.err
