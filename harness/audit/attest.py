@@ -24,6 +24,7 @@ from harness.errors import UsageError, VerificationFailed, storage_fault
 from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.provenance import envelope, history, later, log
+from harness.provenance.keyless import KeylessSigner
 from harness.provenance.keys import Signer, public_keys
 
 
@@ -45,7 +46,7 @@ def add(
     opened: OpenedCheckpoint,
     kind: str,
     predicate: Mapping[str, Any],
-    signer: Signer,
+    signer: Signer | KeylessSigner,
     *,
     predicate_type: str | None = None,
 ) -> Added:
@@ -55,23 +56,22 @@ def add(
     order, `UsageError` for an unknown kind without ``predicate_type``, `EnvironmentFault` for a full disk.
     """
     payload = later.build(kind, predicate, opened.statement, predicate_type)
-    return _write(opened, kind, envelope.sign(payload, signer.ed25519, public_keys(signer)[0]), signer)
+    return _write(opened, kind, payload, signer)
 
 
-def countersign(opened: OpenedCheckpoint, signer: Signer) -> Added:
+def countersign(opened: OpenedCheckpoint, signer: Signer | KeylessSigner) -> Added:
     """Sign the checkpoint's own statement, the same bytes, with another key.
 
     Raises `UsageError` when ``signer`` is the one that made it, else as `add`.
     """
-    if signer.ed25519_id == opened.signer:
+    if isinstance(signer, Signer) and signer.ed25519_id == opened.signer:
         raise UsageError("this key has signed the checkpoint already", where=str(opened.folder))
     path = opened.folder / layout.CHECKPOINT_BUNDLE
     bundle = files.read_limited(path, envelope.LIMIT)
     if hashlib.sha256(bundle).hexdigest() != opened.bundle_sha256:
         raise VerificationFailed("was changed since it was verified", where=str(path))
     payload = envelope.unauthenticated_payload(bundle, where=str(path))
-    signed = envelope.sign(payload, signer.ed25519, public_keys(signer)[0])
-    return _write(opened, later.COUNTERSIGNATURE, signed, signer)
+    return _write(opened, later.COUNTERSIGNATURE, payload, signer)
 
 
 def enter(opened: OpenedCheckpoint, signer: Signer) -> list[str]:
@@ -91,7 +91,11 @@ def enter(opened: OpenedCheckpoint, signer: Signer) -> list[str]:
     return names
 
 
-def _write(opened: OpenedCheckpoint, kind: str, bundle: bytes, signer: Signer) -> Added:
+def _write(opened: OpenedCheckpoint, kind: str, payload: bytes, signer: Signer | KeylessSigner) -> Added:
+    if isinstance(signer, Signer):
+        bundle = envelope.sign(payload, signer.ed25519, public_keys(signer)[0])
+    else:
+        bundle = signer.sign(payload, where=str(opened.folder))
     if len(bundle) > later.LIMIT:
         raise UsageError(f"a statement of {len(bundle)} bytes is over the limit of {later.LIMIT}")
     try:
@@ -120,10 +124,14 @@ def _publish(folder: Path, kind: str, bundle: bytes) -> str:
     return name
 
 
-def _enter_own(opened: OpenedCheckpoint, name: str, digest: str, signer: Signer) -> tuple[int | None, str]:
+def _enter_own(
+    opened: OpenedCheckpoint, name: str, digest: str, signer: Signer | KeylessSigner
+) -> tuple[int | None, str]:
     run = _run_of(opened)
     if run is None:
         return None, "the checkpoint lies in no run"
+    if isinstance(signer, KeylessSigner):
+        return None, "a key signs the run's log; its owner can: harness attest CKPT --enter"
     head = run.log / log.HEAD
     note = files.read_limited(head, log.NOTE_LIMIT)
     try:

@@ -4,6 +4,10 @@ The checkpoint is verified first, every byte, with the keys or the policy that y
 about one that fails. The statement goes to CKPT/provenance/KIND-N.sigstore.json, and into the run's log when
 the key is the run's own. test-result and replay take their predicate from a JSON file (docs/statements.md);
 countersignature and svr need none; any other kind wants --predicate-type.
+
+With --keyless nobody keeps a key: sigstore certifies whoever the identity token speaks of, which is in
+$SIGSTORE_IDENTITY_TOKEN or given to a CI job, and logs the signature in public; a policy names whom it
+accepts (docs/keys.md).
 """
 
 from __future__ import annotations
@@ -21,8 +25,9 @@ from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError, VerificationFailed
 from harness.format import files, layout, strict_json
-from harness.provenance import keys, later
+from harness.provenance import keyless, keys, later
 from harness.provenance.findings import raise_first
+from harness.provenance.keyless import KeylessSigner
 from harness.provenance.keys import Signer
 from harness.provenance.policy import Policy
 
@@ -42,11 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--enter", action="store_true", help="enter statements of others in the run's log")
     parser.add_argument("--predicate", type=Path, metavar="FILE", help="JSON file with the predicate")
     parser.add_argument("--predicate-type", metavar="URI", help="of a kind that is none of ours")
-    parser.add_argument(
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument(
         "--signing-key",
         type=Path,
         metavar="KEY",
         help=f"private key (default: ${keys.ENVIRONMENT}, then yours)",
+    )
+    who.add_argument("--keyless", action="store_true", help="sign by sigstore, with an identity token")
+    parser.add_argument(
+        "--sigstore-config",
+        type=Path,
+        metavar="FILE",
+        help="client trust config of a sigstore instance (default: the public one)",
     )
     add_trust(parser)
 
@@ -56,10 +69,11 @@ def run(arguments: argparse.Namespace) -> Outcome:
     folder: Path = arguments.checkpoint
     if layout.kind_of(folder) != "checkpoint":
         raise UsageError("is a run folder", where=str(folder), remedy="name one of its checkpoints")
-    path, reason = keys.signing_key_path(arguments.signing_key, folder)
-    signer = keys.load_signer(path)
+    signer, reason = _signer(arguments)
     opened = verified(folder, trusted(arguments), quiet=arguments.json)
     if arguments.enter:
+        if not isinstance(signer, Signer):
+            raise UsageError("the run's log is signed with a key", remedy="leave out --keyless")
         names = attest.enter(opened, signer)
         shown = ", ".join(names) or "nothing: the log names them all"
         return Outcome({"checkpoint": opened.checkpoint_id, "entered": names}, f"entered  {shown}")
@@ -71,15 +85,36 @@ def run(arguments: argparse.Namespace) -> Outcome:
         "bundle_sha256": added.bundle_sha256,
         "log_record": added.record,
         "log": added.reason,
-        "key_id": signer.ed25519_id,
+        **_who(signer),
     }
     record = "not in the log" if added.record is None else f"record {added.record}"
     lines = [
         f"added  {added.path}",
-        f"  signed by  ed25519 {signer.ed25519_id[:16]}… ({reason})",
+        f"  signed by  {reason}",
         f"  log        {record}: {added.reason}",
     ]
     return Outcome(document, "\n".join(lines))
+
+
+def _signer(arguments: argparse.Namespace) -> tuple[Signer | KeylessSigner, str]:
+    """Who signs, and how to say it."""
+    if not arguments.keyless:
+        if arguments.sigstore_config is not None:
+            raise UsageError(
+                "--sigstore-config is of --keyless alone", remedy="add --keyless, or leave it out"
+            )
+        path, reason = keys.signing_key_path(arguments.signing_key, arguments.checkpoint)
+        signer = keys.load_signer(path)
+        return signer, f"ed25519 {signer.ed25519_id[:16]}… ({reason})"
+    file: Path | None = arguments.sigstore_config
+    found = keyless.load_signer(None if file is None else files.read_limited(file, keyless.ROOT_LIMIT))
+    return found, f"{found.subject.identity} (issuer {found.subject.issuer})"
+
+
+def _who(signer: Signer | KeylessSigner) -> dict[str, str]:
+    if isinstance(signer, Signer):
+        return {"key_id": signer.ed25519_id}
+    return {"issuer": signer.subject.issuer, "identity": signer.subject.identity}
 
 
 def verified(folder: Path, whom: Policy | None, *, quiet: bool) -> OpenedCheckpoint:
@@ -97,7 +132,7 @@ def verified(folder: Path, whom: Policy | None, *, quiet: bool) -> OpenedCheckpo
     return report.checkpoints[0]  # opened once: another one may lie there by now
 
 
-def _add(arguments: argparse.Namespace, opened: OpenedCheckpoint, signer: Signer) -> Added:
+def _add(arguments: argparse.Namespace, opened: OpenedCheckpoint, signer: Signer | KeylessSigner) -> Added:
     kind, file = arguments.kind, arguments.predicate
     if kind in (later.COUNTERSIGNATURE, later.SVR) and file is not None:
         raise UsageError(f"a {kind} takes no --predicate", remedy="leave it out")

@@ -2,7 +2,7 @@
 
 Either bare keys (`from_keys`), or a YAML file (`harness.provenance.policy_file`). Rules:
 
-- a key belongs to one identity only: a threshold counts people, not keys
+- a key, or whom a certificate speaks of, belongs to one identity only: a threshold counts people, not keys
 - an identity signs the kinds of statements that it may, for the runs that it may, at the time that it may
 - ``valid`` is compared with the time that the signer states, so it limits honest signers; with ``proven`` a
   signature counts only where a log head that was kept or timestamped shows that it is older than the end
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
 from harness.provenance.heads import Kept
+from harness.provenance.keyless import Subject
 from harness.provenance.keys import PublicKey
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Identity:
     """Kinds of statements; None: every kind."""
     spans: Mapping[str, Span] = field(default_factory=lambda: MappingProxyType({}))
     """Key id → when it signs, of keys that took over or were handed over (`harness.provenance.rotation`)."""
+    subjects: tuple[Subject, ...] = ()
+    """Who signs without a key (`harness.provenance.keyless`), statements that are added later only."""
 
     def objection(
         self,
@@ -123,6 +126,8 @@ class Policy:
     """Hand-overs between keys of ``identities``."""
     authorities: tuple[bytes, ...] = ()
     """Certificates, as DER, of those whose timestamps count, or of those who vouch for them."""
+    sigstore: bytes | None = None
+    """Trusted root of the instance that certifies the ``subjects`` of identities."""
 
     @property
     def statement_keys(self) -> tuple[PublicKey, ...]:
@@ -140,6 +145,18 @@ class Policy:
             if any(own.key_id == key.key_id for own in identity.keys):
                 return identity
         raise UsageError("the policy does not know the key", where=key.key_id)
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """Who may sign without a key."""
+        return tuple(subject for identity in self.identities for subject in identity.subjects)
+
+    def identity_of(self, subject: Subject) -> Identity:
+        """Whose ``subject`` it is. Raises `UsageError` for one that the policy does not accept."""
+        for identity in self.identities:
+            if subject in identity.subjects:
+                return identity
+        raise UsageError("the policy does not know the identity", where=subject.identity)
 
     def as_of(self, proven: str | None) -> Policy:
         """The policy for a signature that a kept or timestamped head shows to have been there then."""

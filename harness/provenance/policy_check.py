@@ -34,6 +34,8 @@ KINDS = (
 )
 """Kinds of statements that this version writes."""
 _P256 = frozenset({policy.MODEL_SIGNATURE})
+_KEYED = _P256 | {policy.CHECKPOINT, policy.SLSA, policy.LOG, policy.EXPORT, policy.CORPUS}
+"""What takes a key to sign."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class _Linter:
         if identity.valid_from is not None and identity.valid_from > self.now:
             what = f"the time of {identity.name} begins at {identity.valid_from}"
             yield self._odd(what, (*place, "valid"), "what is signed until then does not count")
-        if all(key.key_id in self.read.revoked for key in identity.keys):
+        if identity.keys and all(key.key_id in self.read.revoked for key in identity.keys):
             what = f"every key of {identity.name} is revoked"
             yield self._odd(what, place, "remove the identity, or add its new key")
 
@@ -127,19 +129,24 @@ class _Linter:
                 yield self._odd(what, ("threshold",), "add the run to another identity")
 
     def _able(self, identity: Identity, kind: str) -> bool:
-        """Whether ``identity`` has a key that counts and may sign ``kind`` for some run, at some time."""
-        return bool(self._keys(identity, kind))
+        """Whether ``identity`` may sign ``kind`` for some run, at some time."""
+        return self._keyless(identity, kind) or bool(self._keys(identity, kind))
 
     def _able_now(self, identity: Identity, kind: str) -> bool:
         """The same, for what is signed at the time of the check."""
-        whole: Span = (identity.valid_from, identity.valid_until)
-        return any(
-            all(
-                (start is None or start <= self.now) and (end is None or self.now < end)
-                for start, end in (whole, identity.spans.get(key.key_id, (None, None)))
-            )
-            for key in self._keys(identity, kind)
-        )
+        if not self._now((identity.valid_from, identity.valid_until)):
+            return False
+        spans = (identity.spans.get(key.key_id, (None, None)) for key in self._keys(identity, kind))
+        return self._keyless(identity, kind) or any(map(self._now, spans))
+
+    def _now(self, span: Span) -> bool:
+        start, end = span
+        return (start is None or start <= self.now) and (end is None or self.now < end)
+
+    def _keyless(self, identity: Identity, kind: str) -> bool:
+        """Whether ``identity`` may sign ``kind`` without a key: what is added to a checkpoint later."""
+        allowed = identity.statements is None or kind in identity.statements
+        return bool(identity.subjects) and allowed and kind not in _KEYED
 
     def _keys(self, identity: Identity, kind: str) -> list[PublicKey]:
         """The keys that count with which ``identity`` may sign ``kind``."""

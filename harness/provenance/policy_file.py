@@ -7,6 +7,10 @@
         runs: ["tiny", "gpt-*"]                     # run names or ids; * matches; default: every run
         statements: [checkpoint, slsa, model-signature, log]   # default: every kind
         valid: {from: 2026-01-01, until: 2027-01-01}
+      - name: ci                                    # signs without a key, what is added later
+        keyless: [{issuer: "https://token.example.org", identity: "https://example.org/eval.yml@main"}]
+        statements: [test-result]
+    sigstore: trusted_root.json                     # of the instance that certifies them, beside this file
     required: [checkpoint, slsa, model-signature, log]
     threshold: 1                                    # distinct identities that must have signed a checkpoint
     revoked: ["<64 hex digits>", {id: "<64 hex digits>", from: 2026-06-01, reason: stolen laptop}]
@@ -18,14 +22,14 @@
     max_age: 30d
 
 - an unknown key is an error with its line and the nearest name; a repeated one too
-- a key that is listed twice, or for two identities, is an error
+- a key that is listed twice, or for two identities, is an error, and so is whom a certificate speaks of
 - a threshold that the identities cannot reach, and a rule that could accept nothing, are errors
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from difflib import get_close_matches
@@ -34,8 +38,9 @@ from typing import Any, NoReturn
 
 from harness.errors import ConfigError, EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files
-from harness.provenance import authorities, heads, policy, rotation
+from harness.provenance import authorities, heads, keyless, policy, rotation
 from harness.provenance.heads import Kept
+from harness.provenance.keyless import Subject
 from harness.provenance.keys import PublicKey, expanded, load_public, parse_public
 from harness.provenance.log import Head
 from harness.provenance.policy import CHECKPOINT, COUNTERSIGNATURE, MODEL_SIGNATURE, Identity, Policy
@@ -61,6 +66,7 @@ _HEAD = closed(
 )
 _HEAD_FILE = closed({"seen": _MOMENT}, file=TEXT)
 _ANY_HEAD = either(TEXT, _HEAD, _HEAD_FILE)
+_SUBJECT = closed(issuer={**TEXT, "minLength": 1}, identity={**TEXT, "minLength": 1})
 SCHEMA: Schema = {
     "$schema": DIALECT,
     "$id": "urn:harness:policy/v1",
@@ -74,6 +80,7 @@ SCHEMA: Schema = {
                 "items": either(HEX64, closed({"from": _MOMENT, "reason": TEXT}, id=HEX64)),
             },
             "rotations": _several(TEXT),
+            "sigstore": TEXT,
             "witnesses": closed(
                 {"threshold": {"type": "integer", "minimum": 1, "maximum": 2**53}}, keys=_several(TEXT)
             ),
@@ -88,9 +95,10 @@ SCHEMA: Schema = {
                     "runs": _several(TEXT),
                     "statements": _several({"type": "string", "pattern": _KIND}),
                     "valid": closed({"from": _MOMENT, "until": _MOMENT, "proven": FLAG}),
+                    "keys": _several(TEXT),
+                    "keyless": _several(_SUBJECT),
                 },
                 name={**TEXT, "minLength": 1},
-                keys=_several(TEXT),
             )
         ),
     ),
@@ -130,6 +138,8 @@ def parse(text: str, *, where: str, folder: Path) -> Policy:
         required = frozenset(reader.kinds(value["required"], ("required",))) | {CHECKPOINT}
     revoked, revoked_from = reader.revoked(value.get("revoked", []))
     read = Policy(tuple(identities), required, 1, revoked, revoked_from)
+    if "sigstore" in value or read.subjects:
+        read = replace(read, sigstore=reader.sigstore(value.get("sigstore"), read))
     if "rotations" in value:
         read = reader.rotations(value["rotations"], read)
     if "timestamps" in value:
@@ -146,8 +156,14 @@ def parse(text: str, *, where: str, folder: Path) -> Policy:
 
 
 def may_sign(identity: Identity, read: Policy) -> bool:
-    """Whether ``identity`` has a key with which it could sign a checkpoint's statement, or countersign it."""
-    kinds = {CHECKPOINT, COUNTERSIGNATURE}
+    """Whether ``identity`` could sign a checkpoint's statement, or countersign it."""
+    if identity.subjects and (identity.statements is None or COUNTERSIGNATURE in identity.statements):
+        return True
+    return _has_key(identity, read, {CHECKPOINT, COUNTERSIGNATURE})
+
+
+def _has_key(identity: Identity, read: Policy, kinds: Set[str]) -> bool:
+    """Whether ``identity`` has an Ed25519 key that counts and may sign one of ``kinds``."""
     usable = [key for key in identity.keys if key.algorithm == "ed25519" and _counts(key, read)]
     return bool(usable) and (identity.statements is None or bool(kinds & identity.statements))
 
@@ -203,6 +219,10 @@ class _Reader:
                 owner = owners.setdefault(key.key_id, name)
                 if owner != name:
                     self.fail(f"{owner} and {name} have the same key", *place, "keys", str(index))
+            for index, subject in enumerate(found[-1].subjects):
+                other = next((each.name for each in found[:-1] if subject in each.subjects), None)
+                if other is not None:
+                    self.fail(f"{other} and {name} are the same", *place, "keyless", str(index))
         return found
 
     def identity(self, value: Any, place: _Place) -> Identity:
@@ -214,6 +234,8 @@ class _Reader:
         runs = self.items(fields.get("runs", ["*"]), f"runs of {name}", *place, "runs")
         if not all(isinstance(run, str) for run in runs):
             self.fail(f"runs of {name} is no list of names", *place, "runs")
+        if not {"keys", "keyless"} & set(fields):
+            self.fail(f"{name} has neither `keys` nor `keyless`", *place)
         kinds = fields.get("statements")
         valid = self.mapping(
             fields.get("valid", {}), f"valid of {name}", schema["properties"]["valid"], (*place, "valid")
@@ -229,13 +251,41 @@ class _Reader:
             self.fail(f"proven of {name} is true or false, and needs `until`", *place, "valid", "proven")
         return Identity(
             name,
-            self.keys(fields["keys"], name, (*place, "keys")),
+            self.keys(fields["keys"], name, (*place, "keys")) if "keys" in fields else (),
             tuple(runs),
             start,
             end,
             proven,
             None if kinds is None else frozenset(self.kinds(kinds, (*place, "statements"))),
+            subjects=self.subjects(fields["keyless"], name, (*place, "keyless"))
+            if "keyless" in fields
+            else (),
         )
+
+    def subjects(self, value: Any, name: str, place: _Place) -> tuple[Subject, ...]:
+        found: list[Subject] = []
+        for number, item in enumerate(self.items(value, f"keyless of {name}", *place)):
+            fields = self.mapping(item, f"keyless of {name}", _SUBJECT, (*place, str(number)))
+            for key, text in fields.items():
+                if not isinstance(text, str) or not text:
+                    self.fail(f"the {key} of {name} is no text", *place, str(number), key)
+            subject = Subject(fields["issuer"], fields["identity"])
+            if subject in found:
+                self.fail(f"{name} has the same identity twice", *place, str(number))
+            found.append(subject)
+        return tuple(found)
+
+    def sigstore(self, value: Any, read: Policy) -> bytes:
+        if not read.subjects:
+            self.fail("sigstore is named, and no identity is keyless", "sigstore")
+        if not isinstance(value, str) or not value:
+            remedy = "sigstore: trusted_root.json (docs/keys.md)"
+            self.fail("an identity is keyless, and sigstore names no trusted root", "sigstore", remedy=remedy)
+        path = self.folder / expanded(Path(value))
+        try:
+            return files.read_limited(path.resolve(), keyless.ROOT_LIMIT)
+        except (VerificationFailed, EvidenceIncomplete) as error:
+            self.fail(f"sigstore {error.what}: {path}", "sigstore")
 
     def keys(self, value: Any, name: str, place: _Place) -> tuple[PublicKey, ...]:
         found: list[PublicKey] = []
@@ -360,7 +410,7 @@ class _Reader:
         own = {key.key_id for identity in read.identities for key in identity.keys}
         for identity in read.revoked_from.keys() - own:
             self.fail(f"{identity} is revoked from a moment on, and is no key of this policy", "revoked")
-        if not any(may_sign(each, read) for each in read.identities):
+        if not any(_has_key(each, read, {CHECKPOINT, COUNTERSIGNATURE}) for each in read.identities):
             self.fail("no identity has an Ed25519 key that is not revoked and may sign", "identities")
         models = [key for each in read.identities for key in each.keys if key.algorithm == "p256"]
         if MODEL_SIGNATURE in read.required and not any(_counts(key, read) for key in models):

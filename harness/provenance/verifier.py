@@ -12,8 +12,9 @@ Rules for one checkpoint, in the order in which they are checked:
 - model.sig, when a P-256 key is accepted, signs exactly the manifest's files and MANIFEST.json
 - the folder's name, the config's digest, the state's digest, the ledger's digest, the cursor and trainer.json
   agree with the statement
-- every later statement in provenance/ is signed by an accepted key, is about this checkpoint, is of the kind
-  that its file's name says, and fits that kind's schema (`harness.provenance.later`)
+- every later statement in provenance/ is signed by an accepted key, or without one by an accepted identity
+  (`harness.provenance.keyless`), is about this checkpoint, is of the kind that its file's name says, and fits
+  that kind's schema (`harness.provenance.later`)
 
 Of a statement and a manifest that a kept head covers (``--since``), byte for byte, the signature is not
 computed again, and what they say of each other is not compared again; who may sign is asked again. Of a
@@ -37,11 +38,10 @@ from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import layout, strict_json
 from harness.format import ledger as ledgers
 from harness.format.manifest import Manifest, checkpoint_id, dir_hash, state_digest
-from harness.provenance import envelope, later, model_signature, statements
+from harness.provenance import envelope, keyless, later, model_signature, statements
 from harness.provenance import policy as policies
 from harness.provenance.checks import Check
 from harness.provenance.findings import Findings, Reason
-from harness.provenance.keys import PublicKey
 from harness.provenance.later import Later
 from harness.provenance.policy import Identity, Policy
 from harness.provenance.statements import CheckpointStatement
@@ -118,6 +118,18 @@ class _Signature:
     seen: str | None
     """The moment at which a kept or timestamped head shows that it was there."""
     key_id: str
+    dated: bool = False
+    """Whether sigstore shows when it was made, and that was compared with the identity's time."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A later statement's payload, and whose signature over it is good."""
+
+    payload: bytes
+    identity: Identity
+    key_id: str
+    dated: bool = False
 
 
 def kind_of_name(name: str) -> tuple[Kind, str | None]:
@@ -275,13 +287,14 @@ def _later_statements(
         found = _later_statement(where, name, data, policy, findings, statement, first, seen)
         if found is None:
             continue
-        key, read = found
-        signer = policy.identity(key)
+        opened, read = found
+        signer = opened.identity
         kinds.add(later.kind_of(name) or "")
         if read is None:
-            signers.setdefault(signer.name, _Signature(signer, later.COUNTERSIGNATURE, seen, key.key_id))
+            signature = _Signature(signer, later.COUNTERSIGNATURE, seen, opened.key_id, opened.dated)
+            signers.setdefault(signer.name, signature)
         else:
-            good.append(Added(read, signer.name, key.key_id))
+            good.append(Added(read, signer.name, opened.key_id))
     for kind in sorted(policy.required - kinds):
         findings.missing("required", f"the policy requires a statement of kind {kind}", evidence.where)
     return list(signers.values()), good
@@ -296,27 +309,51 @@ def _later_statement(
     statement: CheckpointStatement,
     first: envelope.Opened,
     seen: str | None,
-) -> tuple[PublicKey, Later | None] | None:
-    """The key that has signed a good statement ``name``, and what it says (None for a countersignature, which
-    says nothing new); None, and a finding, for any other."""
+) -> tuple[_Opened, Later | None] | None:
+    """Who has signed a good statement ``name``, and what it says (None for a countersignature, which says
+    nothing new); None, and a finding, for any other."""
     check: Check = "later statement"
-    # When it was made is not said in the same place by every kind, so only the run limits who may sign it.
-    policy = policy.as_of(seen)
     kind = later.kind_of(name) or ""
-    keys = policy.within(statement.run_id, statement.run_name, None, kind).statement_keys
-    opened = findings.attempt(check, envelope.open_bundle, data, keys, where=where)
+    opened = findings.attempt(check, _open_later, data, policy.as_of(seen), statement, kind, where=where)
     if opened is None:
         return None
-    if later.kind_of(name) == later.COUNTERSIGNATURE:
+    if kind == later.COUNTERSIGNATURE:
         if opened.payload == first.payload:
-            return opened.key, None
+            return opened, None
         findings.bad(check, "signs another statement than the checkpoint's", where)
         return None
     read = findings.attempt(check, later.parse, opened.payload, name, statement, where=where)
     if read is not None and read.summary:
-        signer = policy.identity(opened.key).name
-        findings.note(f"{statement.name} {name}: {read.summary} (signed by {signer})")
-    return None if read is None else (opened.key, read)
+        findings.note(f"{statement.name} {name}: {read.summary} (signed by {opened.identity.name})")
+    return None if read is None else (opened, read)
+
+
+def _open_later(
+    data: bytes, policy: Policy, statement: CheckpointStatement, kind: str, *, where: str
+) -> _Opened:
+    """``data``, signed by somebody who may sign that kind for that run."""
+    if policy.sigstore is not None and keyless.is_keyless(data, where=where):
+        return _open_keyless(data, policy, policy.sigstore, statement, kind, where)
+    # When it was made is not said in the same place by every kind, so only the run limits who may sign it.
+    keys = policy.within(statement.run_id, statement.run_name, None, kind).statement_keys
+    opened = envelope.open_bundle(data, keys, where=where)
+    return _Opened(opened.payload, policy.identity(opened.key), opened.key.key_id)
+
+
+def _open_keyless(
+    data: bytes, policy: Policy, root: bytes, statement: CheckpointStatement, kind: str, where: str
+) -> _Opened:
+    """The same without a key; it was signed in the certificate's minutes, so the identity's time is asked."""
+    signed = keyless.open_bundle(data, policy.subjects, root, where=where)
+    identity = policy.identity_of(signed.subject)
+    run = (statement.run_id, statement.run_name)
+    for moment in (signed.start, signed.end):
+        objection = identity.objection(*run, moment, kind, signed.end)
+        if objection is not None:
+            raise VerificationFailed(f"does not count: {objection}", where=where)
+    if signed.key.key_id in policy.revoked:
+        raise VerificationFailed("is signed with a revoked key", where=where)
+    return _Opened(signed.payload, identity, signed.key.key_id, dated=True)
 
 
 def _may_sign(
@@ -324,7 +361,9 @@ def _may_sign(
 ) -> None:
     created = str(statement.predicate["created"])
     objections = [
-        each.identity.objection(
+        None
+        if each.dated
+        else each.identity.objection(
             statement.run_id, statement.run_name, created, each.kind, each.seen, each.key_id
         )
         for each in signers

@@ -1,0 +1,476 @@
+"""Signatures without a key: the policy says who may sign; another certificate, time or log is refused."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import run_folder
+from attack import payload_of
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from run_folder import SampleRun
+
+from harness.audit import verify
+from harness.cli import main
+from harness.errors import ConfigError, EnvironmentFault
+from harness.provenance import keyless, later, policy_file, statements
+
+pytest.importorskip("sigstore")
+from sigstore_instance import IDENTITY, ISSUER, Instance, identity_token, text_of
+
+Bundle = dict[str, Any]
+INSTANCE = Instance()
+TWICE = "{issuer: a, identity: b}"
+CI = f'{{name: ci, keyless: [{{issuer: "{ISSUER}", identity: "{IDENTITY}"}}]%s}}'
+
+
+@dataclass
+class Scene:
+    """A run of one checkpoint, and a policy beside it that accepts its maker and CI."""
+
+    run: SampleRun
+    folder: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.run.saved[10].folder
+
+    def policy(self, *rules: str, ci: str = "") -> Path:
+        """The policy's file; ``ci`` are more rules for that identity."""
+        (self.folder / "root.json").write_text(json.dumps(INSTANCE.trusted_root()))
+        keys = "keys: [me.ed25519.pub, me.p256.pub]"
+        text = [f"format: {policy_file.FORMAT}", "identities:", f"  - {{name: me, {keys}}}", f"  - {CI % ci}"]
+        file = self.folder / "policy.yaml"
+        file.write_text("\n".join([*text, "sigstore: root.json", *rules]) + "\n")
+        return file
+
+    def statement(self, kind: str = later.SVR) -> bytes:
+        """What is signed: the checkpoint's own statement, or that it was verified."""
+        own = payload_of(self.checkpoint / "provenance" / "checkpoint.sigstore.json")
+        if kind == later.COUNTERSIGNATURE:
+            data = (self.checkpoint / "provenance" / "checkpoint.sigstore.json").read_bytes()
+            return base64.b64decode(json.loads(data)["dsseEnvelope"]["payload"])
+        predicate = {
+            "verifier": {"id": "urn:example"},
+            "timeCreated": "2026-01-01T00:00:00Z",
+            "properties": ["GOOD"],
+        }
+        subject = own["subject"][0]
+        words = (
+            subject["digest"]["sha256"],
+            subject["digest"]["dirHash"],
+            subject["name"],
+            later.TYPES[later.SVR],
+        )
+        return statements.statement_bytes(*words, predicate)
+
+    def add(self, bundle: Bundle | bytes, kind: str = later.SVR) -> None:
+        """Put a later statement where `harness attest` would."""
+        data = bundle if isinstance(bundle, bytes) else json.dumps(bundle).encode()
+        (self.checkpoint / later.path_of(f"{kind}-0")).write_bytes(data)
+
+    def judged(self, policy: Path) -> tuple[int, str]:
+        """Exit code of verify, and its findings, a line each; its notes where there is none."""
+        report = verify.verify(self.run.root, policy_file.load(policy), quiet=True)
+        return report.exit_code, "\n".join(map(str, report.findings)) or "\n".join(report.notes)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    """A fresh one."""
+    run = SampleRun(tmp_path / "run", run_folder.identity(tmp_path / "me"))
+    run.advance(10)
+    return Scene(run, tmp_path)
+
+
+def test_what_attest_signs_without_a_key_verifies_offline(
+    scene: Scene, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: services of this machine that follow the specifications, asked by sigstore's own client; then
+    `harness verify` with nobody listening; the token is nowhere."""
+    token = identity_token()
+    monkeypatch.setenv(keyless.TOKEN, token)
+    config = tmp_path / "instance.json"
+    assert scene.judged(scene.policy("required: [checkpoint, slsa, svr]", "threshold: 2"))[0] == 4
+    trust = ["--policy", str(scene.policy())]
+    with INSTANCE.listening():
+        config.write_text(json.dumps(INSTANCE.client_config()))
+        for kind in (later.SVR, later.COUNTERSIGNATURE):
+            words = ["--kind", kind, "--keyless", "--sigstore-config", str(config)]
+            assert main(["attest", str(scene.checkpoint), *words, *trust, "--json"]) == 0
+            said = capsys.readouterr()
+            told = json.loads(said.out)
+            assert (told["identity"], told["issuer"], told["log_record"]) == (IDENTITY, ISSUER, None)
+            assert token not in said.out + said.err
+    policy = scene.policy("required: [checkpoint, slsa, svr]", "threshold: 2")
+    assert main(["verify", str(scene.run.root), "--policy", str(policy), "--json"]) == 0
+    verdict = capsys.readouterr().out
+    assert "svr-0: HARNESS_CHECKPOINT_VERIFIED (signed by ci)" in verdict
+    left = b"".join(path.read_bytes() for path in scene.run.root.rglob("*") if path.is_file())
+    assert token.encode() not in left
+    assert main(["attest", str(scene.checkpoint), *words, *trust]) == 3
+    said = capsys.readouterr()
+    assert said.err.startswith("harness: sigstore did not sign: ")
+    assert (len(said.err.splitlines()), token in said.err) == (1, False)
+
+
+def test_a_bundle_by_hand_is_accepted_and_its_time_is_that_of_the_certificate(scene: Scene) -> None:
+    """Oracle: a bundle that was written from the specifications; certificates of an hour ago, years later."""
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    within = int(hour_ago.timestamp()) + 60
+    scene.add(INSTANCE.bundle(scene.statement(), start=hour_ago, at=within))
+    code, text = scene.judged(scene.policy("required: [checkpoint, slsa, svr]"))
+    assert (code, "GOOD (signed by ci)" in text) == (0, True), text
+    before, after = (f"{hour_ago + timedelta(minutes=minutes):%Y-%m-%dT%H:%M:%SZ}" for minutes in (-1, 11))
+    for rules, expected in (
+        (f"from: {before}, until: {after}", 0),
+        (f"from: {before}, until: {after}, proven: true", 0),
+        (f"from: {after}", 1),
+        (f"until: {before}", 1),
+        (f"until: {hour_ago + timedelta(minutes=5):%Y-%m-%dT%H:%M:%SZ}", 1),
+    ):
+        code, text = scene.judged(scene.policy(ci=f", valid: {{{rules}}}"))
+        assert (code, "does not count: " in text) == (expected, expected == 1), (rules, text)
+
+
+def changed(bundle: Bundle, *path: str | int, to: Any) -> Bundle:
+    """``bundle`` with another value at ``path``."""
+    copied = copy.deepcopy(bundle)
+    place: Any = copied
+    for name in path[:-1]:
+        place = place[name]
+    if to is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = to
+    return copied
+
+
+def flipped(bundle: Bundle, *path: str | int) -> Bundle:
+    """``bundle`` with one bit of the base64 at ``path`` changed."""
+    place: Any = bundle
+    for name in path:
+        place = place[name]
+    data = bytearray(base64.b64decode(place))
+    data[len(data) // 2] ^= 1
+    return changed(bundle, *path, to=text_of(bytes(data)))
+
+
+ENTRY = ("verificationMaterial", "tlogEntries", 0)
+SIGNATURE = ("dsseEnvelope", "signatures", 0, "sig")
+Broken = Callable[[Scene, bytes, Bundle], Bundle | bytes]
+
+
+def _an_hour_off(minutes: int) -> Broken:
+    return lambda scene, payload, good: INSTANCE.bundle(payload, at=int(time.time()) + 60 * minutes)
+
+
+def _mixed(scene: Scene, payload: bytes, good: Bundle) -> Bundle:
+    """The log's entry of another statement by the same identity."""
+    other = INSTANCE.bundle(payload + b" ")
+    return changed(good, *ENTRY, to=other["verificationMaterial"]["tlogEntries"][0])
+
+
+def _of_another_log(scene: Scene, payload: bytes, good: Bundle) -> Bundle:
+    """The whole of another instance, but for the certificate's authority."""
+    other = Instance()
+    other.fulcio, other.root, other._name = INSTANCE.fulcio, INSTANCE.root, INSTANCE._name
+    return other.bundle(payload, ct=INSTANCE.ct)
+
+
+BROKEN: dict[str, Broken] = {
+    "another identity": lambda scene, payload, good: INSTANCE.bundle(payload, identity=f"{IDENTITY}2"),
+    "identity of a person": lambda scene, payload, good: INSTANCE.bundle(payload, identity="me@example.org"),
+    "another issuer": lambda scene, payload, good: INSTANCE.bundle(payload, issuer=f"{ISSUER}/"),
+    "another instance": lambda scene, payload, good: Instance().bundle(payload),
+    "another log": _of_another_log,
+    "certificate transparency of nobody": lambda scene, payload, good: INSTANCE.bundle(payload, logged=False),
+    "certificate transparency of another": lambda scene, payload, good: INSTANCE.bundle(
+        payload, ct=ec.generate_private_key(ec.SECP256R1())
+    ),
+    "a certificate for servers": lambda scene, payload, good: INSTANCE.bundle(
+        payload, use=ExtendedKeyUsageOID.SERVER_AUTH
+    ),
+    "logged an hour too late": _an_hour_off(60),
+    "logged an hour too early": _an_hour_off(-60),
+    "another payload": lambda scene, payload, good: flipped(good, "dsseEnvelope", "payload"),
+    "another signature": lambda scene, payload, good: flipped(good, *SIGNATURE),
+    "another certificate": lambda scene, payload, good: flipped(
+        good, "verificationMaterial", "certificate", "rawBytes"
+    ),
+    "certificate of another signature": lambda scene, payload, good: changed(
+        good,
+        *("verificationMaterial", "certificate"),
+        to=INSTANCE.bundle(payload)["verificationMaterial"]["certificate"],
+    ),
+    "no promise of the log": lambda scene, payload, good: changed(good, *ENTRY, "inclusionPromise", to=None),
+    "another promise": lambda scene, payload, good: flipped(
+        good, *ENTRY, "inclusionPromise", "signedEntryTimestamp"
+    ),
+    "another time": lambda scene, payload, good: changed(
+        good, *ENTRY, "integratedTime", to=str(int(time.time()) + 1)
+    ),
+    "no time": lambda scene, payload, good: changed(good, *ENTRY, "integratedTime", to="0"),
+    "no proof": lambda scene, payload, good: changed(good, *ENTRY, "inclusionProof", to=None),
+    "another root": lambda scene, payload, good: flipped(good, *ENTRY, "inclusionProof", "rootHash"),
+    "another head": lambda scene, payload, good: changed(
+        good,
+        *(*ENTRY, "inclusionProof", "checkpoint"),
+        to=_of_another_log(scene, payload, good)["verificationMaterial"]["tlogEntries"][0]["inclusionProof"][
+            "checkpoint"
+        ],
+    ),
+    "another entry": lambda scene, payload, good: flipped(good, *ENTRY, "canonicalizedBody"),
+    "entry of another statement": _mixed,
+    "no entry": lambda scene, payload, good: changed(good, *ENTRY[:2], to=[]),
+    "entry of an artefact": lambda scene, payload, good: changed(
+        good, *ENTRY, "kindVersion", to={"kind": "hashedrekord", "version": "0.0.1"}
+    ),
+    "two signatures": lambda scene, payload, good: changed(
+        good, *SIGNATURE[:2], to=good["dsseEnvelope"]["signatures"] * 2
+    ),
+    "a chain": lambda scene, payload, good: changed(
+        good,
+        *("verificationMaterial", "x509CertificateChain"),
+        to={"certificates": [good["verificationMaterial"]["certificate"]]},
+    ),
+    "a key, too": lambda scene, payload, good: changed(
+        good, *("verificationMaterial", "publicKey"), to={"hint": ""}
+    ),
+    "an older bundle": lambda scene, payload, good: changed(
+        good, "mediaType", to="application/vnd.dev.sigstore.bundle+json;version=0.3"
+    ),
+    "a repeated key": lambda scene, payload, good: json.dumps(good).encode()[:-1] + b',"mediaType":""}',
+    "a certificate of no bytes": lambda scene, payload, good: changed(
+        good, *("verificationMaterial", "certificate"), to={"rawBytes": ""}
+    ),
+    "a certificate that is a text": lambda scene, payload, good: changed(
+        good, *("verificationMaterial", "certificate"), to="x"
+    ),
+    "another checkpoint": lambda scene, payload, good: INSTANCE.bundle(
+        payload.replace(scene.run.saved[10].checkpoint.encode(), b"0" * 64)
+    ),
+    "another payload type": lambda scene, payload, good: changed(
+        good, *("dsseEnvelope", "payloadType"), to="application/json"
+    ),
+}
+
+
+REASONS = {
+    "another identity": "SANs do not match",
+    "identity of a person": "SANs do not match",
+    "another issuer": "OIDCIssuer does not match",
+    "another instance": "certificate chain: ",
+    "another log": "checkpoint: invalid signature",
+    "certificate transparency of nobody": "does not contain a signed certificate timestamp",
+    "certificate transparency of another": "SCT verify failed",
+    "a certificate for servers": "does not contain `code signing`",
+    "logged an hour too late": "not valid at validation time",
+    "logged an hour too early": "not valid at validation time",
+    "another payload": "DSSE: invalid signature",
+    "another signature": "DSSE: invalid signature",
+    "another certificate": "certificate chain: ",
+    "certificate of another signature": "DSSE: invalid signature",
+    "no promise of the log": "must contain an inclusion promise or signed timestamp",
+    "another promise": "SET: invalid inclusion promise",
+    "another time": "SET: invalid inclusion promise",
+    "no time": "not enough sources of verified time",
+    "no proof": "failed to load bundle",
+    "another root": "invalid root hash",
+    "another head": "Signature not found for log ID",
+    "another entry": "invalid root hash",
+    "entry of another statement": "payload hash does not match",
+    "no entry": "expected exactly one log entry",
+    "entry of an artefact": "Unsupported DSSE log entry type",
+    "two signatures": "exactly one signature",
+    "a chain": "other verification material",
+    "a key, too": "other verification material",
+    "an older bundle": "media type",
+    "a repeated key": "`mediaType` twice",
+    "a certificate of no bytes": "asn1",
+    "a certificate that is a text": "failed to load bundle",
+    "another checkpoint": "is about another checkpoint",
+    "another payload type": "has the payload type",
+}
+"""Which rule finds it."""
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_one_broken_rule_is_a_failure(name: str, scene: Scene) -> None:
+    """Oracle: exit code 1 and one finding, of that rule; the same bundle unbroken is good (0)."""
+    payload = scene.statement()
+    good = INSTANCE.bundle(payload)
+    policy = scene.policy()
+    scene.add(good)
+    assert scene.judged(policy)[0] == 0
+    scene.add(BROKEN[name](scene, payload, good))
+    code, text = scene.judged(policy)
+    assert (code, len(text.splitlines()), "svr-0.sigstore.json" in text) == (1, 1, True), text
+    assert REASONS[name] in text
+
+
+def test_each_byte_of_certificate_and_log_entry_is_bound(scene: Scene) -> None:
+    """Oracle: no bit of the certificate, the signature, the log's entry or its promise may change."""
+    payload = scene.statement()
+    good = INSTANCE.bundle(payload)
+    root = json.dumps(INSTANCE.trusted_root()).encode()
+    subjects = [keyless.Subject(ISSUER, IDENTITY)]
+    places = [
+        ("verificationMaterial", "certificate", "rawBytes"),
+        (*ENTRY, "canonicalizedBody"),
+        (*ENTRY, "inclusionPromise", "signedEntryTimestamp"),
+        (*ENTRY, "logId", "keyId"),
+    ]
+    for place in places:
+        value: Any = good
+        for step in place:
+            value = value[step]
+        data = base64.b64decode(value)
+        for index in range(0, len(data), 7):
+            broken = data[:index] + bytes([data[index] ^ 1]) + data[index + 1 :]
+            text = json.dumps(changed(good, *place, to=text_of(broken))).encode()
+            with pytest.raises(keyless.VerificationFailed):
+                keyless.open_bundle(text, subjects, root, where="there")
+
+
+def test_limits_of_the_identity_hold(scene: Scene) -> None:
+    """Oracle: the policy's own rules: kinds, runs, revoked keys; without a keyless identity nothing is."""
+    good = INSTANCE.bundle(scene.statement())
+    scene.add(good)
+    assert scene.judged(scene.policy(ci=", statements: [svr]"))[0] == 0
+    for ci, words in (
+        (", statements: [test-result]", "may not sign a statement of kind svr"),
+        (", runs: [other]", "may not sign for the run sample"),
+    ):
+        code, text = scene.judged(scene.policy(ci=ci))
+        assert (code, words in text) == (1, True), text
+    root = json.dumps(INSTANCE.trusted_root()).encode()
+    data = json.dumps(good).encode()
+    signed = keyless.open_bundle(data, [keyless.Subject(ISSUER, IDENTITY)], root, where="x")
+    code, text = scene.judged(scene.policy(f'revoked: ["{signed.key.key_id}"]'))
+    assert (code, "revoked key" in text) == (1, True), text
+    keys = [str(scene.folder / f"me.{name}.pub") for name in ("ed25519", "p256")]
+    assert main(["verify", str(scene.run.root), "--key", *keys]) == 1
+
+
+def test_a_countersignature_counts_for_the_threshold_and_no_key_is_replaced(scene: Scene) -> None:
+    """Oracle: a threshold of two people; the checkpoint's own statement still takes a key."""
+    policy = scene.policy("threshold: 2")
+    assert scene.judged(policy)[0] == 4
+    payload = scene.statement(later.COUNTERSIGNATURE)
+    scene.add(INSTANCE.bundle(payload), later.COUNTERSIGNATURE)
+    code, text = scene.judged(policy)
+    assert code == 0, text
+    scene.add(INSTANCE.bundle(scene.statement()), later.COUNTERSIGNATURE)
+    assert scene.judged(policy)[0] == 1
+    own = scene.checkpoint / "provenance" / "checkpoint.sigstore.json"
+    own.write_text(json.dumps(INSTANCE.bundle(payload)))
+    code, text = scene.judged(policy)
+    assert (code, "accepted keys" in text) == (1, True), text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sigstore: root.json", "no identity is keyless"),
+        (f"  - {CI % ''}", "names no trusted root"),
+        (f"  - {CI % ''}\nsigstore: nowhere.json", "is missing"),
+        (
+            f"  - {CI % ''}\n  - {{name: x, keyless: [{TWICE}, {TWICE}]}}",
+            "twice",
+        ),
+        (f"  - {CI % ''}\n  - {(CI % '').replace('ci', 'two', 1)}\nsigstore: root.json", "are the same"),
+        ("  - {name: x}", "neither `keys` nor `keyless`"),
+        ("  - {name: x, keyless: []}", "an empty one"),
+        ("  - {name: x, keyless: [{issuer: a}]}", "no `identity`"),
+        ('  - {name: x, keyless: [{issuer: a, identity: ""}]}', "is no text"),
+        ("  - {name: x, keyless: [{issuer: a, identity: b, subject: c}]}", "unknown key `subject`"),
+    ],
+)
+def test_a_policy_that_cannot_be_meant_is_refused(text: str, words: str, scene: Scene) -> None:
+    """Oracle: `ConfigError` with the line."""
+    scene.policy()
+    keys = "  - {name: me, keys: [me.ed25519.pub]}"
+    file = scene.folder / "odd.yaml"
+    file.write_text(f"format: {policy_file.FORMAT}\nidentities:\n{keys}\n{text}\n")
+    with pytest.raises(ConfigError, match=words) as refused:
+        policy_file.load(file)
+    assert str(refused.value.where).startswith(f"{file}:")
+
+
+def test_a_root_that_is_none_is_said_and_nothing_verifies(scene: Scene) -> None:
+    """Oracle: exit code 1, never 0."""
+    scene.add(INSTANCE.bundle(scene.statement()))
+    policy = scene.policy()
+    for root in ("{}", "no JSON", json.dumps({**INSTANCE.trusted_root(), "tlogs": []})):
+        (scene.folder / "root.json").write_text(root)
+        code, text = scene.judged(policy)
+        assert (code, "does not read the trusted root" in text) == (1, True), text
+
+
+def test_policy_check_knows_who_signs_without_a_key(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: required kinds that CI may sign are good; a kind that takes a key is odd."""
+    for required, ci, expected in (
+        ("[checkpoint, slsa, model-signature, svr]", ", statements: [svr]", 0),
+        ("[checkpoint, slsa, model-signature, svr]", ", statements: [svr], valid: {until: 2020-01-01}", 1),
+    ):
+        policy = scene.policy(f"required: {required}", ci=ci)
+        assert main(["policy", "check", str(policy)]) == expected, capsys.readouterr().out
+    text = policy.read_text().replace(
+        "[me.ed25519.pub, me.p256.pub]}", "[me.ed25519.pub], statements: [checkpoint]}"
+    )
+    policy.write_text(
+        text.replace("model-signature, svr", "export").replace(", valid: {until: 2020-01-01}", "")
+    )
+    capsys.readouterr()
+    assert main(["policy", "check", str(policy)]) == 1
+    assert "export is required, and no identity may sign it" in capsys.readouterr().out
+
+
+def test_what_signing_needs_is_said_in_one_line(
+    scene: Scene, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: exit codes; no token is shown."""
+    trust = ["--key", str(scene.folder / "me.ed25519.pub"), str(scene.folder / "me.p256.pub")]
+    words = ["attest", str(scene.checkpoint), "--kind", "svr", *trust]
+    monkeypatch.setattr("sigstore.oidc.detect_credential", lambda: None)
+    monkeypatch.delenv(keyless.TOKEN, raising=False)
+    config = scene.folder / "config.json"
+    config.write_text(json.dumps({"mediaType": "x"}))
+    cases: list[tuple[list[str], str | None, int, str]] = [
+        (["--keyless"], None, 3, "there is no identity token"),
+        (["--keyless"], "secret.secret.secret", 3, "cannot be used"),
+        (["--keyless"], identity_token(exp=5), 3, "cannot be used"),
+        (["--keyless", "--sigstore-config", str(config)], identity_token(), 2, "instance is not known"),
+        (["--sigstore-config", str(config)], None, 2, "add --keyless"),
+        (["--keyless", "--sigstore-config", "/nowhere"], identity_token(), 4, "is missing"),
+    ]
+    for more, token, expected, text in cases:
+        if token is not None:
+            monkeypatch.setenv(keyless.TOKEN, token)
+        assert main([*words, *more]) == expected, more
+        said = capsys.readouterr().err
+        assert (len(said.splitlines()), text in said) == (1, True), said
+        assert token is None or token not in said
+
+
+def test_without_the_package_nothing_is_verified(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: `EnvironmentFault` with the extra to install."""
+    scene.add(INSTANCE.bundle(scene.statement()))
+    policy = policy_file.load(scene.policy())
+    keyless._verifier.cache_clear()
+    monkeypatch.setitem(sys.modules, "sigstore.models", None)
+    with pytest.raises(EnvironmentFault, match=r"pip install 'harness\[sigstore\]'"):
+        verify.verify(scene.run.root, policy, quiet=True)
+    (scene.checkpoint / later.path_of("svr-0")).unlink()
+    assert verify.verify(scene.run.root, policy, quiet=True).exit_code == 0
