@@ -197,8 +197,8 @@ def targets(folder: Path) -> dict[str, Target]:
             [tsa.stamp(text_of_head), tsa.signed(tsa.info(text_of_head), status=2)],
         ),
         "certificate": Target(
-            lambda data: authorities.from_pem(data, where="x"),
-            [each.public_bytes(authority.Encoding.PEM) for each in (tsa.root, tsa.certificate)],
+            lambda data: authorities.parse(data, where="x"),
+            [tsa.root.public_bytes(authority.Encoding.PEM), *many.trusted],
         ),
         "public key": Target(
             lambda data: keys.parse_public(data, where="x"), [ed25519.pem, p256.pem, _open_ssh(signer)]

@@ -18,7 +18,8 @@ import later_facts
 import rotated
 import run_folder
 from attack import MODEL, Scene, payload_of, signed, trusted
-from attacks_on_timestamps import AFTER, REVOKED, required, revoked, stamped
+from attacks_on_timestamps import AFTER, REVOKED, required, revoked, stamped, tsa
+from authority import stamp_log
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from run_folder import SampleRun
@@ -365,6 +366,19 @@ def a_key_is_handed_over_and_its_revocation_is_younger_than_a_timestamp(scene: S
     _handed_over_twice(scene)
     stamped(scene, 2)
     revoked(scene)
+
+
+@honest
+def a_key_is_revoked_and_parent_and_child_have_older_timestamps(scene: Scene) -> None:
+    parent = SampleRun(scene.root.parent / "parent", scene.signer, name="parent", seed=4)
+    parent.advance(10, 20)
+    run = fresh(scene)
+    run.start = parent.saved[20].as_start(parent)
+    run.advance(10, 20)
+    stamped(scene, 2)
+    stamp_log(parent.folder.log, tsa(), 2)
+    revoked(scene)
+    scene.beside = (parent.root,)
 
 
 @honest

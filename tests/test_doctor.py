@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import authority
 import pytest
 import run_folder
+from authority import Authority
 from object_store import Bucket
 
 from harness import environment
@@ -333,3 +335,35 @@ def test_a_store_is_tried_and_left_as_it_was(
     code, checks = examine(path, capsys, f"checkpoint.store={bucket.url}")
     assert (code, "makes an object twice" in checks["store"]["text"]) == (1, True)
     assert bucket.names() == []
+
+
+def test_the_authority_of_timestamps_is_asked_and_held_against_the_policy(tmp_path: Path) -> None:
+    """Oracle: OpenSSL's authority under a policy that names it, one that names another, and nobody there."""
+    run_folder.identity(tmp_path / "me")
+    tsa, policies = Authority("tsa"), dict[str, Path]()
+    for name, each in (("own", tsa), ("other", Authority("tsa"))):
+        (tmp_path / f"{name}.pem").write_bytes(each.root.public_bytes(authority.Encoding.PEM))
+        more = f"timestamps: {{certificates: [{name}.pem]}}\n"
+        made = policy_file(tmp_path, [tmp_path / "me.ed25519.pub"], more)
+        policies[name] = made.rename(tmp_path / f"{name}.yaml")
+
+    def told(url: str, rules: Path | None) -> Check:
+        settings = Settings.model_validate(
+            {
+                "run": {"dir": str(tmp_path / "run")},
+                "task": {"kind": "digits"},
+                "train": {"steps": 1, "global_batch": 1, "micro_batch": 1},
+                "signing": {"timestamp": url},
+            }
+        )
+        (found,) = checkup_run.timestamps(settings, rules)
+        return found
+
+    with authority.answering(tsa.openssl(tmp_path)) as url:
+        for rules in (None, policies["own"]):
+            found = told(url, rules)
+            assert (found.level, found.name) == ("ok", "timestamps")
+            assert f"{url} answers as CN=tsa" in found.text
+        found = told(url, policies["other"])
+        assert (found.level, "no certificate of the policy vouches" in found.text) == ("bad", True)
+    assert told("http://127.0.0.1:1/", None).level == "warn"

@@ -394,18 +394,20 @@ def test_an_authority_that_does_not_answer_keeps_nobody(tmp_path: Path) -> None:
     assert not (tmp_path / "timestamps").exists()
 
 
-def test_certificates_in_pem_are_one_and_nothing_else() -> None:
+def test_a_certificate_is_one_in_pem_or_der_and_nothing_else() -> None:
     """Oracle: each text by hand."""
     pem = Authority("tsa").root.public_bytes(Encoding.PEM)
-    assert authorities.from_pem(b"a comment\n" + pem, where="there")
+    tsa = authorities.parse(b"a comment\n" + pem, where="there")
+    assert authorities.parse(tsa, where="there") == tsa
     for text, says in (
         (b"", "holds 0 certificates"),
         (pem + pem, "holds 2 certificates"),
         (pem.replace(b"MII", b"AAA"), "cannot be read"),
         (pem.replace(b"MII", b"M(I"), "broken base64"),
+        (tsa + b"\0", "cannot be read"),
     ):
         with pytest.raises(VerificationFailed, match=says):
-            authorities.from_pem(text, where="there")
+            authorities.parse(text, where="there")
 
 
 # In a run folder.

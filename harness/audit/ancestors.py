@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.audit import handover, opening
+from harness.audit import handover, opening, seen
 from harness.audit.opening import OpenedCheckpoint
 from harness.format import layout
 from harness.format.layout import RunFolder
@@ -41,7 +41,8 @@ def read(paths: Sequence[Path], policy: Policy, findings: Findings) -> list[Entr
     for path in paths:
         told = findings.attempt(rotation.CHECK, handover.trust, path, policy)
         whom = policy if told is None else told.policy
-        opened = [opening.examine_folder(folder, whom, findings) for folder in folders(path)]
+        shown = seen.beside(path, whom)
+        opened = [opening.examine_folder(folder, whom, findings, shown) for folder in folders(path)]
         entries = history.in_order([entry_of(each) for each in opened if each is not None])
         if layout.kind_of(path) == "run":
             history.check_lineage(entries, findings)

@@ -8,12 +8,12 @@ nothing that it says is believed. Not checked here are payload bytes, the log an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.audit import exported, handover, prepared, story
+from harness.audit import exported, handover, prepared, seen, story
 from harness.audit.story import Story
 from harness.errors import EvidenceIncomplete, HarnessError
 from harness.format import files, layout
@@ -151,7 +151,8 @@ def _told(path: Path, policy: Policy | None, findings: Findings) -> list[Story |
         trust = findings.attempt(rotation.CHECK, handover.trust, path, policy)
         policy = policy if trust is None else trust.policy
     folders = [path] if alone else list(_folders(RunFolder(path), findings))
-    found = [_read(folder, policy, findings) for folder in folders]
+    shown = {} if policy is None else seen.beside(path, policy)
+    found = [_read(folder, policy, findings, shown) for folder in folders]
     if policy is not None and not alone:
         _check_lineage([each for each in found if isinstance(each, Story)], findings)
     return found
@@ -166,7 +167,9 @@ def _folders(run: RunFolder, findings: Findings) -> Iterator[Path]:
             findings.note(f"not drawn: {path.name}")
 
 
-def _read(folder: Path, policy: Policy | None, findings: Findings) -> Story | Unreadable:
+def _read(
+    folder: Path, policy: Policy | None, findings: Findings, shown: Mapping[str, str]
+) -> Story | Unreadable:
     name = layout.name_of(folder)
     if policy is None:
         try:
@@ -176,7 +179,7 @@ def _read(folder: Path, policy: Policy | None, findings: Findings) -> Story | Un
     if name.startswith(layout.DAMAGED):
         return _damaged(folder, name, policy)
     before = len(findings.failed)
-    told = story.examined(folder, policy, findings)
+    told = story.examined(folder, policy, findings, shown)
     if len(findings.failed) == before and told is not None:
         return told
     reasons = [each.what for each in findings.failed[before:]]

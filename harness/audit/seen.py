@@ -57,7 +57,8 @@ def look(folder: Path, policy: Policy, findings: Findings) -> Seen:
 
 
 def beside(folder: Path, policy: Policy) -> Mapping[str, str]:
-    """`Seen.bundles` of the run that the checkpoint ``folder`` lies in; of what is wrong there, nothing."""
+    """`Seen.bundles` of the run that ``folder`` is, or lies in as a checkpoint; whatever is wrong there shows
+    nothing."""
     run = handover.run_of(folder)
     return {} if run is None else look(run.log, policy, Findings()).bundles
 

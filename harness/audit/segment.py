@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from harness.audit import handover, opening, run_facts, story
+from harness.audit import handover, opening, run_facts, seen, story
 from harness.audit.opening import OpenedCheckpoint
 from harness.errors import EvidenceIncomplete, UsageError
 from harness.format import chain, strict_json
@@ -162,7 +162,8 @@ def authentic(run: RunFolder, policy: Policy) -> Authentic:
     """Examine the whole run but for payload bytes. Raises the first failure."""
     findings = Findings()
     policy = handover.trust(run.root, policy).policy
-    opened = [opening.examine_folder(each, policy, findings) for each in (*run.complete(), *run.pruned())]
+    shown, folders = seen.beside(run.root, policy), (*run.complete(), *run.pruned())
+    opened = [opening.examine_folder(each, policy, findings, shown) for each in folders]
     known = sorted((each for each in opened if each is not None), key=lambda each: each.statement.step_to)
     entries = [
         Entry(str(each.folder), each.statement, each.checkpoint_id, each.bundle_sha256) for each in known

@@ -64,17 +64,18 @@ def certificate(data: bytes, *, where: str) -> Certificate:
         raise VerificationFailed(f"has a certificate that cannot be read: {error}", where=where) from error
 
 
-def from_pem(data: bytes, *, where: str) -> bytes:
-    """The one certificate in PEM ``data``, as DER. Raises `VerificationFailed` for anything else."""
-    blocks = _PEM.findall(data)
-    if len(blocks) != 1:
-        raise VerificationFailed(f"holds {len(blocks)} certificates in PEM, not one", where=where)
-    try:
-        found = base64.b64decode(b"".join(blocks[0].split()), validate=True)
-    except ValueError as error:
-        raise VerificationFailed("has broken base64", where=where) from error
-    certificate(found, where=where)
-    return found
+def parse(data: bytes, *, where: str) -> bytes:
+    """The one certificate in ``data``, PEM or DER, as DER. Raises `VerificationFailed` for anything else."""
+    if not data.startswith(b"\x30"):
+        blocks = _PEM.findall(data)
+        if len(blocks) != 1:
+            raise VerificationFailed(f"holds {len(blocks)} certificates in PEM, not one", where=where)
+        try:
+            data = base64.b64decode(b"".join(blocks[0].split()), validate=True)
+        except ValueError as error:
+            raise VerificationFailed("has broken base64", where=where) from error
+    certificate(data, where=where)
+    return data
 
 
 @lru_cache(maxsize=64)  # the timestamps of a run are of a few certificates

@@ -394,14 +394,14 @@ class _Reader:
         return tuple(found)
 
     def certificate(self, value: Any, *place: str) -> bytes:
-        """PEM text, or a file of it, with one certificate."""
+        """PEM text, or a file in PEM or DER, with one certificate."""
         if not isinstance(value, str) or not value:
             self.fail("a certificate is no text", *place)
         inline = value.startswith("-----BEGIN")
         path = self.folder / expanded(Path(value)) if not inline else Path(self.where)
         try:
             data = value.encode() if inline else files.read_limited(path.resolve(), authorities.FILE_LIMIT)
-            return authorities.from_pem(data, where=str(path))
+            return authorities.parse(data, where=str(path))
         except (VerificationFailed, EvidenceIncomplete) as error:
             self.fail(f"a certificate of timestamps {error.what}: {path}", *place)
 

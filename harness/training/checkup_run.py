@@ -1,4 +1,4 @@
-"""What `harness doctor` looks at for one config: batch, key, policy, folder, store, data, trackers, space.
+"""What `harness doctor` looks at for one config: batch, key, policy, folder, store, timestamps, data, space.
 
 Nothing is changed, but for an object that is put into the store and removed again. torch is imported only for
 what cannot be told without it: the size of a checkpoint and whether the device has the precision.
@@ -23,7 +23,7 @@ from harness.data.documents import FILE_KINDS, matching_files, prepared_folder
 from harness.errors import HarnessError
 from harness.format import leftovers
 from harness.format.layout import RunFolder
-from harness.provenance import keys, policy, policy_file
+from harness.provenance import keys, policy, policy_file, timestamp, timestamp_client
 from harness.provenance.policy import Policy
 from harness.settings import PREPARED, Data, Settings
 from harness.stores.client import ObjectExistsError, ObjectStore
@@ -62,6 +62,7 @@ def of_run(path: Path, overrides: list[str], world_size: int | None, rules: Path
     yield from _run(settings.run.dir)
     yield from _start(settings, signer)
     yield from _store(settings)
+    yield from timestamps(settings, rules)
     yield from _data(settings, base)
     yield from _shared_memory(settings)
     yield from _wandb(settings, os.environ)
@@ -199,6 +200,27 @@ def _store(settings: Settings) -> Iterator[Check]:
         store.delete([probe])
     except HarnessError as error:
         yield Check("bad", "store", str(error))
+
+
+def timestamps(settings: Settings, rules: Path | None) -> Iterator[Check]:
+    """Whether `signing.timestamp` answers, and the policy in ``rules`` takes what it says."""
+    url, text = settings.signing.timestamp, b"harness doctor"
+    if url is None:
+        return
+    try:
+        stamp = timestamp_client.ask(url, text, seconds=settings.signing.timestamp_timeout)
+        told = timestamp.opened_by_anybody(stamp, text, where=url)
+    except HarnessError as error:
+        yield Check("warn", "timestamps", str(error), "a run trains without, and asks again for each head")
+        return
+    try:
+        named = policy_file.load(rules).authorities if rules is not None else ()
+        if named:
+            timestamp.opened(stamp, text, named, where=url)
+    except HarnessError as error:
+        yield Check("bad", "timestamps", str(error))
+        return
+    yield Check("ok", "timestamps", f"{url} answers as {told.authority}, at {told.moment} by its clock")
 
 
 def _data(settings: Settings, base: Path) -> Iterator[Check]:
