@@ -101,18 +101,8 @@ class Place:
             command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "harness", *words]
         elif processes > 1:
             command = [sys.executable, str(TESTS / "ranks.py"), str(processes), *command]
-        variables = {**self.environ, **(environ or {})}
-        if words[0] in FORKED and torchrun is None and not fresh and fork_server.possible:
-            return fork_server.started(command, self.root, variables)
-        return subprocess.Popen(
-            command,
-            cwd=self.root,
-            env=variables,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        fork = words[0] in FORKED and torchrun is None and not fresh
+        return launched(command, self.root, {**self.environ, **(environ or {})}, fork=fork)
 
     def harness(
         self,
@@ -148,6 +138,14 @@ class Place:
         self.wait_for(process, pattern)
         kill_tree(process.pid)
         process.communicate()
+
+
+def launched(command: Sequence[str], folder: Path, environ: Mapping[str, str], *, fork: bool) -> Process:
+    """``command`` in ``folder`` with these variables only, and in a process group of its own."""
+    if fork and fork_server.possible:
+        return fork_server.started(command, folder, environ)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environ, start_new_session=True, **streams)
 
 
 def finish(process: Process) -> Finished:

@@ -83,7 +83,7 @@ class Forked:
 
 
 def started(command: Sequence[str], folder: Path, environ: Mapping[str, str]) -> Forked:
-    """``command`` in ``folder``: `PYTHON -m harness …`, or that after `PYTHON ranks.py N`."""
+    """``command`` in ``folder``: `PYTHON -m MODULE …`, or that or `PYTHON FILE` after `PYTHON ranks.py N`."""
     early = {name: value for name, value in environ.items() if not name.startswith(_READ_LATE)}
     server = _server(tuple(sorted(early.items())), _OF_ONE if command[1] == "-m" else _OF_SEVERAL)
     # Files, since a pipe needs somebody who reads it meanwhile.
@@ -172,10 +172,14 @@ def _become(command: Sequence[str]) -> NoReturn:
     sys.orig_argv = list(command)
     if command[1].endswith("ranks.py"):
         sys.exit(ranks.main(command[2:], rank))
-    sys.path[0] = os.getcwd()
-    sys.argv = ["harness", *command[3:]]
-    runpy.run_module("harness", run_name="__main__", alter_sys=True)
-    raise AssertionError("harness ends with an exit code")
+    if command[1] == "-m":
+        sys.path[0] = os.getcwd()
+        sys.argv = list(command[2:])
+        runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(command[1:])
+        runpy.run_path(command[1], run_name="__main__")
+    sys.exit()
 
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ def worker(process: Process, rank: int) -> psutil.Process:
 
 @pytest.mark.parametrize(("rank", "processes"), [(0, 2), (2, 3)])
 def test_a_killed_rank_is_named_by_the_others(place: Place, rank: int, processes: int) -> None:
-    """Oracle: the rank that this test has killed, and the time until the job has ended."""
+    """Oracle: the rank that this test has killed (0 under torchrun, 2 without), and the time to the end."""
     place.write("toy.yaml", config(place.run, task=PAUSED))
-    process = place.start(["train", "toy.yaml"], processes, torchrun=[])
+    process = place.start(["train", "toy.yaml"], processes, torchrun=None if rank else [])
     place.wait_for(process, "checkpoints/step-00000006")
     began = time.monotonic()
     worker(process, rank).kill()
@@ -40,7 +40,7 @@ def test_a_rank_that_hangs_is_lost_after_the_timeout(place: Place, rank: int) ->
     """Oracle: the rank that this test has stopped; rank 0 under torchrun, and rank 1 without it."""
     train = "{steps: 24, global_batch: 12, micro_batch: 2, peer_timeout: 4}"
     place.write("toy.yaml", config(place.run, task=PAUSED, train=train))
-    process = place.start(["train", "toy.yaml"], 2, torchrun=[] if rank == 0 else None)
+    process = place.start(["train", "toy.yaml"], 2, torchrun=None if rank else [])
     place.wait_for(process, "checkpoints/step-00000006")
     done = stop_rank(worker(process, rank), worker(process, 1 - rank), process)
     assert f"rank {rank} gave no sign of life for 4 s" in done.err

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import orjson
 import pytest
-from conftest import TESTS, Place
+from conftest import TESTS, Place, finish, launched
 from safetensors.torch import load_file
 from test_train import keys, predicate
 from toy_task import config
@@ -28,17 +27,11 @@ def lines(run: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_whole_tensors_travel_to_one_rank_and_back(tmp_path: Path, ranks: int) -> None:
+def test_whole_tensors_travel_to_one_rank_and_back(place: Place, ranks: int) -> None:
     """Oracle: `DTensor.full_tensor`, for rows that do and do not divide by the ranks."""
-    command = [
-        sys.executable,
-        str(TESTS / "ranks.py"),
-        str(ranks),
-        sys.executable,
-        str(TESTS / "mesh_check.py"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = [sys.executable, f"{TESTS}/ranks.py", str(ranks), sys.executable, f"{TESTS}/mesh_check.py"]
+    done = finish(launched(command, place.root, place.environ, fork=True))
+    assert done.code == 0, done.err[-3000:]
 
 
 LAUNCHES = [(2, "ddp", 6), (3, "fsdp2", 12), (1, "ddp", 18)]
