@@ -14,6 +14,7 @@ A resume then hashes each payload file while it loads it; `harness verify` hashe
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -38,6 +39,7 @@ MANIFEST_LIMIT = 64 << 20
 """Largest MANIFEST.json that is read, in bytes."""
 ENTRY_LIMIT = 1_000_000
 """Most files and folders of a checkpoint that are looked at."""
+_name = operator.attrgetter("name")
 _PATH_LIMIT = 3072
 """Bytes of a folder's path; with the longest name it stays below the 4096 of Linux."""
 SMALL_LIMIT = 64 << 20
@@ -133,18 +135,19 @@ def examine_folder(
 def listing(folder: Path, findings: Findings) -> dict[str, os.stat_result]:
     """Every plain file under ``folder`` by relative path; anything else is a finding."""
     found: dict[str, os.stat_result] = {}
+    before = len(findings.failed)
     for number, (path, status) in enumerate(_walk(folder, findings)):
         if number >= ENTRY_LIMIT:
             findings.bad("file set", f"holds more than {ENTRY_LIMIT} files", str(folder))
             break
-        if findings.attempt("plain files", _is_plain, status, f"{folder}/{path}"):
+        odd = files.oddity(status)
+        if odd is None:
             found[path] = status
+        else:
+            findings.bad("plain files", odd, f"{folder}/{path}")
+    if len(findings.failed) == before:
+        findings.passed.append("plain files")
     return found
-
-
-def _is_plain(status: os.stat_result, where: str) -> bool:
-    files.check_regular(status, where)
-    return True
 
 
 def _examine(
@@ -221,15 +224,15 @@ def _walk(folder: Path, findings: Findings) -> Iterator[tuple[str, os.stat_resul
         if len(os.fsencode(place)) > _PATH_LIMIT:
             findings.bad("file set", "holds folders that are nested too deeply", str(folder))
             continue
-        names = sorted(os.listdir(place))
-        if not names:
+        with os.scandir(place) as entries:
+            inside = sorted(entries, key=_name)
+        if not inside:
             findings.bad("file set", "is an empty folder", place.rstrip("/"), "remove it")
-        for name in names:
-            status = os.lstat(place + name)
-            if stat.S_ISDIR(status.st_mode):
-                pending.append(f"{prefix}{name}/")
+        for entry in inside:
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(f"{prefix}{entry.name}/")
             else:
-                yield f"{prefix}{name}", status
+                yield f"{prefix}{entry.name}", entry.stat(follow_symlinks=False)
 
 
 def _read(

@@ -132,13 +132,13 @@ def read_limited(path: Path | str, limit: int) -> bytes:
     """The bytes of a regular file with one link and at most ``limit`` bytes. Raises as `open_regular`."""
     descriptor, status = _open_regular(path)
     try:
-        parts, wanted = [], min(status.st_size, limit) + 1
-        while wanted > 0 and (part := os.read(descriptor, wanted)):
-            parts.append(part)
-            wanted = min(limit + 1 - sum(map(len, parts)), 1 << 20)
+        wanted = min(status.st_size, limit) + 1
+        data = os.read(descriptor, wanted)
+        # One byte more was asked for than there were, so having all of them is to have come to the end.
+        while len(data) != status.st_size and len(data) <= limit and (part := os.read(descriptor, 1 << 20)):
+            data += part
     finally:
         os.close(descriptor)
-    data = b"".join(parts)
     if len(data) > limit:
         raise VerificationFailed(f"is larger than {limit} bytes", where=str(path))
     return data
@@ -201,10 +201,16 @@ def stamp(status: os.stat_result) -> Stamp:
 
 def check_regular(status: os.stat_result, where: str) -> None:
     """Raise `VerificationFailed` unless ``status`` is of a regular file with one link."""
+    odd = oddity(status)
+    if odd is not None:
+        raise VerificationFailed(odd, where=where)
+
+
+def oddity(status: os.stat_result) -> str | None:
+    """What ``status`` is instead of that of a regular file with one link; None when it is one."""
     if not stat.S_ISREG(status.st_mode):
-        raise VerificationFailed("is not a regular file", where=where)
-    if status.st_nlink != 1:
-        raise VerificationFailed(f"has {status.st_nlink} hard links", where=where)
+        return "is not a regular file"
+    return None if status.st_nlink == 1 else f"has {status.st_nlink} hard links"
 
 
 def _fsync(path: Path, flags: int) -> None:
