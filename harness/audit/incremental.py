@@ -12,27 +12,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from harness.audit.opening import OpenedCheckpoint
-from harness.errors import EvidenceIncomplete, VerificationFailed
+from harness.errors import VerificationFailed
 from harness.provenance import history, log
 from harness.provenance.heads import Kept
 
 
-def known(folder: Path, since: Kept | None) -> dict[str, str]:
+def known(book: log.Log | None, since: Kept | None) -> dict[str, str]:
     """Hex sha256 of each checkpoint's bundle → checkpoint id, of the records under ``since`` in the log
-    ``folder``; empty when that log does not continue ``since``, which is a finding where it is checked."""
-    if since is None:
+    ``book``; empty when that log does not continue ``since``, which is a finding where it is checked."""
+    if book is None or since is None or since.head.size > book.head.size:
+        return {}
+    size, head = since.head.size, since.head
+    if (book.head.origin, book.root_of_prefix(size)) != (head.origin, head.root):
         return {}
     try:
-        book = log.read_claimed(folder)
-        size, head = since.head.size, since.head
-        if (book.head.origin, book.root_of_prefix(size)) != (head.origin, head.root):
-            return {}
-        records = [history.parse_record(data, where=str(folder)) for data in book.records[:size]]
-    except (VerificationFailed, EvidenceIncomplete):
+        records = [history.parse_record(data, where="log") for data in book.records[:size]]
+    except VerificationFailed:
         return {}
     return {each["bundle_sha256"]: each["checkpoint"] for each in records if history.is_commit(each)}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import EvidenceIncomplete, VerificationFailed
@@ -32,7 +32,6 @@ def check(folder: Path, book: Log, findings: Findings) -> None:
     """Every file of ``folder`` against ``book``, which was read from it. Raises `OSError` for a bad disk."""
     before = len(findings.failed)
     known = {log.HEAD, *tiles.paths(book.head.size)}
-    hashes = tiles.hash_tiles(book.leaves)
     for number, path in enumerate(_walk(folder, findings)):
         if number == _MOST:
             findings.bad(CHECK, f"holds more than {_MOST} files", str(folder))
@@ -46,7 +45,7 @@ def check(folder: Path, book: Log, findings: Findings) -> None:
         if size is not None:
             _fits(folder, path, size, book.head.size, findings)
             continue
-        expected = _expected(path, book.records, hashes)
+        expected = _expected(path, book)
         if expected is None:
             findings.bad(CHECK, f"is no file of a log of {book.head.size} records", str(folder / path))
         elif expected == b"":
@@ -75,7 +74,7 @@ def _walk(folder: Path, findings: Findings) -> Iterator[str]:
             yield os.path.relpath(os.path.join(base, name), folder)
 
 
-def _expected(path: str, records: Sequence[bytes], hashes: dict[str, bytes]) -> bytes | None:
+def _expected(path: str, book: Log) -> bytes | None:
     """What a partial tile held before a newer one replaced it; nothing for one beyond the head; None for what
     is no tile."""
     match = _TILE.fullmatch(path)
@@ -84,16 +83,16 @@ def _expected(path: str, records: Sequence[bytes], hashes: dict[str, bytes]) -> 
     index = int(match[2].replace("x", "").replace("/", ""))
     width = int(match[3] or tiles.WIDTH)
     level = 0 if match[1] == "entries" else int(match[1])
-    total = len(records) // tiles.WIDTH**level
+    total = len(book.records) // tiles.WIDTH**level
     start, end = index * tiles.WIDTH, index * tiles.WIDTH + width
     if width > tiles.WIDTH or (match[3] is not None and width == tiles.WIDTH):
         return None
     if end > total:
         return b""
     if match[1] == "entries":
-        return tiles.entries(records[start:end])
+        return tiles.entries(book.records[start:end])
     newer = tiles.hash_path(level, index, min(tiles.WIDTH, total - start))
-    return hashes[newer][: width * tiles.HASH]
+    return book.hash_tiles[newer][: width * tiles.HASH]
 
 
 def _compare(path: Path, expected: bytes, findings: Findings) -> None:

@@ -39,7 +39,7 @@ from harness.audit.handover import Trust
 from harness.audit.opening import OpenedCheckpoint
 from harness.audit.stamps import Stamped
 from harness.audit.tiers import Evidence, Tiers
-from harness.errors import UsageError, VerificationFailed
+from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.provenance import freshness, heads, history, log, rotation
@@ -279,14 +279,15 @@ def verify_run(
         findings.all_of("file set", _links(run))
         shown = seen.look(run.log, policy, findings)
         folders = _folders(run, findings)
-        earlier = incremental.known(run.log, since)
+        claimed = _claimed(run)
+        earlier = incremental.known(claimed, since)
         opened = many.examine(folders, policy, findings, shown.bundles, earlier, quiet=quiet)
         known = [each for each in opened if each is not None]
         entries = history.in_order([entry_of(each) for each in known if each.kind != "nonfinite"])
         # Which payload is hashed depends on the log; its findings come after those of the payload.
         later = Findings()
         signing = _entitled(policy.as_of(shown.whole), entries, trust.rotations)
-        book, continued = _read_log(run, signing, later)
+        book, continued = _read_log(run, claimed, signing, later)
         covered = incremental.covered(known, book, since) if continued else []
         told = {id(each) for each in covered}
         hashed = _hash_payload([each for each in known if id(each) not in told], findings, quiet)
@@ -444,9 +445,19 @@ def _entitled(policy: Policy, entries: Sequence[Entry], rotations: Sequence[Rota
     return policy.within(newest.run_id, newest.run_name, created, policies.LOG)
 
 
-def _read_log(run: RunFolder, policy: Policy, findings: Findings) -> tuple[log.Log | None, bool]:
+def _claimed(run: RunFolder) -> log.Log | None:
+    """The run's log as it claims to be; None for one that cannot be read, a finding where it is checked."""
+    try:
+        return log.read_claimed(run.log)
+    except (VerificationFailed, EvidenceIncomplete):
+        return None
+
+
+def _read_log(
+    run: RunFolder, claimed: log.Log | None, policy: Policy, findings: Findings
+) -> tuple[log.Log | None, bool]:
     """The run's log, and whether it continues every head that was kept of it."""
-    book = findings.attempt("log", log.read, run.log, policy.statement_keys)
+    book = findings.attempt("log", log.read, run.log, policy.statement_keys, claimed)
     return book, book is not None and heads.check(book, policy.log_heads, findings, str(run.log))
 
 

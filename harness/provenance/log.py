@@ -17,7 +17,7 @@ import base64
 import binascii
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from pathlib import Path
@@ -56,6 +56,11 @@ class Log:
     def leaves(self) -> list[bytes]:
         """The hash of each record."""
         return [leaf_hash(record) for record in self.records]
+
+    @cached_property
+    def hash_tiles(self) -> Mapping[str, bytes]:
+        """Path → contents of every hash tile."""
+        return tiles.hash_tiles(self.leaves)
 
     def root_of_prefix(self, size: int) -> bytes:
         """The root that the head had at ``size`` records."""
@@ -135,13 +140,15 @@ def _remove_replaced(folder: Path, paths: Sequence[str]) -> None:
             (folder / path).parent.rmdir()  # as soon as the full tile stands beside it
 
 
-def read(folder: Path, keys: Sequence[PublicKey]) -> Log:
+def read(folder: Path, keys: Sequence[PublicKey], claimed: Log | None = None) -> Log:
     """The log in ``folder``, recomputed from its records.
+
+    ``claimed``: what `read_claimed` has found there; it is not read again unless the head has changed since.
 
     Raises `EvidenceIncomplete` when there is none, `VerificationFailed` when head, records and tiles disagree
     or no Ed25519 key of ``keys`` has signed the head.
     """
-    return _read_now(folder, lambda note: open_note(note, keys, where=str(folder / HEAD)))
+    return _read_now(folder, lambda note: open_note(note, keys, where=str(folder / HEAD)), claimed)
 
 
 def read_claimed(folder: Path) -> Log:
@@ -149,12 +156,16 @@ def read_claimed(folder: Path) -> Log:
     return _read_now(folder, lambda note: claimed(note, where=str(folder / HEAD)))
 
 
-def _read_now(folder: Path, head_of: Callable[[bytes], Head]) -> Log:
-    """The log under the head that is there; read again where an append has replaced the tiles meanwhile."""
+def _read_now(folder: Path, head_of: Callable[[bytes], Head], earlier: Log | None = None) -> Log:
+    """The log under the head that is there, ``earlier`` if that has it; read again where an append has
+    replaced the tiles meanwhile."""
     note = files.read_limited(folder / HEAD, NOTE_LIMIT)
     while True:
+        head = head_of(note)
+        if earlier is not None and earlier.head == head:
+            return earlier
         try:
-            return read_under(folder, head_of(note))
+            return read_under(folder, head)
         except EvidenceIncomplete:
             newer = files.read_limited(folder / HEAD, NOTE_LIMIT)
             if newer == note:
@@ -181,7 +192,7 @@ def read_under(folder: Path, head: Head) -> Log:
     book = Log(head, tuple(records))
     if root_hash(book.leaves) != head.root:
         raise VerificationFailed("the records do not have the root that the head signs", where=str(folder))
-    for name, data in tiles.hash_tiles(book.leaves).items():
+    for name, data in book.hash_tiles.items():
         path = folder / name
         if files.read_limited(path, tiles.FILE_LIMIT) != data:
             raise VerificationFailed("the tile does not hold the hashes of the records", where=str(path))
