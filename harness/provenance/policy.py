@@ -18,6 +18,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -129,12 +130,12 @@ class Policy:
     sigstore: bytes | None = None
     """Trusted root of the instance that certifies the ``subjects`` of identities."""
 
-    @property
+    @cached_property
     def statement_keys(self) -> tuple[PublicKey, ...]:
         """Keys that may sign statements and log heads."""
         return self._of("ed25519")
 
-    @property
+    @cached_property
     def model_keys(self) -> tuple[PublicKey, ...]:
         """Keys that may sign model.sig."""
         return self._of("p256")

@@ -183,16 +183,28 @@ def _array(schema: Schema) -> _Checker:
 
 
 def _object(schema: Schema) -> _Checker:
-    required = frozenset(schema.get("required", ()))
     properties = {name: _compiled(inner) for name, inner in schema.get("properties", {}).items()}
-    others = schema.get("additionalProperties", True)
+    required, others = schema.get("required", ()), schema.get("additionalProperties", True)
     check_other = _compiled(others) if isinstance(others, dict) else None
 
-    def check_object(value: Any) -> _Departure | None:
+    def check_named(value: Any) -> _Departure | None:
+        """Of exactly the names of the schema, as nearly every object is."""
         if not isinstance(value, dict):
             return "", "is no object"
-        if not required <= value.keys():
-            return f".{next(name for name in schema['required'] if name not in value)}", "is missing"
+        if value.keys() != properties.keys():
+            return check_any_names(value)
+        for name, check_item in properties.items():
+            found = check_item(value[name])
+            if found is not None:
+                return f".{name}{found[0]}", found[1]
+        return None
+
+    def check_any_names(value: Any) -> _Departure | None:
+        if not isinstance(value, dict):
+            return "", "is no object"
+        for name in required:
+            if name not in value:
+                return f".{name}", "is missing"
         for name, item in value.items():
             check_item = properties.get(name, check_other)
             if check_item is None:
@@ -204,7 +216,7 @@ def _object(schema: Schema) -> _Checker:
                 return f".{name}{found[0]}", found[1]
         return None
 
-    return check_object
+    return check_named if properties else check_any_names
 
 
 _OF_TYPE: dict[str, Callable[[Schema], _Checker]] = {
