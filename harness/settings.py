@@ -396,7 +396,7 @@ class Signing(Section):
     head, beside the training. A head without an answer is said; the timestamp of the next one covers its
     records too. Null asks nobody."""
     timestamp_timeout: Positive = Field(default=10, json_schema_extra=OPERATIONAL)
-    """Seconds that an answer of `signing.timestamp` may take, and that the end of a launch waits for it."""
+    """Seconds that an answer of `signing.timestamp` may take, and that the end of a run waits for it."""
 
 
 class Track(Section):

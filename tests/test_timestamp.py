@@ -19,13 +19,15 @@ from authority import Authority, answering
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.audit import kept_head, report_schema
 from harness.checkpoint.stamper import Stamper
 from harness.cli import main
 from harness.errors import ConfigError, EnvironmentFault, UsageError, VerificationFailed
 from harness.format import der
-from harness.provenance import authorities, log, policy_file, timestamp, timestamp_client
+from harness.provenance import authorities, history, log, policy_file, timestamp, timestamp_client
 from harness.provenance.log import Head
 
 HEAD = Head(3, bytes(range(32)), "harness/run/one")
@@ -410,25 +412,34 @@ def test_a_certificate_is_one_in_pem_or_der_and_nothing_else() -> None:
             authorities.parse(text, where="there")
 
 
+@given(st.data(), st.integers(0, 12))
+def test_a_record_is_there_since_the_earliest_head_that_holds_it(data: st.DataObject, size: int) -> None:
+    """Oracle: the definition, head by head and record by record; statements may be entered twice."""
+    names = data.draw(st.lists(st.sampled_from("abcdef"), min_size=size, max_size=size))
+    moments = data.draw(st.lists(st.tuples(st.integers(0, size), st.sampled_from("0123456789")), max_size=4))
+    records = tuple(history.statement_record("run", "id", "svr-0", name) for name in names)
+    expected: dict[str, str] = {}
+    for end, moment in moments:
+        for name in names[:end]:
+            expected[name] = min(moment, expected.get(name, moment))
+    assert history.first_seen(log.Log(Head(size, b""), records), moments) == expected
+
+
 # In a run folder.
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A folder with a run of ``me``, an authority's files, and two policies that name it: one by its file."""
+    """A folder with a run of ``me``."""
     run_folder.build(tmp_path / "run", run_folder.identity(tmp_path / "me"))
     return tmp_path
 
 
-def policies(folder: Path, tsa: Authority) -> None:
-    """``file.yaml`` names the root by its file, ``text.yaml`` in its own text, and requires timestamps."""
-    pem = tsa.root.public_bytes(Encoding.PEM).decode()
-    (folder / "root.pem").write_text(pem)
+def policy(folder: Path, tsa: Authority) -> None:
+    """``file.yaml`` names the root by its file."""
+    (folder / "root.pem").write_bytes(tsa.root.public_bytes(Encoding.PEM))
     rules = "format: harness-policy/1\nidentities: [{name: me, keys: [me.ed25519.pub, me.p256.pub]}]\n"
     (folder / "file.yaml").write_text(f"{rules}timestamps: {{certificates: [root.pem]}}\n")
-    text = "".join(f"      {line}\n" for line in pem.splitlines())
-    wanted = "required: [checkpoint, slsa, model-signature, log, timestamp]\n"
-    (folder / "text.yaml").write_text(f"{rules}{wanted}timestamps:\n  certificates:\n    - |\n{text}")
 
 
 def test_a_head_is_timestamped_verified_and_shown_from_the_front_door(
@@ -437,21 +448,26 @@ def test_a_head_is_timestamped_verified_and_shown_from_the_front_door(
     """Oracle: OpenSSL's authority and verifier; what the verbs print and exit with, before and after."""
     monkeypatch.chdir(run)
     tsa = Authority("tsa")
-    policies(run, tsa)
+    policy(run, tsa)
 
     def said(*words: str) -> tuple[int, dict[str, Any]]:
         capsys.readouterr()
         code = main([*words, "--json"])
         return code, json.loads(capsys.readouterr().out)
 
-    code, document = said("verify", "run", "--policy", "text.yaml")
+    public = ["--key", "me.ed25519.pub", "me.p256.pub"]
+    code, document = said("policy", "new", *public, "--authority", "root.pem", "--out", "made.yaml")
+    assert (code, {"rule": "timestamps", "reason": "CN=tsa root"} in document["reasons"]) == (0, True)
+    assert said("policy", "check", "made.yaml")[0] == 0
+    assert said("policy", "new", *public, "--authority", "me.p256.pub")[0] == 2
+    code, document = said("verify", "run", "--policy", "made.yaml")
     assert (code, document["verdict"], document["timestamps"]) == (4, "cannot tell", [])
     assert {each["check"] for each in document["findings"]} == {"timestamp"}
     with answering(tsa.openssl(run)) as url:
         code, document = said("head", "run", "--timestamp", url, "--policy", "file.yaml")
     assert (code, document["timestamp"]) == (0, "run/log/timestamps/3.tsr")
-    for policy in ("file.yaml", "text.yaml"):
-        code, document = said("verify", "run", "--policy", policy)
+    for rules in ("file.yaml", "made.yaml"):
+        code, document = said("verify", "run", "--policy", rules)
         assert (code, document["findings"]) == (0, [])
         jsonschema.validate(document, report_schema.SCHEMA)
         (stamp,) = document["timestamps"]
@@ -463,7 +479,7 @@ def test_a_head_is_timestamped_verified_and_shown_from_the_front_door(
     assert f"a timestamp of CN=tsa shows that the first 3 records were there at {stamp['moment']}" in (
         capsys.readouterr().out
     )
-    assert main(["verify", "run", "--key", "me.ed25519.pub", "me.p256.pub"]) == 0
+    assert main(["verify", "run", *public]) == 0
     assert "timestamps: 1 not checked (the policy names no authority)" in capsys.readouterr().out
     lines = (run / "run" / "log" / "checkpoint").read_bytes().splitlines(keepends=True)[:3]
     (run / "head").write_bytes(b"".join(lines))
@@ -496,7 +512,7 @@ def test_a_head_that_has_a_timestamp_keeps_the_older_one(run: Path) -> None:
 )
 def test_a_policy_whose_timestamps_make_no_sense_is_refused(run: Path, rules: str, says: str) -> None:
     """Oracle: file and line of each."""
-    policies(run, Authority("tsa"))
+    policy(run, Authority("tsa"))
     text = (run / "file.yaml").read_text().splitlines()[:2]
     (run / "bad.yaml").write_text("\n".join([*text, rules, ""]))
     with pytest.raises(ConfigError, match=says):

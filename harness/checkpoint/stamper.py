@@ -1,7 +1,7 @@
 """Timestamps of the log's head while a run trains: one request at a time, behind everything else.
 
 A head that could not be timestamped is said in one line and left: the next head holds its records, so the
-next timestamp covers them too. Neither training nor a save ever waits for the authority; the end of a launch
+next timestamp covers them too. Neither training nor a save ever waits for the authority; the end of a run
 does, for as long as one request may take.
 """
 
@@ -50,7 +50,7 @@ class Stamper:
         if thread is not None:
             thread.join(self.seconds)
             if thread.is_alive():
-                self.warn(f"no timestamp yet: {self.url}; the launch does not wait for it any longer")
+                self.warn(f"no timestamp yet: {self.url}; the run does not wait for it any longer")
 
     def _work(self) -> None:
         while True:

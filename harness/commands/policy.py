@@ -44,6 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     new.add_argument("--threshold", type=int, metavar="N", help="people who must sign each checkpoint")
     new.add_argument("--max-age", metavar="AGE", help="refuse what is older, like 30d")
     new.add_argument("--head", type=Path, metavar="FILE", help="a log head that the run must continue")
+    new.add_argument(
+        "--authority",
+        type=Path,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="PEM",
+        help="certificates of time-stamping authorities: each checkpoint must have a timestamp",
+    )
     new.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: stdout)")
     check = actions.add_parser("check", help="find errors and oddities, with their lines")
     check.add_argument("file", type=Path, metavar="FILE")
@@ -67,6 +76,7 @@ def _new(arguments: argparse.Namespace) -> Outcome:
         arguments.threshold,
         arguments.max_age,
         arguments.head,
+        arguments.authority,
     )
     made = policy_draft.draft(wish, datetime.now(UTC))
     document = {

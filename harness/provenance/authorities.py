@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from harness.errors import VerificationFailed
 
@@ -92,6 +93,11 @@ def _read(data: bytes) -> Certificate:
         return found
     except (x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise ValueError(str(error)) from error  # they are no `ValueError`, as everything else is
+
+
+def pem_of(data: bytes) -> str:
+    """A certificate in DER as PEM."""
+    return certificate(data, where="certificate").public_bytes(Encoding.PEM).decode()
 
 
 def check(

@@ -129,10 +129,18 @@ def first_seen(book: log.Log, moments: Sequence[tuple[int, str]]) -> dict[str, s
 
     ``moments``: (size, moment) of the heads that kept files or timestamps show.
     """
+    of_size: dict[int, str] = {}
+    for size, moment in moments:
+        of_size[size] = min(moment, of_size.get(size, moment))
     found: dict[str, str] = {}
-    for size, moment in sorted(moments, key=lambda each: each[1]):
-        for data in book.records[:size]:
-            found.setdefault(parse_record(data, where="log").get("bundle_sha256", ""), moment)
+    earliest: str | None = None
+    # From the end, so that each record is read once, however many heads there are: every head with it counts.
+    for size in range(max(of_size, default=0), 0, -1):
+        own = of_size.get(size)
+        earliest = own if earliest is None or (own is not None and own < earliest) else earliest
+        if earliest is not None:
+            record = parse_record(book.records[size - 1], where="log")
+            found[record.get("bundle_sha256", "")] = earliest
     return found
 
 

@@ -9,8 +9,9 @@ from datetime import datetime
 from pathlib import Path
 
 from harness import strict_yaml
-from harness.errors import UsageError
-from harness.provenance import heads, policy, policy_file
+from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed, visible
+from harness.format import files
+from harness.provenance import authorities, heads, policy, policy_file
 from harness.provenance.heads import Kept
 from harness.provenance.keys import PublicKey, load_public
 from harness.provenance.policy import Policy
@@ -38,6 +39,8 @@ class Wish:
     threshold: int | None = None
     max_age: str | None = None
     head: Path | None = None
+    authorities: Sequence[Path] = ()
+    """Files with certificates of time-stamping authorities."""
 
 
 def draft(wish: Wish, now: datetime) -> Draft:
@@ -52,17 +55,39 @@ def draft(wish: Wish, now: datetime) -> Draft:
     given = [key for keys in people.values() for key in keys]
     kept = None if wish.head is None else heads.load(wish.head, given)
     reasons = _reasons(wish, people, kept)
+    certificates = [_certificate(path) for path in wish.authorities]
     lines = [
         "# Made by `harness policy new`. Check it after a change: harness policy check FILE",
         f"format: {policy_file.FORMAT}",
         "identities:",
         *(line for name, keys in people.items() for line in _identity(name, keys, wish)),
         *(line for rule, text, reason in reasons for line in _rule(rule, text, reason, now)),
+        *_timestamps(certificates),
     ]
     text = "\n".join(lines) + "\n"
     read = policy_file.parse(text, where="the draft", folder=Path("."))
     told = [("identities", f"{name}: {', '.join(map(_told, keys))}") for name, keys in people.items()]
-    return Draft(text, read, (*told, *((rule, f"{text}  ({reason})") for rule, text, reason in reasons)))
+    told += [(rule, f"{text}  ({reason})") for rule, text, reason in reasons]
+    told += [("timestamps", authorities.name_of(each)) for each in certificates]
+    return Draft(text, read, tuple(told))
+
+
+def _certificate(path: Path) -> bytes:
+    try:
+        return authorities.parse(files.read_limited(path, authorities.FILE_LIMIT), where=str(path))
+    except (VerificationFailed, EvidenceIncomplete) as error:
+        raise UsageError(error.what, where=error.where, remedy="give a certificate in PEM or DER") from error
+
+
+def _timestamps(certificates: Sequence[bytes]) -> list[str]:
+    if not certificates:
+        return []
+    lines = ["# their timestamps count, and those of whom they vouch for", "timestamps:", "  certificates:"]
+    for each in certificates:
+        pem = authorities.pem_of(each)
+        lines += [f"    # {visible(authorities.name_of(each))}", "    - |"]
+        lines += [f"      {line}" for line in pem.splitlines()]
+    return lines
 
 
 def _people(files: Sequence[Path]) -> dict[str, list[PublicKey]]:
@@ -75,10 +100,12 @@ def _people(files: Sequence[Path]) -> dict[str, list[PublicKey]]:
 def _reasons(wish: Wish, people: dict[str, list[PublicKey]], kept: Kept | None) -> list[tuple[str, str, str]]:
     """(rule, its value as YAML, why), in the order of the file."""
     identities = [policy.Identity(name, tuple(keys)) for name, keys in people.items()]
-    required = sorted(policy.default_requirements(identities) | ({policy.LOG} if kept else set()))
+    wanted = policy.default_requirements(identities) | ({policy.LOG} if kept else set())
+    required = sorted(wanted | ({policy.TIMESTAMP} if wish.authorities else set()))
     why = ["without these nothing is accepted"]
     why += ["a P-256 key is there, so model.sig must be"] if policy.MODEL_SIGNATURE in required else []
     why += ["a head of the log was given, so a log must be"] if kept else []
+    why += ["authorities were given, so timestamps must be"] if wish.authorities else []
     found = [("required", f"[{', '.join(required)}]", "; ".join(why))]
     threshold = 1 if wish.threshold is None else wish.threshold
     said = "as said" if wish.threshold is not None else "one signature suffices; --threshold asks for more"

@@ -73,7 +73,7 @@ class Recorder:
         self._global_batch = settings.train.global_batch
         self._checkpoint = settings.checkpoint
         self._mode = settings.determinism.mode
-        self._timestamps = settings.signing.timestamp is not None
+        self._awaits_timestamp_at = settings.train.steps if settings.signing.timestamp is not None else None
         self._head = head
         self._noted: deque[_Noted] = deque()
         self._latest: Values | None = None
@@ -178,9 +178,10 @@ class Recorder:
         self._wait()
 
     def finish(self) -> None:
-        """Wait for the last save and its timestamp, and close what is open."""
+        """Wait for the last save, at the run's end for its timestamp too, and close what is open."""
         self._wait()
-        if self._timestamps:
+        # A launch that was stopped leaves at once; the next one asks for the head that it finds.
+        if self.last_step == self._awaits_timestamp_at:
             self._workers.together(self._finish_timestamps)
         self._advance()
         self._screen.close()
