@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
+import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import fake_runs
+import later_facts
 import pytest
 import run_folder
 import toy_task
@@ -17,31 +22,57 @@ from conftest import Place
 
 from harness.audit import rerun
 from harness.commands import show
+from harness.errors import VerificationFailed
+from harness.provenance import later
 from harness.provenance.statements import CheckpointStatement
+from harness.provenance.verifier import Added
 
 
 @pytest.mark.slow
-def test_the_script_that_is_printed_makes_the_same_tensors_again(place: Place) -> None:
-    """Oracle: the checkpoints of the first run, tensor by tensor; the first was killed and resumed. The
-    script's own launch is torchrun's."""
-    train = {"train": "{steps: 12, global_batch: 4, micro_batch: 2}", "checkpoint": "{every: 4}"}
+def test_the_instructions_that_are_printed_make_the_same_tensors_and_measures_again(place: Place) -> None:
+    """Oracle: the checkpoints of a child run, tensor by tensor, and its signed evaluation; it was killed and
+    resumed. The script's own launch is torchrun's; a parent that is another one stops it before it trains."""
+    short = {"train": "{steps: 4, global_batch: 4, micro_batch: 2}", "checkpoint": "{every: 4}"}
+    place.write("base.yaml", toy_task.config(place.root / "base", **short))
+    assert place.harness("train", "base.yaml").code == 0
+    begun = {"start": "{checkpoint: base/checkpoints/step-00000004}", "checkpoint": "{every: 4}"}
+    train = {"train": "{steps: 12, global_batch: 4, micro_batch: 2}", **begun}
     place.write("toy.yaml", toy_task.config(place.run, **train))
     place.kill_at(place.start(["train", "toy.yaml"], 2), "checkpoints/step-00000004")
     assert place.harness("train", "toy.yaml", processes=2).code == 0
+    keys = ["--key", *sorted(str(path) for path in (place.root / "config" / "harness").glob("*.pub"))]
+    checkpoint = place.run / "checkpoints" / "step-00000012"
+    assert place.harness("evaluate", str(checkpoint), "--examples", "7", *keys).code == 0
     out = place.root / "again"
-    shown = place.harness("show", str(place.run), "--rerun", str(out), "--json")
+    shown = place.harness("show", str(place.run), "--rerun", str(out), "--json", *keys)
     assert shown.code == 0, shown.err
     document: dict[str, Any] = json.loads(shown.out)
     assert document["expected"]["step"] == 12
-    assert document["steps"][-1]["command"].endswith("rerun.sh")
-    script = ["bash", str(out / "rerun.sh")]
-    done = subprocess.run(
-        script, cwd=place.root, env=place.environ, capture_output=True, text=True, check=False
-    )
+    *_, parent, script, evaluation = (each["command"] for each in document["steps"])
+    assert parent == "harness verify base/checkpoints/step-00000004 --key PUB"
+    done = followed(place, script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "equal: step 12, every tensor"
     assert differing(place.run, out / "run", after=4) == []
+    asked = shlex.split(evaluation.partition(" harness ")[2].replace("--key PUB", shlex.join(keys)))
+    answer = place.harness(*asked, "--json")
+    assert answer.code == 0, answer.err
+    (expected,) = document["expected"]["evaluations"].values()
+    assert {name: repr(value) for name, value in json.loads(answer.out)["metrics"].items()} == expected
     assert place.harness("show", str(place.run), "--rerun", str(out)).code == 2  # never over something
+    shutil.rmtree(out / "run")
+    shutil.rmtree(place.root / "base")
+    refused = followed(place, script)
+    assert (refused.returncode, "the checkpoint that it began with is not" in refused.stderr) == (1, True)
+    assert not (out / "run").exists()
+
+
+def followed(place: Place, command: str) -> subprocess.CompletedProcess[str]:
+    """``command`` in a shell, with the environment of the place in the place of a new one."""
+    words = ["bash", "-c", command]
+    return subprocess.run(
+        words, cwd=place.root, env=place.environ, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_tier_to_expect_is_said_with_what_the_next_one_lacks(tmp_path: Path) -> None:
@@ -59,12 +90,12 @@ def test_the_tier_to_expect_is_said_with_what_the_next_one_lacks(tmp_path: Path)
         assert ("\ntier 1a needs: " in found.text) == ("not observed" in verdict), found.text
 
 
-def told(**changes: Any) -> rerun.Rerun:
+def told(added: Sequence[Added] = (), **changes: Any) -> rerun.Rerun:
     """The instructions for a statement with ``changes`` in some of its sections."""
     facts = fake_runs.predicate("a", 20)
     for section, values in changes.items():
-        facts[section].update(values)
-    return rerun.rerun(CheckpointStatement("step-00000020", "0" * 64, "h1:", facts))
+        facts[section] = {**(facts[section] or {}), **values}
+    return rerun.rerun(CheckpointStatement("step-00000020", "0" * 64, "h1:", facts), "again", added)
 
 
 def test_a_record_that_is_whole_lacks_nothing() -> None:
@@ -90,13 +121,37 @@ def test_what_is_not_on_record_is_said_first(changes: dict[str, Any], said: str)
     assert any(said in text for text in told(**changes).lacking)
 
 
+@pytest.mark.parametrize("name", ["a\n--index-url https://example.org\nb", "--pre", "", "a b"])
+def test_no_name_of_a_package_becomes_an_option_of_pip(name: str) -> None:
+    """Oracle: names that pip would read as something else, in the place of the name and of the version."""
+    for packages in ({name: "1.0"}, {"a": name or "-"}):
+        with pytest.raises(VerificationFailed, match="names the package"):
+            told(environment={"packages": packages})
+
+
 def test_nothing_in_a_statement_becomes_a_command(tmp_path: Path) -> None:
-    """Oracle: bash itself; a hostile config path and variable stay one quoted word."""
+    """Oracle: bash itself, which runs every line; hostile paths of config, corpus and parent, a variable, a
+    version and a suite stay words or a comment."""
+    bad = "x/$(touch owned);a"
+    config = f"data: {{kind: prepared, files: ['{bad}']}}\nstart: {{checkpoint: '~/{bad}'}}\n"
     hostile = {
-        "launch": {"command": ["harness", "train", "x/$(touch owned);a.yaml"]},
-        "environment": {"variables": {"OMP_NUM_THREADS": "1; touch owned"}},
+        "launch": {"command": ["harness", "train", f"{bad}.yaml"]},
+        "environment": {"variables": {"OMP_NUM_THREADS": "1; touch owned"}, "python": "3;touch owned"},
+        "code": {"git_commit": "a;touch owned"},
+        "config": {"text": config},
     }
-    script = told(**hostile).files["rerun.sh"]
-    harmless = script.replace("torchrun", "true").replace("python -m harness", "true").replace("cp ", "true ")
-    subprocess.run(["bash", "-c", harmless], cwd=tmp_path, capture_output=True, check=False)
-    assert not (tmp_path / "owned").exists()
+    facts = later_facts.test_result()
+    facts["harness_evaluation"]["dataset"]["name"] = f"digits\n{bad}"
+    facts["harness_evaluation"]["procedure"]["settings"] |= {"limit": bad, "lm_eval": "1"}
+    statement = later.Later("test-result-0", later.TEST_RESULT, facts)
+    start = {"checkpoint": "1" * 64, "step": 1, "name": bad}
+    found = told((Added(statement, "me", "k"),), start=start, **hostile)
+    script = "\n".join(
+        [found.files["rerun.sh"].replace("exit 1", "true"), *(each for _, each in found.steps)]
+    )
+    assert "~/" in script
+    programs = r"torchrun|python -m harness|harness|cp|git|python3.11|again/venv/bin/pip|ls|bash|sha256sum"
+    harmless = re.sub(rf"(?m)(^|\$\(| )({programs}) ", r"\1true ", script).replace("set -euo pipefail", "")
+    done = ["bash", "-c", f"{harmless}\ntouch ended"]
+    subprocess.run(done, cwd=tmp_path, capture_output=True, check=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["ended"]

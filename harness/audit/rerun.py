@@ -1,4 +1,5 @@
-"""How to make a checkpoint again, from its statement alone: code, packages, config, environment, launch.
+"""How to make a checkpoint again, from its statement alone: code, packages, data, parent, config, environment
+and launch; then its evaluations, from the statements that were added to it.
 
 What the record lacks is said first, since it decides whether the same bits can be expected: uncommitted
 changes whose text nobody kept, packages that were not recorded, earlier launches that were other ones.
@@ -6,17 +7,24 @@ changes whose text nobody kept, packages that were not recorded, earlier launche
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import normpath
 from pathlib import PurePosixPath
 from typing import Any
 
-from harness.errors import visible
+from harness import strict_yaml
+from harness.errors import ConfigError, VerificationFailed, visible
+from harness.format import layout
+from harness.provenance import later
 from harness.provenance.statements import CheckpointStatement
+from harness.provenance.verifier import Added
 
 CONFIG, REQUIREMENTS, SCRIPT = "run.yaml", "requirements.txt", "rerun.sh"
 
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._!-]*")
 _PASSED_ON = (
     *("OMP_", "MKL_", "OPENBLAS_", "KMP_", "CUBLAS_", "NCCL_", "GLOO_"),
     *("NVIDIA_TF32_", "PYTHONHASHSEED", "ATEN_"),
@@ -35,31 +43,44 @@ class Rerun:
     files: Mapping[str, str]
     """Name → text of the files that the commands use."""
     expected: Mapping[str, Any]
-    """What the rerun must show: ``step``, ``state_sha256``, ``corpus_sha256``, ``tokenizer_sha256``."""
+    """What the rerun must show: ``step``, ``state_sha256``, ``corpus_sha256``, ``tokenizer_sha256``, and the
+    measures of each of its ``evaluations``, by the name of the statement."""
 
 
-def rerun(statement: CheckpointStatement) -> Rerun:
-    """The instructions for the checkpoint of ``statement``."""
+def rerun(statement: CheckpointStatement, folder: str, added: Sequence[Added] = ()) -> Rerun:
+    """The instructions for the checkpoint of ``statement``, and for the evaluations among the verified
+    statements ``added``; the files will lie in ``folder``.
+
+    Raises `VerificationFailed` for a package whose name or version is none.
+    """
     facts = statement.predicate
+    evaluations = {
+        each.statement.name: each.statement.predicate["harness_evaluation"]
+        for each in added
+        if each.statement.kind == later.TEST_RESULT and "harness_evaluation" in each.statement.predicate
+    }
     expected = {
         "step": statement.step_to,
         "state_sha256": facts["state"]["sha256"],
         "corpus_sha256": facts["data"]["corpus_sha256"],
         "tokenizer_sha256": facts["data"]["tokenizer_sha256"],
+        "evaluations": {name: dict(told["metrics"]) for name, told in evaluations.items()},
     }
+    place = _quoted(folder)
+    steps = [*_steps(facts, place), *_evaluations(facts, place, statement.step_to, evaluations)]
     files = {
         CONFIG: str(facts["config"]["text"]),
         REQUIREMENTS: "".join(f"{name}=={version}\n" for name, version in _packages(facts) if version),
         SCRIPT: _script(facts, statement.subject_id, statement.step_to),
     }
-    return Rerun(tuple(_lacking(facts)), tuple(_steps(facts)), files, expected)
+    return Rerun(tuple(_lacking(facts)), tuple(steps), files, expected)
 
 
-def render(found: Rerun, folder: str) -> str:
-    """The instructions for a person; ``folder`` is where the files are."""
+def render(found: Rerun) -> str:
+    """The instructions for a person."""
     lines = [f"not on record: {visible(text)}" for text in found.lacking]
     for number, (what, command) in enumerate(found.steps, start=1):
-        lines += [f"{number}. {what}", f"   {visible(command.replace('DIR', folder))}"]
+        lines += [f"{number}. {what}", f"   {visible(command)}"]
     step, state = found.expected["step"], found.expected["state_sha256"]
     lines.append(f"expect step {step} with the state {state}; the script compares it")
     for key, words in (("corpus_sha256", "corpus"), ("tokenizer_sha256", "tokenizer")):
@@ -86,24 +107,102 @@ def _lacking(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"the addresses of its {facts['launch']['nodes']} nodes; set them in the launch command"
 
 
-def _steps(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _steps(facts: Mapping[str, Any], folder: str) -> Iterator[tuple[str, str]]:
     code = facts["code"]
     if code["git_commit"] is not None:
-        yield "get the code", f"git checkout {code['git_commit']}"
+        yield "get the code", f"git checkout {_quoted(code['git_commit'])}"
     if _packages(facts):
         python = ".".join(str(facts["environment"].get("python", "3")).split(".")[:2])
         yield (
             f"install what it ran with, into a new environment of Python {python}",
-            f"python{python} -m venv DIR/venv && "
-            f"DIR/venv/bin/pip install --no-deps -r DIR/{REQUIREMENTS} -e .",
+            f"{_quoted(f'python{python}')} -m venv {folder}/venv && "
+            f"{folder}/venv/bin/pip install --no-deps -r {folder}/{REQUIREMENTS} -e .",
         )
-    start = facts.get("start")
+    corpus = _corpus(facts)
+    if corpus is not None:
+        what = f"get the corpus {facts['data']['corpus_sha256']}, or prepare it again"
+        yield what, f"harness verify {_quoted(corpus)} --key PUB"
+    elif _data(facts).get("files"):
+        names = " ".join(_quoted(_place(facts) / str(each)) for each in _data(facts)["files"])
+        yield "put the files there that the data were read from", f"ls -d -- {names}"
+    start, more = facts.get("start"), ""
     if start is not None:
+        what = f"get the checkpoint that it began with, {start['checkpoint']}"
+        yield what, f"harness verify {_quoted(_start(facts))} --key PUB"
+        more = "; if its key is not yours, append 'start.key=[PUB]'"
+    yield f"train it again, and compare{more}", f"PATH={folder}/venv/bin:$PATH bash {folder}/{SCRIPT}"
+
+
+def _evaluations(
+    facts: Mapping[str, Any], folder: str, step: int, evaluations: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """How each was asked: what `harness evaluate` was given, suites by their digests."""
+    for name, told in evaluations.items():
+        settings, decoding, data = told["procedure"]["settings"], told["decoding"], told["dataset"] or {}
+        made = f"{folder}/run/{layout.CHECKPOINTS}/{layout.checkpoint_name(step)}"
+        words = list[str]()
+        described = f"{data.get('split')} of {data.get('name')}, sha256 {data.get('sha256')}"
+        suite = f"SUITE  # {visible(described)}"
+        if "limit" in settings:
+            words += ["--examples", str(settings["limit"])]
+        if "lm_eval" in settings:
+            tail = f"--lm-eval {shlex.join(str(data.get('name')).split(', '))} --tasks {suite}"
+        elif "new_tokens" in decoding:
+            words += ["--new-tokens", str(decoding["new_tokens"])]
+            for option in ("temperature", "seed"):
+                words += [f"--{option}", str(decoding[option])] if option in decoding else []
+            tail = f"--chats {suite}"
+        else:
+            tail = f"--folder {_quoted(_place(facts))}"
+        measures = ", ".join(f"{measure} {value}" for measure, value in told["metrics"].items())
         yield (
-            "get the checkpoint that it began with, to the path in start.checkpoint",
-            f"harness verify START --key PUB  # checkpoint {start['checkpoint']}",
+            f"evaluate it again ({name}), and expect {measures}",
+            " ".join(
+                (
+                    f"PATH={folder}/venv/bin:$PATH harness evaluate {made}",
+                    shlex.join(words),
+                    f"--key PUB {tail}",
+                )
+            ),
         )
-    yield "train it again, and compare", f"PATH=DIR/venv/bin:$PATH bash DIR/{SCRIPT}"
+
+
+def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as it was signed; empty when it is no YAML mapping."""
+    try:
+        found = strict_yaml.read(str(facts["config"]["text"]), CONFIG).value
+    except ConfigError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _data(facts: Mapping[str, Any]) -> dict[str, Any]:
+    found = _settings(facts).get("data")
+    return found if isinstance(found, dict) else {}
+
+
+def _place(facts: Mapping[str, Any]) -> PurePosixPath:
+    return config_place(list(facts["launch"]["command"]))
+
+
+def _corpus(facts: Mapping[str, Any]) -> str | None:
+    """Where the prepared corpus lay; None for other data."""
+    data = _data(facts)
+    if data.get("kind") != "prepared" or not data.get("files"):
+        return None
+    return normpath(_place(facts) / str(data["files"][0]))
+
+
+def _start(facts: Mapping[str, Any]) -> str:
+    """Where the checkpoint lay that the run began with."""
+    start = _settings(facts).get("start")
+    return str(start.get("checkpoint", "START")) if isinstance(start, dict) else "START"
+
+
+def _quoted(path: str | PurePosixPath) -> str:
+    """As one word of a shell, which finds the home folder that ``~/`` stands for in a statement."""
+    text = str(path)
+    return f"~/{shlex.quote(text[2:])}" if text.startswith("~/") else shlex.quote(text)
 
 
 def _packages(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -111,7 +210,14 @@ def _packages(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not isinstance(found, Mapping):
         return []
     # A local version (+cpu, +cu130) names an index that pip must be told of; the number alone is enough.
-    return [(name, str(version).partition("+")[0]) for name, version in found.items() if version is not None]
+    packages = [(str(name), str(version).partition("+")[0]) for name, version in found.items() if version]
+    for each in packages:
+        # pip reads a line that begins with two dashes as an option.
+        if not all(map(_WORD.fullmatch, each)):
+            raise VerificationFailed(
+                f"names the package {each[0]!r} of version {each[1]!r}", where="packages"
+            )
+    return packages
 
 
 def variables(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -138,7 +244,17 @@ def config_place(command: list[str]) -> PurePosixPath:
 def _script(facts: Mapping[str, Any], identity: str, step: int) -> str:
     launch = facts["launch"]
     exports = [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables(facts).items())]
-    place = shlex.quote(str(config_place(list(launch["command"])) / f"rerun-{identity[:12]}.yaml"))
+    place = _quoted(_place(facts) / f"rerun-{identity[:12]}.yaml")
+    before, after = [], []
+    corpus, start = _corpus(facts), facts.get("start")
+    if corpus is not None:
+        found = f'"$(sha256sum {_quoted(f"{corpus}/{layout.MANIFEST}")})"'
+        before.append(f"expect 'the corpus' {found} {facts['data']['corpus_sha256']}")
+    elif facts["data"]["corpus_sha256"]:
+        after.append(f"expect 'the data' \"$found\" {facts['data']['corpus_sha256']}")
+    if start is not None:
+        found = f'"$(harness show {_quoted(_start(facts))} --json)"'
+        before.append(f"expect 'the checkpoint that it began with' {found} {start['checkpoint']}")
     train = "python -m harness train"
     if launch["launcher"] != "bare" or launch["world_size"] > 1:
         ranks = launch["world_size"] // launch["nodes"]
@@ -151,12 +267,16 @@ def _script(facts: Mapping[str, Any], identity: str, step: int) -> str:
             "set -euo pipefail",
             'here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)',
             *exports,
-            f'cp "$here/{CONFIG}" {place}',
-            f'{train} {place} run.dir="$here/run" signing.key=null',
             'harness() { python -m harness "$@"; }',
-            f'found=$(harness show "$here/run/checkpoints/step-{step:08d}" --json)',
-            f'case $found in *{facts["state"]["sha256"]}*) echo "equal: step {step}, every tensor" ;;',
-            f'    *) echo "DIFFERS at step {step}: see harness diff" >&2; exit 1 ;; esac',
+            'expect() { case $2 in *"$3"*) ;; *)',
+            f'    echo "DIFFERS at step {step}: $1 is not what was signed" >&2; exit 1 ;; esac; }}',
+            *before,
+            f'cp "$here/{CONFIG}" {place}',
+            f'{train} {place} run.dir="$here/run" signing.key=null "$@"',
+            f'found=$(harness show "$here/run/checkpoints/{layout.checkpoint_name(step)}" --json)',
+            *after,
+            f"expect 'the state' \"$found\" {facts['state']['sha256']}",
+            f'echo "equal: step {step}, every tensor"',
             "",
         ]
     )

@@ -5,7 +5,8 @@ every check but hashing the payload is made first, and nothing is shown of a fol
 first line says that nothing was verified.
 
 --rerun DIR tells how to make the checkpoint again: it writes the config, the packages and a script into DIR,
-and prints the commands, what to expect, at which tier of repeatability, and what is not on record.
+and prints the commands, what to expect, at which tier of repeatability, and what is not on record. With --key
+or --policy also how to repeat the evaluations that were signed into it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 
 def _rerun(shown: story.Story, out: Path) -> Outcome:
-    found = rerun.rerun(shown.statement)
+    found = rerun.rerun(shown.statement, str(out), shown.added)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError("is not an empty folder", where=str(out), remedy="name a new one")
     out.mkdir(parents=True, exist_ok=True)
@@ -57,5 +58,5 @@ def _rerun(shown: story.Story, out: Path) -> Outcome:
         "repeatability": show.repeatability(shown),
     }
     varying = [f"could vary: {each}" for each in document["could_vary"]]
-    lines = [shown.trust, rerun.render(found, str(out)), *show.tier_to_expect(shown), *varying]
+    lines = [shown.trust, rerun.render(found), *show.tier_to_expect(shown), *varying]
     return Outcome(document, "\n".join(lines))
