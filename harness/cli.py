@@ -10,6 +10,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from harness.commands import Outcome
@@ -41,6 +42,9 @@ VERBS = {
     "plan": "parameters, memory, tokens and checkpoint bytes of a run, before it starts",
     "doctor": "what this machine can do, and what is wrong with it",
 }
+
+_PLACES = ("out", "target", "rerun")
+"""Options that say where a verb writes to."""
 
 
 def _overview() -> argparse.ArgumentParser:
@@ -106,8 +110,9 @@ def _call(module: ModuleType, options: argparse.Namespace) -> int:
     except OSError as error:
         # What a verb expects of the disk it says itself. The rest is the machine's all the same: exit code 1
         # would say that evidence is wrong.
-        verb = module.__name__.rpartition(".")[2]
-        return _failed(storage_fault(error, f"harness {verb}", "."), options.json)
+        doing = f"running harness {module.__name__.rpartition('.')[2]}"
+        place = next((value for name in _PLACES if (value := getattr(options, name, None))), Path())
+        return _failed(storage_fault(error, doing, place), options.json)
     try:
         if options.json:
             print(json_text(outcome.document))
@@ -126,6 +131,7 @@ def _call(module: ModuleType, options: argparse.Namespace) -> int:
 def _failed(error: HarnessError, as_json: bool) -> int:
     if error.silent:
         return error.exit_code
+    error.remedy = error.remedy or error.usual_remedy
     if as_json:
         fields = {"what": error.what, "where": error.where, "remedy": error.remedy}
         print(json_text({"error": fields, "exit_code": error.exit_code}))

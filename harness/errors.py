@@ -42,6 +42,8 @@ class HarnessError(Exception):
     exit_code = 1
     silent = False
     """Whether somebody else prints it."""
+    usual_remedy: str | None = None
+    """What the command line says to do next when whoever raised it does not know better."""
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
         self.what = what
@@ -81,12 +83,14 @@ class VerificationFailed(HarnessError):
     """Evidence is present and wrong."""
 
     exit_code = 1
+    usual_remedy = "do not rely on it; harness verify tells what else is wrong"
 
 
 class EvidenceIncomplete(HarnessError):
     """Evidence is missing, so the question cannot be answered."""
 
     exit_code = 4
+    usual_remedy = "get the whole folder from its maker"
 
 
 class TrainingFailed(HarnessError):

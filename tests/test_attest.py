@@ -103,6 +103,9 @@ def test_a_statement_by_somebody_else_is_entered_by_the_owner_of_the_log(
     words = ["--kind", "countersignature", "--signing-key", str(tmp_path / "other.key")]
     code, document = typed(tmp_path, capsys, *words)
     assert (code, document["log_record"]) == (0, None)
+    assert "trusts this signer, too, or finds it wrong" in document["log"]
+    code, text = judged(run)
+    assert (code, "give its signer's key, too" in text) == (1, True)
     code, text = judged(run, other)
     assert (code, "countersignature-0: not in the log" in text) == (0, True)
     Path(document["path"]).rename(tmp_path / "kept")
@@ -143,6 +146,17 @@ def test_what_no_verifier_would_accept_is_not_signed(name: str, run: SampleRun, 
     code = main(["attest", where, *words, "--signing-key", str(tmp_path / "me.key"), *trust, "--json"])
     assert (code == 0) == (says is None)
     assert (sorted(run.root.rglob("*")) == before) == (says is not None)
+
+
+@pytest.mark.parametrize("contents", [None, b"result: PASSED", b"\xff"])
+def test_a_predicate_that_cannot_be_read_is_a_wrong_call(
+    contents: bytes | None, run: SampleRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: exit code 2; 1 and 4 speak of what somebody has signed."""
+    if contents is not None:
+        (tmp_path / "facts").write_bytes(contents)
+    code, document = typed(tmp_path, capsys, "--kind", "test-result", "--predicate", str(tmp_path / "facts"))
+    assert (code, document["error"]["where"]) == (2, str(tmp_path / "facts"))
 
 
 def test_nothing_is_signed_about_a_checkpoint_that_does_not_verify(

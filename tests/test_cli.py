@@ -15,6 +15,7 @@ from typing import Never
 import pytest
 
 from harness.cli import VERBS, main
+from harness.errors import EvidenceIncomplete
 
 ROOT = Path(__file__).parent.parent
 
@@ -113,7 +114,12 @@ def test_an_answer_is_utf8_whatever_the_terminal_is(tmp_path: Path) -> None:
             3,
             "harness keys failed: Permission denied: out",
         ),
-        (OSError(errno.ENOSPC, "No space left on device"), 3, "no space left while harness keys"),
+        (OSError(errno.ENOSPC, "No space left on device"), 3, "no space left while running harness keys"),
+        (
+            EvidenceIncomplete("is missing", where="a"),
+            4,
+            "is missing: a; get the whole folder from its maker",
+        ),
         (KeyboardInterrupt(), 130, "stopped by the keyboard"),
     ],
 )

@@ -112,6 +112,16 @@ def test_a_folder_without_a_step_gives_a_frame_all_the_same(tmp_path: Path) -> N
     assert "none yet" in text
 
 
+def test_lines_that_are_none_are_counted(tmp_path: Path) -> None:
+    """Oracle: two lines of garbage before whole ones."""
+    root = running(tmp_path / "a")
+    metrics = root / "metrics.jsonl"
+    metrics.write_bytes(b"\0\0\0\n{\n" + metrics.read_bytes())
+    text = "\n".join(frame.draw(view_of(root), 100))
+    assert "step 30 of 60" in text
+    assert "unreadable  2 lines of metrics.jsonl" in text
+
+
 def test_the_newest_warnings_are_shown(tmp_path: Path) -> None:
     """Oracle: an error of another rank."""
     root = running(tmp_path / "a")
@@ -146,7 +156,7 @@ def test_a_falling_loss_falls() -> None:
 @given(st.integers(10, 120))
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     """Oracle: the length of every line."""
-    view = frame.View("a" * 50, 60, fake_runs.lines(30), (20, NOW), 1, (), NOW)
+    view = frame.View("a" * 50, 60, fake_runs.lines(30), 0, (20, NOW), 1, (), NOW)
     assert all(len(line) <= width for line in frame.draw(view, width))
 
 
@@ -166,7 +176,7 @@ def test_the_json_of_the_command_is_one_object(tmp_path: Path, capsys: pytest.Ca
     assert (told["planned"], told["last"]["step"], told["checkpoint"]) == (60, 30, 60)
 
 
-@pytest.mark.parametrize("words", [["no/such/folder"], [".", "--every", "0"], [".", "--every", "nan"]])
+@pytest.mark.parametrize("words", [["no/such/folder"], ["."], [".", "--every", "0"], [".", "--every", "nan"]])
 def test_a_wrong_call_is_a_usage_error(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Oracle: exit code 2 and one line."""
     assert cli.main(["watch", *words]) == 2

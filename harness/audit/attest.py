@@ -104,6 +104,8 @@ def _write(opened: OpenedCheckpoint, kind: str, payload: bytes, signer: Signer |
         raise storage_fault(error, "adding a statement", opened.folder) from error
     digest = hashlib.sha256(bundle).hexdigest()
     record, reason = _enter_own(opened, name, digest, signer)
+    if isinstance(signer, KeylessSigner) or signer.ed25519_id != opened.signer:
+        reason += "; whoever verifies it trusts this signer, too, or finds it wrong"
     return Added(opened.folder / later.path_of(name), name, digest, record, reason)
 
 

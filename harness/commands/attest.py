@@ -23,7 +23,7 @@ from harness.audit.attest import Added
 from harness.audit.opening import OpenedCheckpoint
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
-from harness.errors import UsageError, VerificationFailed
+from harness.errors import HarnessError, UsageError, VerificationFailed
 from harness.format import files, layout, strict_json
 from harness.provenance import keyless, keys, later
 from harness.provenance.findings import raise_first
@@ -141,8 +141,12 @@ def _add(arguments: argparse.Namespace, opened: OpenedCheckpoint, signer: Signer
     if kind == later.SVR:
         return attest.add(opened, kind, _verification(), signer)
     if file is None:
-        raise UsageError(f"a {kind} needs --predicate FILE", remedy="see docs/statements.md")
-    predicate = strict_json.loads(files.read_limited(file, later.LIMIT), where=str(file))
+        raise UsageError("needs --predicate FILE", where=f"--kind {kind}", remedy="see docs/statements.md")
+    try:
+        predicate = strict_json.loads(files.read_limited(file, later.LIMIT), where=str(file))
+    except HarnessError as error:  # a file of the user's, so nothing that was signed is wrong or missing
+        remedy = "give one JSON object (docs/statements.md)"
+        raise UsageError(f"the predicate {error.what}", where=str(file), remedy=remedy) from error
     return attest.add(opened, kind, predicate, signer, predicate_type=arguments.predicate_type)
 
 

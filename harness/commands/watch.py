@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shutil
 import sys
 import time
@@ -43,6 +44,11 @@ def run(arguments: argparse.Namespace) -> Outcome:
         raise UsageError("no such run folder", where=str(arguments.run))
     if not (math.isfinite(arguments.every) and arguments.every > 0):
         raise UsageError(f"--every {arguments.every} is not a positive number of seconds")
+    folder = RunFolder(arguments.run)
+    paths = [folder.metrics, folder.run_config, folder.checkpoints]
+    if not any(map(os.path.lexists, paths)) and not list(runs.event_files(arguments.run)):
+        remedy = "check the path, or wait until the run has begun"
+        raise UsageError("holds nothing of a run", where=str(arguments.run), remedy=remedy)
     follower = Follower(arguments.run)
     view = follower.look(time.time())
     if arguments.once or arguments.json or not sys.stdout.isatty():
@@ -63,6 +69,7 @@ class Follower:
         self._metrics = Tail(self._folder.metrics)
         self._events: dict[int, Tail] = {}
         self._lines: list[Line] = []
+        self._unreadable = 0
         self._incidents: list[Incident] = []
 
     def look(self, now: float) -> View:
@@ -70,6 +77,8 @@ class Follower:
         chunk = self._metrics.read()
         if chunk.restarted:
             self._lines.clear()
+            self._unreadable = 0
+        self._unreadable += chunk.unreadable
         self._lines += runs.step_lines(chunk.lines)
         for rank, path in runs.event_files(self._root):
             tail = self._events.setdefault(rank, Tail(path))
@@ -80,6 +89,7 @@ class Follower:
             name=self._root.resolve().name,
             planned=claims.planned_steps(runs.config_text(self._root), str(self._folder.run_config)),
             lines=self._lines,
+            unreadable=self._unreadable,
             checkpoint=_newest(complete),
             checkpoints=len(complete),
             incidents=self._incidents,
@@ -120,6 +130,7 @@ def _document(view: View) -> dict[str, Any]:
         "run": view.name,
         "planned": view.planned,
         "last": last,
+        "unreadable": view.unreadable,
         "seconds_a_step": frame.seconds_a_step(view.lines),
         "checkpoint": None if view.checkpoint is None else view.checkpoint[0],
         "checkpoints": view.checkpoints,

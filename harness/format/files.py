@@ -43,9 +43,10 @@ def write_durable(path: Path, data: bytes, *, temporary: Path | None = None) -> 
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        error.filename = error.filename or str(path)  # write(2) and fsync(2) do not know it
         raise
     fsync_folder(path.parent)
 

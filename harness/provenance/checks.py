@@ -90,7 +90,7 @@ REMEDIES: Mapping[Check, Remedies] = MappingProxyType(
         "manifest": Remedies(_AGAIN),
         "policy": Remedies(_MAY, _MAY),
         "required": Remedies(_MAY, "get it from whoever signs that kind, or take it out of `required`"),
-        "later statement": Remedies("remove it, or get it again from whoever has signed it"),
+        "later statement": Remedies("give its signer's key, too, if you trust them; else remove it"),
         "slsa": Remedies(_AGAIN),
         "model signature": Remedies(_AGAIN),
         "file set": Remedies("move away what MANIFEST.json does not list, get what it does from its maker"),

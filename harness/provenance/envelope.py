@@ -133,11 +133,7 @@ def _signer(payload: bytes, signature: bytes, keys: Sequence[PublicKey], where: 
     for key in keys:
         if key.verifies(signature, message):
             return key
-    raise VerificationFailed(
-        f"is signed by none of the {len(keys)} accepted keys",
-        where=where,
-        remedy="check the key or the policy",
-    )
+    raise VerificationFailed(f"is signed by none of the {len(keys)} accepted keys", where=where)
 
 
 _FRAME = (

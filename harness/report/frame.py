@@ -29,6 +29,8 @@ class View:
     planned: int | None
     """``train.steps``; None when the config is not there."""
     lines: Sequence[Line]
+    unreadable: int
+    """Lines of metrics.jsonl that are none."""
     checkpoint: tuple[int, float] | None
     """Step and Unix time of the newest complete checkpoint."""
     checkpoints: int
@@ -81,6 +83,8 @@ def _lines(view: View, width: int) -> Iterator[str]:
     else:
         yield from _numbers(view, last, width)
     yield _checkpoint(view)
+    if view.unreadable:
+        yield f"unreadable  {view.unreadable:,} lines of metrics.jsonl: harness verify tells where"
     for incident in view.incidents[-3:]:
         ago = human_seconds(max(0.0, view.now - incident.time))
         yield f"{incident.level:<10}  rank {incident.rank}, {ago} ago: {incident.event}: {incident.text}"
