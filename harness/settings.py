@@ -365,9 +365,9 @@ class Determinism(Section):
     census_every: Positive = Field(default=50, json_schema_extra=OPERATIONAL)
     """Steps between operator censuses; the first step of a launch always takes one."""
     budget: Fraction = Field(default=0.01, json_schema_extra=OPERATIONAL)
-    """Share of the time that looking may cost, after the first steps of a launch: as often as step digests
-    leave room for it, micro-steps are executed twice and censuses taken. 0 executes nothing twice, and takes
-    each census."""
+    """Share of the time of a launch that looking may cost, step digests included: as often as these leave
+    room for it, micro-steps are executed twice and censuses taken; one of each comes in any case. 0 executes
+    nothing twice, and takes each census."""
     step_digests: StrictBool = Field(default=True, json_schema_extra=OPERATIONAL)
     """Digest each batch and the RNG state, and chain them with loss, gradient norm and the digests below in
     metrics.jsonl."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import planted_models
@@ -31,10 +31,19 @@ def seeded(kind: type[nn.Module]) -> nn.Module:
     return kind()
 
 
-def first_mismatch(model: nn.Module, *, fine: bool, tries: int = 60) -> Checked:
+def looked(double: Double, execute: Callable[[], Tensor], *, fine: bool, own: bool) -> Checked:
+    """A double execution; ``own``: the run's own pass is the first of the two."""
+    if not own:
+        return double.check(execute, fine=fine)
+    for each in double._parameters.values():
+        each.grad = None
+    return double.check(execute, fine=fine, own=double.own(execute, fine=fine))
+
+
+def first_mismatch(model: nn.Module, *, fine: bool, own: bool = False, tries: int = 60) -> Checked:
     """The first double execution that is not clean; a race may need several."""
     double, execute = Double(model, model, {}), micro_step(model)
-    found = (double.check(execute, fine=fine) for _ in range(tries))
+    found = (looked(double, execute, fine=fine, own=own) for _ in range(tries))
     return next(each for each in found if not each.clean)
 
 
@@ -45,13 +54,13 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("fine", [True, False])
+@pytest.mark.parametrize(("fine", "own"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize(("kind", "op", "module", "function"), FAULTS)
 def test_a_planted_fault_is_named_with_module_and_line(
-    two_threads: None, kind: type[nn.Module], op: str, module: str, function: str, fine: bool
+    two_threads: None, kind: type[nn.Module], op: str, module: str, function: str, fine: bool, own: bool
 ) -> None:
     """Oracle: the operator that was planted, and the method that calls it."""
-    (difference,) = first_mismatch(seeded(kind), fine=fine).differences
+    (difference,) = first_mismatch(seeded(kind), fine=fine, own=own).differences
     assert (difference.op, difference.module) == (op, module)
     assert (difference.call_site or "").startswith("planted_models.py:")
     assert (difference.call_site or "").endswith(function)
@@ -69,7 +78,7 @@ def test_sound_models_come_out_clean(kind: type[nn.Module]) -> None:
     model = seeded(kind)
     double, execute = Double(model, model, {}), micro_step(model)
     for number in range(20):
-        checked = double.check(execute, fine=number % 2 == 0)
+        checked = looked(double, execute, fine=number % 2 == 0, own=number % 4 < 2)
         assert checked.clean, checked.differences
 
 
@@ -144,6 +153,37 @@ def test_nothing_is_left_of_two_executions() -> None:
         assert all(one is other for one, other in zip(held, now, strict=True))
         assert torch.equal(gradient, torch.ones(4, 4))
         made.append([*state_of(model), torch.rand(1, generator=generator).item()])
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("fine", [True, False])
+def test_the_runs_own_pass_goes_on_as_if_it_had_not_been_executed_again(fine: bool) -> None:
+    """Oracle: a twin that was executed once: values, gradients, loss, and the next random numbers."""
+    made: list[list[object]] = []
+    for twice in (True, False):
+        torch.manual_seed(0), np.random.seed(0), random.seed(0)
+        generator = torch.Generator().manual_seed(3)
+        model, x = Diary(generator), torch.ones(6, 4)
+
+        def execute(model: Diary = model, x: Tensor = x) -> Tensor:
+            loss = model(x).pow(3).sum()
+            loss.backward()
+            return loss.detach()
+
+        if twice:
+            double = Double(model, model, {"own": generator})
+            own = double.own(execute, fine=fine)
+            now = [model.rebound, model.late, model.linear.weight.grad]
+            checked = double.check(execute, fine=fine, own=own)
+            assert checked.clean, (checked.differences, checked.refused)
+            assert checked.nanoseconds > own.nanoseconds > 0
+            held = [model.rebound, model.late, model.linear.weight.grad]
+            assert all(one is other for one, other in zip(held, now, strict=True))
+            loss = own.loss
+        else:
+            loss = execute()
+        gradients = [each.grad.tolist() for each in model.parameters() if each.grad is not None]
+        made.append([loss.item(), gradients, *state_of(model), torch.rand(1, generator=generator).item()])
     assert made[0] == made[1]
 
 

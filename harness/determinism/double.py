@@ -4,10 +4,16 @@
     found = double.check(execute, fine=True)     # execute(): forward and backward, returns the loss
     found.clean, found.differences
 
-Both executions are thrown away (`harness.determinism.sandbox`), so the run keeps its bits. Compared are the
-loss and the gradient of every parameter, by weighted sums of their bits, one gradient after the other freed;
-with ``fine`` also what every operator outside of compiled regions returned (`harness.determinism.trace`),
-since a difference of one unit in the last place of an activation is often absorbed before any gradient.
+Both executions are thrown away (`harness.determinism.sandbox`), so the run keeps its bits. Where gradients
+stay on the rank that made them, the run's own execution may be the first of the two, at half of the cost::
+
+    own = double.own(execute, fine=True)         # what the run does in any case; own.loss
+    found = double.check(execute, fine=True, own=own)
+
+Compared are the loss and the gradient of every parameter, by weighted sums of their bits, one gradient after
+the other freed; with ``fine`` also what every operator outside of compiled regions returned
+(`harness.determinism.trace`), since a difference of one unit in the last place of an activation is often
+absorbed before any gradient.
 
 After a mismatch the micro-step is executed again, up to `REPEATS` times: to name the first operator that
 differs, its module and call, and to measure by how many units in the last place (ULP) it and the gradients
@@ -17,6 +23,7 @@ differ. A clean pair says little about a rare race: n of them bound its rate by 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 from typing import Any
@@ -26,6 +33,7 @@ from torch import Tensor, nn
 
 from harness.checkpoint.rng import Generator
 from harness.determinism import trace as traces
+from harness.determinism.census import way_ns
 from harness.determinism.sandbox import Sandbox
 from harness.determinism.trace import Call, Kept
 
@@ -85,6 +93,16 @@ class _Outcome:
 
 
 @dataclass(frozen=True)
+class Own:
+    """The run's own execution, looked at."""
+
+    loss: Tensor
+    nanoseconds: int
+    """What looking has added to it."""
+    outcome: _Outcome
+
+
+@dataclass(frozen=True)
 class _Wish:
     """What an execution is to look at besides loss and gradients."""
 
@@ -117,8 +135,34 @@ class Double:
         self._parameters = dict(model.named_parameters())
         self._sandbox = Sandbox(model, wrapped, generators, holders)
 
-    def check(self, execute: Callable[[], Tensor], *, fine: bool, poison: bool = True) -> Checked:
-        """Execute twice and compare; ``poison``: fill uninitialised memory, differently in each.
+    def own(self, execute: Callable[[], Tensor], *, fine: bool) -> Own:
+        """Execute as a part of the run, to be compared by `check` right afterwards.
+
+        Gradients must be None before it, and afterwards be what this rank made.
+        """
+        started = perf_counter_ns()
+        self._sandbox.begin_here()
+        spent = perf_counter_ns() - started
+        trace = traces.take_trace() if fine and traces.NEUTRAL else None
+        with nullcontext() if trace is None else trace:
+            loss = execute()
+        started = perf_counter_ns()
+        outcome = self._outcome(loss, _Wish(), keep=True)
+        if trace is not None:
+            outcome.calls = trace.finish()
+            spent += trace.nanoseconds + way_ns(len(outcome.calls))
+        return Own(loss, spent + perf_counter_ns() - started, outcome)
+
+    def check(
+        self,
+        execute: Callable[[], Tensor],
+        *,
+        fine: bool,
+        poison: bool = True,
+        own: Own | None = None,
+    ) -> Checked:
+        """Execute twice and compare; ``poison``: fill uninitialised memory, differently in each. ``own`` is
+        the first of the two where the run has made it, with ``fine`` as here.
 
         Of several ranks that communicate in a pass (FSDP2), all must call alike.
         """
@@ -128,7 +172,8 @@ class Double:
             return Checked(fine, (), frozenset(), 0, perf_counter_ns() - started, tuple(obstacles))
         wishes = [_Wish(fine and traces.NEUTRAL, fill) for fill in (traces.FILLS if poison else (None, None))]
         with self._sandbox as sandbox:
-            pair = [self._once(sandbox, execute, wish) for wish in wishes]
+            pair = [] if own is None else [own.outcome]
+            pair += [self._once(sandbox, execute, wish) for wish in wishes[len(pair) :]]
             names = [name for name in pair[0].sums if pair[0].sums[name] != pair[1].sums.get(name)]
             differences = self._differences(sandbox, execute, pair, names, wishes)
             changed = sandbox.changed()
@@ -138,7 +183,7 @@ class Double:
             tuple(differences),
             frozenset(call.op for call in calls),
             len(pair[0].sums) + sum(len(call.outputs) for call in calls),
-            perf_counter_ns() - started,
+            perf_counter_ns() - started + (0 if own is None else own.nanoseconds),
             tuple(f"`{name}` was written to, which cannot be put back" for name in changed),
         )
 
@@ -154,8 +199,8 @@ class Double:
         outcome.calls, outcome.kept = trace.finish(), trace.kept
         return outcome
 
-    def _outcome(self, loss: Tensor, wish: _Wish) -> _Outcome:
-        """The sums; each gradient is freed as soon as it is summed, except those to keep."""
+    def _outcome(self, loss: Tensor, wish: _Wish, *, keep: bool = False) -> _Outcome:
+        """The sums; each gradient is freed as soon as it is summed, except those to ``keep``."""
         made = _Outcome({})
         sums: dict[str, Any] = {"loss": traces.digest(loss)}
         for name, parameter in self._parameters.items():
@@ -167,7 +212,8 @@ class Double:
                 made.gradients[name] = local
             if name in wish.reference:
                 made.distances[name] = distance(wish.reference[name], local)
-            parameter.grad = None
+            if not keep:
+                parameter.grad = None
         made.sums = {name: int(value) for name, value in sums.items()}
         return made
 

@@ -19,7 +19,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from time import perf_counter_ns
@@ -56,22 +56,24 @@ class Ledger:
         self._rank = rank
         self._device = device
         self._next_step = _NEVER if mode == "off" else -1
+        self._wanted = True
         self._profiled = False
         self._sample: _Sample | None = None
         self._compilations = codegen.compilations()
         self._scanned: dict[str, codegen.Scanned | None] = {}
         self._findings = document.Ledger(mode=mode)
         self.spent_ns = 0
-        """What looking has cost in this launch."""
+        """What looking has cost in this launch, all of it."""
+        self.census_ns = 0
+        """What the last census has."""
+        self.affords: Callable[[int], bool] = lambda step: True
+        """Whether a census in a step is within the budget; the first of a launch and after a recompilation is
+        taken anyway."""
 
     @property
     def looks(self) -> bool:
         """Whether anything is looked at."""
         return self._mode != "off"
-
-    def put_off(self, step: int) -> None:
-        """No census before ``step``: they cost more than the budget has."""
-        self._next_step = max(self._next_step, step)
 
     @property
     def compiled(self) -> bool:
@@ -82,7 +84,7 @@ class Ledger:
         """After update ``step``, in which something was compiled: read it, and take a census of the next."""
         if self._mode != "off":
             self.scan(step)
-            self._next_step = step + 1
+            self._next_step, self._wanted = step + 1, True
 
     def observe(self, step: int) -> AbstractContextManager[None]:
         """A context around the forward, backward and optimizer work of update ``step``.
@@ -98,7 +100,10 @@ class Ledger:
         if not census.NEUTRAL:
             return _IDLE
         self._next_step = step + self._every - step % self._every
-        catalogue()  # made outside of the step that is timed
+        if not self._wanted and not self.affords(step):
+            return _IDLE
+        self._wanted = False
+        catalogue(), census.way_ns(1)  # made outside of the step that is timed
         return _Sample(self, step, self._recorder())
 
     def _recorder(self) -> kernels.KernelRecorder | None:
@@ -131,8 +136,11 @@ class Ledger:
 
     def scan(self, step: int) -> None:
         """Read the code that inductor has generated so far; new files only."""
-        if self._mode == "off":
-            return
+        if self._mode != "off":
+            with self._spending():
+                self._scan(step)
+
+    def _scan(self, step: int) -> None:
         started = perf_counter_ns()
         modules = codegen.loaded_modules()
         rows: list[Row] = []
@@ -152,17 +160,19 @@ class Ledger:
 
     def doubled(self, step: int, checked: Checked) -> None:
         """Add what a double execution in update ``step`` has shown."""
-        if checked.refused:
-            self._add(rows=[], not_executed_twice=checked.refused)
-            return
-        named = self._suspected() if checked.clean else {}
-        self._add(
-            rows=[
-                *(_measured_row(each, step) for each in checked.differences),
-                *(_refuted_row(named[op], step) for op in sorted(checked.operators & named.keys())),
-            ],
-            coverage=(self._covered("double", step, checked.tensors, checked.nanoseconds),),
-        )
+        self.spent_ns += checked.nanoseconds
+        with self._spending():
+            if checked.refused:
+                self._add(rows=[], not_executed_twice=checked.refused)
+                return
+            named = self._suspected() if checked.clean else {}
+            self._add(
+                rows=[
+                    *(_measured_row(each, step) for each in checked.differences),
+                    *(_refuted_row(named[op], step) for op in sorted(checked.operators & named.keys())),
+                ],
+                coverage=(self._covered("double", step, checked.tensors, checked.nanoseconds),),
+            )
 
     def _suspected(self) -> dict[str, Row]:
         """A row of each operator that something speaks against, or that nobody knows."""
@@ -182,7 +192,8 @@ class Ledger:
 
     def to_bytes(self) -> bytes:
         """The `ledger.json` of a checkpoint."""
-        return self._findings.to_bytes()
+        with self._spending():
+            return self._findings.to_bytes()
 
     def load(self, data: bytes) -> None:
         """Continue an earlier launch's counts; raises `VerificationFailed` when ``data`` is no ledger."""
@@ -217,15 +228,23 @@ class Ledger:
 
     def _sample_coverage(self, sample: _Sample) -> tuple[Coverage, ...]:
         step, taken = sample.step, sample.census
-        looked = [self._covered("census", step, taken.operators, taken.nanoseconds)]
+        looked = [self._covered("census", step, taken.operators, sample.census_ns)]
         if sample.walked.nodes:
             looked.append(self._covered("graph", step, sample.walked.nodes, sample.walk_ns))
         if sample.recorder is not None:
             looked.append(self._covered("profiler", step, sum(sample.kernels.values()), sample.profiler_ns))
         return tuple(looked)
 
+    @contextmanager
+    def _spending(self) -> Iterator[None]:
+        """Work of the ledger's own."""
+        started = perf_counter_ns()
+        try:
+            yield
+        finally:
+            self.spent_ns += perf_counter_ns() - started
+
     def _covered(self, observer: str, step: int, items: int, nanoseconds: int) -> Coverage:
-        self.spent_ns += nanoseconds
         return Coverage(observer, 1, step, step, (self._rank,), items, nanoseconds // 1000)
 
     def _add(self, *, rows: Iterable[Row], **found: Any) -> None:
@@ -255,6 +274,11 @@ class _Sample(AbstractContextManager[None]):
         self.profiler_ns = 0
         self._ledger = ledger
 
+    @property
+    def census_ns(self) -> int:
+        """What the census has cost, the way to it included."""
+        return self.census.nanoseconds + census.way_ns(self.census.operators)
+
     def walk(self, loss: Tensor) -> None:
         """Walk the graph of the first loss."""
         if not self.walked.nodes:
@@ -278,7 +302,11 @@ class _Sample(AbstractContextManager[None]):
             started = perf_counter_ns()
             self.kernels = self.recorder.stop()
             self.profiler_ns += perf_counter_ns() - started
-        self._ledger._keep(self)
+        before = self._ledger.spent_ns
+        self._ledger.spent_ns += self.census_ns + self.walk_ns + self.profiler_ns
+        with self._ledger._spending():
+            self._ledger._keep(self)
+        self._ledger.census_ns = self._ledger.spent_ns - before
 
 
 def _made_deterministic(finding: census.Finding) -> bool:

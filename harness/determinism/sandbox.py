@@ -2,7 +2,7 @@
 
     with Sandbox(model, wrapped, generators, holders=(task,)) as sandbox:
         for _ in range(2):
-            sandbox.rewind()                # state and generators as at the entry
+            sandbox.rewind()                # state and generators as at the entry, or at `begin_here`
             loss = execute()                # forward and backward; gradients begin at None
 
 Put back: gradients (the very tensors), buffers and plain tensors (values, and which tensor it is),
@@ -57,6 +57,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
         self._holders = holders
         self._parameters = list(model.parameters())
         self._stack = ExitStack()
+        self._begin: _State | None = None
 
     def obstacles(self) -> list[str]:
         """Why this model must not be executed twice, one line each; none when it may."""
@@ -71,35 +72,54 @@ class Sandbox(AbstractContextManager["Sandbox"]):
             found += [f"`{place}.{each}` cannot be put back" for each in _odd(module, known)]
         return found
 
+    def begin_here(self) -> None:
+        """Before the next entry: what is executed there begins from the state as it is now."""
+        self._begin = self._state()
+
     def __enter__(self) -> Sandbox:
         self._gradients = [each.grad for each in self._parameters]
-        self._rng = rng.capture(self._generators)
-        self._attributes = [_Attributes(module) for module in self._model.modules()]
-        self._attributes += [_Attributes(each, LARGEST_COPY) for each in self._holders]
+        self._kept = self._state()
+        self._from, self._begin = self._begin or self._kept, None
         self._stack = ExitStack()
         self._stack.callback(self._put_back)
         self._stack.enter_context(_apart(self._wrapped))
         return self
 
     def rewind(self) -> None:
-        """State and generators as at the entry, gradients gone."""
+        """State and generators as at the entry, or at `begin_here`; gradients gone."""
         for each in self._parameters:
             each.grad = None
-        for kept in self._attributes:
-            kept.put_back()
-        rng.restore(self._rng, self._generators)
+        self._from.put_back(self._generators)
 
     def changed(self) -> list[str]:
         """Large data of the holders that the passes wrote to, which cannot be put back."""
-        return [name for kept in self._attributes for name in kept.overwritten()]
+        return [name for kept in self._from.attributes for name in kept.overwritten()]
+
+    def _state(self) -> _State:
+        attributes = [_Attributes(module) for module in self._model.modules()]
+        attributes += [_Attributes(each, LARGEST_COPY) for each in self._holders]
+        return _State(rng.capture(self._generators), attributes)
 
     def _put_back(self) -> None:
-        self.rewind()
+        self._kept.put_back(self._generators)
         for each, gradient in zip(self._parameters, self._gradients, strict=True):
             each.grad = gradient
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a pass reads and may change, besides parameters and gradients, as it is when this is made."""
+
+    generators: dict[str, Tensor]
+    attributes: list[_Attributes]
+
+    def put_back(self, generators: Mapping[str, Generator]) -> None:
+        for kept in self.attributes:
+            kept.put_back()
+        rng.restore(self.generators, generators)
 
 
 IDLE = "idle_in_a_sandbox"

@@ -1,8 +1,8 @@
 """What every operator of a micro-step returned, digested in order: two traces of one micro-step, compared.
 
-A `TorchDispatchMode` for executions that are thrown away afterwards (`harness.determinism.double`): it reads
-every result, so it is no observer for the steps of a run. Like the census it ignores the inside of compiled
-regions, and calls each operator exactly once.
+A `TorchDispatchMode` for double executions (`harness.determinism.double`). It reads every result, which takes
+too long for most steps of a run, and changes none, unless ``fill`` is given, which is for executions that are
+thrown away. Like the census it ignores the inside of compiled regions, and calls each operator exactly once.
 
 - Results on the CPU are digested by XXH3-64, on a device by a weighted sum of their bits that stays there.
 - Views are not read, nor are collectives, which may still be running when they return.
@@ -23,6 +23,7 @@ import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter_ns
 from typing import Any
 
 import torch
@@ -85,6 +86,8 @@ class Trace(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.kept = Kept()
+        self.nanoseconds = 0
+        """Time inside of the trace; see `Census.nanoseconds`."""
         self._fill = fill
         self._modules = modules
         self._keep = keep
@@ -111,12 +114,16 @@ class Trace(TorchDispatchMode):
         kind = _kind(func)
         if kind.view or kind.asynchronous:
             return func(*args, **keywords)
+        started = perf_counter_ns()
         call = self._begin(func, [*args, *keywords.values()])
+        called = perf_counter_ns()
         result = func(*args, **keywords)
+        returned = perf_counter_ns()
         if kind.empty:
             self._made_blank(result)
         else:
             self._finished(kind, call, result, [*args, *keywords.values()])
+        self.nanoseconds += perf_counter_ns() - returned + called - started
         return result
 
     def _begin(self, function: Any, arguments: Sequence[Any]) -> Call:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -127,20 +128,28 @@ class Session:
             dist.broadcast(buffer, 0)
         for number in range(count):
             batch = self._next_batch(stream, digests)
-            if number == 0:
-                self._look_twice(batch)
-            if self._sharded is not None:
-                self._sharded.set_requires_gradient_sync(number == count - 1)
-                loss = self._backward(batch, count, ledger)
-            elif self._distributed and number < count - 1:
-                with self.wrapped.no_sync():  # type: ignore[operator]
+            if self._sharded is not None or self._distributed:
+                if number == 0:
+                    self._look_twice(batch)
+                with self._reduced(last=number == count - 1):
                     loss = self._backward(batch, count, ledger)
+            elif number == 0 and self.doubling is not None:
+                execute = partial(self._backward, batch, count, ledger)
+                loss = self.doubling.execute(self.updates + 1, execute)
             else:
                 loss = self._backward(batch, count, ledger)
             total = loss if total is None else total + loss
         if total is None:
             raise TrainingFailed("an update has no micro-batch")
         return scalar_mean(total if count == 1 else total / count, self.workers)
+
+    def _reduced(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Around a pass of several ranks, which reduce gradients in the ``last`` one of an update."""
+        if self._sharded is not None:
+            self._sharded.set_requires_gradient_sync(last)
+        elif not last:
+            return self.wrapped.no_sync()  # type: ignore[operator,no-any-return]
+        return nullcontext()
 
     def _tree(
         self, sums: ShardSums | ShardedSums, stream: Iterator[Batch], ledger: Ledger, digests: list[bytes]
@@ -170,7 +179,10 @@ class Session:
         return batch
 
     def _look_twice(self, batch: Batch) -> None:
-        """Before the first micro-batch of an update is used: execute it twice, when it is time to."""
+        """Before the first micro-batch of an update is used: execute it twice, when it is time to.
+
+        The run's own pass cannot be one of the two where it reduces gradients or adds them to others.
+        """
         if self.doubling is None:
             return
 

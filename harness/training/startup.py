@@ -84,6 +84,7 @@ def doubling(
         current.task.generators(),
         (current.task,),
         start=start,
+        steps=settings.train.steps - start,
         budget=settings.determinism.budget,
         digest_ns=lambda: current.digest_ns,
     )

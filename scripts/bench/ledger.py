@@ -1,13 +1,13 @@
 """What all looking costs a run: ledger, double executions, step digests; and whether it moves a bit.
 
-python scripts/bench/ledger.py [--steps 1000] [--only cost bits] [--json FILE]
+python scripts/bench/ledger.py [--steps 1000] [--batch 4] [--only cost bits] [--json FILE]
 
-Cost: a decoder of 10.8M parameters (six layers, width 384, 128 tokens, batch 4), fp32, one thread, trained
-by the real loop under the default schedule. Each step that is looked at is compared with plain steps beside
-it in the same run, by the processor time of the thread that trains, since a busy machine moves the clock more
-than looking does. Gradients are digested at every second step, so that each digest has neighbours without
-one, and a census is taken at every 14th; both are counted as often as they come by default. What is too
-small to be seen that way is timed inside.
+Cost: a decoder of 10.8M parameters (six layers, width 384, 128 tokens, batch 4 or --batch), fp32, one thread,
+trained by the real loop, with looks as often as the default budget allows. Each step that is looked at is
+compared with plain steps beside it in the same run, by the processor time of the thread that trains, since a
+busy machine moves the clock more than looking does. Gradients are digested at every second step, so that each
+digest has neighbours without one; they are counted at every step, and the budget is told twice their cost.
+What is too small or too rare to be seen that way is timed inside, censuses as the ledger does.
 
 Bits: a decoder with dropout, 24 steps, eager and compiled, on two ranks with DDP and with FSDP2: everything
 on (a census at every step, half of the time for double executions) and everything off must end on the same
@@ -42,16 +42,15 @@ from harness.determinism import ledger as ledgers
 from harness.determinism.double import Double
 from harness.determinism.ledger import Ledger
 from harness.errors import Interrupted
-from harness.format import chain
+from harness.format import chain, layout
 from harness.provenance import keys
 from harness.settings import Checkpoint, Determinism
 from harness.training import exchange, session
 from harness.training.loop import train
+from harness.training.step_digests import StepDigests
 
 LIMIT = 0.01
 """Of the time of a run's steps."""
-CENSUS_EVERY = 14
-"""Steps; few of them have a digest of the state, too."""
 NEAR = 12
 """Steps on either side among which a step's neighbours are."""
 WARM = 2
@@ -84,6 +83,8 @@ class Watch:
         """What → steps in which it happened."""
         self.inside: dict[str, float] = defaultdict(float)
         """What → seconds spent in it."""
+        self.said: dict[str, Any] = {}
+        """The ledger at the end."""
 
     def fetched(self) -> None:
         """A step has ended, the next begins."""
@@ -95,12 +96,12 @@ class Watch:
         return {number: end - begin for number, (begin, end) in enumerate(ends, 1)}
 
     @contextmanager
-    def around(self, owner: Any, name: str, what: str, *, ahead: int = 0) -> Iterator[None]:
-        """Note each call of ``owner.name``; ``ahead``: steps between the last fetch and the one it is for."""
+    def around(self, owner: Any, name: str, what: str) -> Iterator[None]:
+        """Note each call of ``owner.name``."""
         original: Callable[..., Any] = getattr(owner, name)
 
         def noted(*values: Any, **named: Any) -> Any:
-            self.looked[what].append(len(self._marks) + ahead)
+            self.looked[what].append(len(self._marks))
             started = time.thread_time()
             try:
                 return original(*values, **named)
@@ -114,13 +115,13 @@ class Watch:
             setattr(owner, name, original)
 
 
-def watched(folder: Path, steps: int) -> Watch:
+def watched(folder: Path, steps: int, batch: int) -> Watch:
     """A run of the real loop, gradients digested at every second step."""
     watch = Watch()
     sizes = ", ".join(f"{key}: {value}" for key, value in SIZES.items())
     (folder / "small.yaml").write_text(
         f"run: {{dir: {folder}/run}}\ntask: {{kind: 'table_task:Table', options: {{{sizes}}}}}\n"
-        f"train: {{steps: {steps}, global_batch: {BATCH}, micro_batch: {BATCH}}}\n"
+        f"train: {{steps: {steps}, global_batch: {batch}, micro_batch: {batch}}}\n"
         f"checkpoint: {{every: 1000000}}\nsigning: {{key: {folder}/me.key}}\n"
     )
     keys.create(folder / "me")
@@ -129,9 +130,8 @@ def watched(folder: Path, steps: int) -> Watch:
     small += ((exchange.Exchange, "end"), (chain, "advance"))
     saving = ((Ledger, "scan"), (Ledger, "to_bytes"), (ledgers, "merge"), (ledgers, "summary"))
     with ExitStack() as stack:
-        # The start is not paid off in so short a run; censuses are taken all the same, to be measured.
-        stack.enter_context(mock.patch.object(Ledger, "put_off"))
-        stack.enter_context(watch.around(Ledger, "_observe", "census", ahead=1))
+        stack.enter_context(mock.patch.object(StepDigests, "gradients", counted_twice(StepDigests.gradients)))
+        stack.enter_context(watch.around(Ledger, "_keep", "census"))
         stack.enter_context(watch.around(Double, "check", "double"))
         for owner, name in small:
             stack.enter_context(watch.around(owner, name, "small"))
@@ -139,13 +139,24 @@ def watched(folder: Path, steps: int) -> Watch:
             stack.enter_context(watch.around(owner, name, "save"))
         with suppress(Interrupted):  # what was measured until then is reported
             train(
-                config.load(
-                    folder / "small.yaml",
-                    ["determinism.gradients_every=2", f"determinism.census_every={CENSUS_EVERY}"],
-                ),
+                config.load(folder / "small.yaml", ["determinism.gradients_every=2"]),
                 quiet=True,
             )
+    (last,) = (folder / "run" / "checkpoints").iterdir()
+    watch.said = json.loads((last / layout.LEDGER).read_text())
     return watch
+
+
+def counted_twice(gradients: Callable[..., Any]) -> Callable[..., Any]:
+    """What digests them, so that half of the digests are accounted for as all of them."""
+
+    def counted(digests: StepDigests, *values: Any) -> Any:
+        before = digests.spent_ns
+        made = gradients(digests, *values)
+        digests.spent_ns += digests.spent_ns - before
+        return made
+
+    return counted
 
 
 def excess(seconds: dict[int, float], looked: Sequence[int], plain: Sequence[int]) -> list[float]:
@@ -160,10 +171,10 @@ def excess(seconds: dict[int, float], looked: Sequence[int], plain: Sequence[int
     return found
 
 
-def cost(steps: int) -> dict[str, float]:
+def cost(steps: int, batch: int) -> dict[str, float]:
     """Measure and print what looking costs; returns name → share of the run."""
     with tempfile.TemporaryDirectory() as name:
-        watch = watched(Path(name), steps)
+        watch = watched(Path(name), steps, batch)
     seconds, usually = watch.seconds(), Determinism()
     looked = {what: {each for each in watch.looked[what] if each in seconds} for what in ("census", "double")}
     states = {each for each in seconds if each % usually.state_every == 0}
@@ -176,13 +187,11 @@ def cost(steps: int) -> dict[str, float]:
     ]
     alone = {
         "state digests": sorted(states - looked["census"] - looked["double"]),
-        "censuses": sorted(looked["census"] - states - looked["double"] - set(range(WARM + 1))),
         "double executions": sorted(looked["double"]),
     }
     each = {what: excess(seconds, found, plain) for what, found in alone.items()}
     times = {
         "state digests": len(seconds) // usually.state_every,
-        "censuses": len(seconds) // usually.census_every,
         "double executions": len(looked["double"]),
     }
     whole = usual * len(seconds)
@@ -197,15 +206,19 @@ def cost(steps: int) -> dict[str, float]:
         longer = spread([1e3 * value for value in values], ".2f")
         rows.append((what, str(len(values)), longer, str(count), f"{shares[what]:.2%}"))
     saves = Checkpoint().every
-    inside = {"other digests, exchange and chain": watch.inside["small"] / whole}
+    taken = {each["observer"]: each for each in watch.said["coverage"]}
+    censuses = sum(taken[each]["microseconds"] for each in ("census", "graph")) / 1e6
+    inside = {f"{taken['census']['steps']} censuses": censuses / whole}
+    inside["other digests, exchange and chain"] = watch.inside["small"] / whole
     inside[f"ledger at a save, every {saves}"] = watch.inside["save"] / usual / saves
     for words, share in inside.items():
         shares[words] = share
         rows.append((words, "-", "timed inside", "-", f"{share:.2%}"))
     print(table(rows))
-    tokens = SIZES["length"] * BATCH
+    tokens = SIZES["length"] * batch
     print(f"a plain step: {1e3 * usual:.0f} ms of the processor, {tokens} tokens; {len(seconds)} steps")
     print(f"double executions at steps {', '.join(map(str, alone['double executions']))}")
+    print(f"the ledger's own account: {watch.said['budget']['spent'] / 1e6:.2%}")
     error = statistics.stdev(digested) / len(digested) ** 0.5 / usual
     total = sum(shares.values())
     text = f"ledger, double executions and digests: {total:.2%} of the run, give or take {2 * error:.2%}"
@@ -257,6 +270,7 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(formatter_class=argparse.RawTextHelpFormatter, description=__doc__)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--only", nargs="+", choices=("cost", "bits"), default=("cost", "bits"))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -265,7 +279,7 @@ def main() -> None:
     if "bits" in arguments.only:
         document["bits"] = bits()
     if "cost" in arguments.only:
-        document["cost"] = cost(arguments.steps)
+        document["cost"] = cost(arguments.steps, arguments.batch)
     keep(arguments.json, document)
 
 
