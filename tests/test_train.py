@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -126,13 +127,18 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(place: Place, variant: 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda n: n.name)
 def test_a_stop_signal_saves_and_asks_to_be_requeued(place: Place, number: signal.Signals) -> None:
-    """Oracle: exit code 75, a checkpoint of the very step, and the twin."""
+    """Oracle: exit code 75, a checkpoint of the very step, and the twin; nobody waits for a timestamp, whose
+    authority takes longer than the test may."""
     place.write("toy.yaml", config(place.run, task=PAUSED))
     place.write("twin.yaml", config(place.root / "twin"))
-    process = place.start(["train", "toy.yaml"], fresh=number == signal.SIGTERM)
-    place.wait_for(process, "checkpoints/step-00000006")
-    process.send_signal(number)
-    stopped = finish(process)
+    done = threading.Event()
+    with answering(lambda request: b"x" * done.wait(1000)) as url:
+        asking = [f"signing.timestamp={url}", "signing.timestamp_timeout=1000"]
+        process = place.start(["train", "toy.yaml", *asking], fresh=number == signal.SIGTERM)
+        place.wait_for(process, "checkpoints/step-00000006")
+        process.send_signal(number)
+        stopped = finish(process)
+        done.set()
     assert stopped.code == 75
     assert number.name in stopped.last_line
     step = place.steps()[-1]
