@@ -46,5 +46,5 @@ python scripts/flip_byte.py $run/forged/checkpoints/step-00000300/model.safetens
 scripts/must_fail.sh 1 .venv-audit/bin/harness verify $run/forged "${keys[@]}"
 
 # 8. What came out of it, and what it came from.
-harness report $run/base $run/chat --out $run/report "${keys[@]}"
+harness report $run/base $run/chat --out $run/report --with $run/corpus $run/chats "${keys[@]}"
 harness lineage $run/chat --with $run/base $run/corpus $run/chats --format html "${keys[@]}" > $run/lineage.html

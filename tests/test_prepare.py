@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -31,6 +32,7 @@ from harness.data.shards import digest_of
 from harness.errors import ConfigError, VerificationFailed
 from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import corpora, keys, seal
+from harness.report.markdown import text
 from harness.settings import Data, field_of, section_of
 
 TEXTS = [
@@ -220,9 +222,9 @@ def flip(path: Path) -> None:
 def test_a_run_reads_it_names_it_and_refuses_what_changed_under_it(
     made: tuple[Place, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Oracle: the statement's corpus is the corpus id, `lineage` joins the two; a changed shard is
-    refused by name at a fresh start, a changed tokenizer and another corpus at a resume."""
-    place, _ = made
+    """Oracle: the statement's corpus is the corpus id, `lineage` joins both, `report` says what was dropped;
+    a changed shard is refused by name at a fresh start, a changed tokenizer or another corpus at a resume."""
+    place, facts = made
     shutil.copytree(place.root, tmp_path / "copy")
     other = Place(tmp_path / "copy")
     config = other.write("run.yaml", TRAIN)
@@ -248,6 +250,17 @@ def test_a_run_reads_it_names_it_and_refuses_what_changed_under_it(
     assert {node["kind"] for node in graph["nodes"] if node["key"] in made_of} == {"dataset", "tokenizer"}
     assert drawn.code == 0, drawn.out
     assert "prepared from 4 files" in other.harness("lineage", "run", "--with", "corpus").out
+    report = ["report", "run", "--out", "report", "--with", "corpus"]
+    assert other.harness(*report, *key_words(other)).code == 0
+    page = (other.root / "report" / "report.md").read_text()
+    for each in facts["documents"]["dropped"]:
+        assert text(f"dropped: {each['filter']}") + f" | {each['count']['documents']} |" in page
+    asked = (
+        r"\| what data were left out, and the preprocessing \| yes \| .* 1 of 1 runs \| \[Data\]\(#data\) \|"
+    )
+    assert re.search(asked, page)
+    refused = other.harness(*report)
+    assert (refused.code, "whom to trust is not said" in refused.last_line) == (2, True)
     for path, words in (("shards/train-00000.safetensors", ["run.dir=fresh"]), ("tokenizer.json", [])):
         saved = (other.root / "corpus" / path).read_bytes()
         flip(other.root / "corpus" / path)
@@ -255,6 +268,8 @@ def test_a_run_reads_it_names_it_and_refuses_what_changed_under_it(
         assert (refused.code, path in refused.last_line) == (1, True), refused.err
         (other.root / "corpus" / path).write_bytes(saved)
     assert other.harness("prepare", "recipe.yaml", "out=other", "validation=0.3").code == 0
+    strange = other.harness(*report[:-1], "other", *key_words(other))
+    assert (strange.code, "none of the runs was trained on this corpus" in strange.last_line) == (2, True)
     refused = other.harness("train", str(config), "data.files=[other]")
     assert (refused.code, "data.corpus_sha256" in refused.last_line) == (2, True), refused.err
 

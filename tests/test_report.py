@@ -536,6 +536,19 @@ def test_every_answer_of_the_checklist_links_to_a_section_that_is_there(tmp_path
     assert anchor("Conclusion and its limits") == "conclusion-and-its-limits"
 
 
+def test_what_a_run_says_that_did_not_verify_answers_nothing(tmp_path: Path) -> None:
+    """Oracle: of two runs with the same statements one fails; what was yes for both is so no longer."""
+    both = [scored(tmp_path / name, 1.0) for name in ("a", "b")]
+    good, bad = Status("good", "verified"), Status("bad", "b: FAILED")
+    told = [
+        {item.asked: (item.answer, item.evidence) for item in checklist.items(study(both, verdicts))}
+        for verdicts in ([good, good], [good, bad])
+    ]
+    for asked in ("which code?", "which data?", "the trained model"):
+        assert [each[asked][0] for each in told] == ["yes", "no"], asked
+    assert "1 of 2 runs" in told[1]["which data?"][1]
+
+
 @pytest.mark.parametrize(
     ("code", "answer"),
     [

@@ -3,7 +3,7 @@
 RUN may also be the folder of a sweep. Writes report.md, one self-contained report.html and the pictures.
 Nothing counts as verified unless --key or --policy is given; each run is then checked as by `harness verify`.
 --claims names a file of claims (docs/method.md); one that says more than its evidence is marked, with the
-narrower sentence that the evidence supports.
+narrower sentence that the evidence supports. --with names prepared corpora, which say what was left out.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.audit import run_facts, tier_text
+from harness.audit import prepared, run_facts, tier_text
 from harness.audit.tiers import Tiers
 from harness.audit.verify import Report, verify_run
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
-from harness.errors import UsageError
+from harness.errors import UsageError, VerificationFailed
 from harness.provenance import later
+from harness.provenance.corpora import CorpusStatement
+from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
 from harness.report import claim_file, claims, html, markdown, report, runs, verified
 from harness.report.document import Block, Picture, Status
@@ -44,16 +46,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="folder to write the report into"
     )
     parser.add_argument("--claims", type=Path, metavar="FILE", help="claims to check (docs/method.md)")
+    parser.add_argument(
+        "--with", dest="beside", nargs="+", default=[], type=Path, metavar="CORPUS",
+        help="prepared corpora that runs were trained on: checked, and told (needs --key or --policy)",
+    )  # fmt: skip
     add_trust(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read, judge, write; exit code 1 when a verification failed, 4 when it could not tell."""
-    return write_report(arguments.runs, arguments.out, trusted(arguments), arguments.claims)
+    return write_report(arguments.runs, arguments.out, trusted(arguments), arguments.claims, arguments.beside)
 
 
-def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed: Path | None) -> Outcome:
-    """The report on ``paths`` in the folder ``out``; ``whom`` to trust, ``claimed`` the file of claims."""
+def write_report(
+    paths: Sequence[Path],
+    out: Path,
+    whom: Policy | None,
+    claimed: Path | None,
+    beside: Sequence[Path] = (),
+) -> Outcome:
+    """The report on ``paths`` in the folder ``out``; ``whom`` to trust, ``claimed`` the file of claims,
+    ``beside`` the corpora to tell of."""
     wanted = None if claimed is None else claim_file.load(claimed)
     folders, plans, absent, alone = _expanded(paths)
     found = [_read(path, whom) for path in folders]
@@ -61,7 +74,8 @@ def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed:
     reports = [judged for _, judged in found if judged is not None]
     verdicts = _verdicts(read, reports)
     evidence = [found.evidence for found in reports]
-    about = study(read, verdicts, wanted, plans, absent, alone, evidence)
+    corpora = [_corpus(folder, whom, read) for folder in beside]
+    about = study(read, verdicts, wanted, plans, absent, alone, evidence, corpora)
     files = _write(out, report.compose(about))
     lines = [*(report.summary(one) for one in read), *(one.text for one in verdicts if one)]
     lines += [
@@ -77,6 +91,7 @@ def write_report(paths: Sequence[Path], out: Path, whom: Policy | None, claimed:
             {**_statement(one, each), "signer": each.signer, **each.facts} for one, each in about.evaluations
         ],
         "claims": [_judged(one) for one in about.judged],
+        "corpora": [{"corpus": each.subject_id, **each.predicate} for each in corpora],
         "files": {name: str(path) for name, path in files.items()},
     }
     return Outcome(document, "\n".join(lines), exit_code=max([0, *(each.exit_code for each in reports)]))
@@ -92,6 +107,26 @@ def _read(root: Path, whom: Policy | None) -> tuple[runs.Run, Report | None]:
     if judged.exit_code == 1:
         return read, judged
     return replace(verified.of(read, judged, kept), evaluated=tuple(_evaluated(judged))), judged
+
+
+def _corpus(folder: Path, whom: Policy | None, read: Sequence[runs.Run]) -> CorpusStatement:
+    """What the prepared corpus ``folder`` says, every check but that of payload bytes made.
+
+    Raises the first failure, `UsageError` without anybody to trust and for a corpus of none of the runs.
+    """
+    if not prepared.is_corpus(folder):
+        raise UsageError("no prepared corpus", where=str(folder), remedy="name a folder of harness prepare")
+    if whom is None:
+        raise UsageError("whom to trust is not said", where="--with", remedy="give --key or --policy")
+    findings = Findings()
+    statement, *_ = prepared.examine(folder, whom, findings)
+    findings.raise_first()
+    if statement is None:
+        raise VerificationFailed("could not be examined", where=str(folder))
+    used = {run.newest["data"]["corpus_sha256"] for run in read if run.newest is not None}
+    if statement.subject_id not in used:
+        raise UsageError("none of the runs was trained on this corpus", where=str(folder))
+    return statement
 
 
 def _expanded(paths: Sequence[Path]) -> tuple[list[Path], list[Planned], list[str], list[str]]:

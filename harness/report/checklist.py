@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from harness.report import costs, measured
+from harness.report import costs, data, measured
 from harness.report.document import Block, Heading, Link, Paragraph, Table
 from harness.report.runs import Run
-from harness.report.study import Study
+from harness.report.study import Study, failed
 
 Answer = Literal["yes", "no", "not recorded"]
 
@@ -45,7 +45,7 @@ def blocks(study: Study) -> Iterator[Block]:
     yield Heading(3, "Reproducibility checklist 2.0 and NeurIPS checklist")
     yield Paragraph(
         "Items of the reproducibility checklist 2.0 (Pineau et al.) and of the NeurIPS checklist that runs "
-        "can answer, from what is on record. Theory, ethics and licences are for the authors to answer."
+        "can answer, from what is on record. Theory, ethics and other licences are for the authors to answer."
     )
     yield _table(study, _ITEMS)
 
@@ -175,7 +175,7 @@ def _dependencies(study: Study) -> Item:
 
 
 def _code(study: Study) -> Item:
-    told = [run.newest["code"] for run in study.runs if run.newest is not None]
+    told = [run.newest["code"] for run in _standing(study) if run.newest is not None]
     named = [code for code in told if code.get("git_commit") is not None]
     clean = sum(code.get("dirty") is False for code in named)
     return Item(
@@ -204,9 +204,22 @@ def _preprocessing(study: Study) -> Item:
     return _told(
         study,
         "what data were left out, and the preprocessing",
-        lambda run: run.newest is not None and run.newest["data"].get("kind") != "prepared",
-        "files, split and limit in the config; a prepared corpus says it in its own statement, not read here",
-        "Configs",
+        lambda run: (
+            run.newest is not None
+            and (run.newest["data"].get("kind") != "prepared" or data.corpus_of(study, run) is not None)
+        ),
+        "files, split and limit in the config, or the statement of the prepared corpus (`--with`)",
+        data.TITLE if study.corpora else "Configs",
+    )
+
+
+def _licence(study: Study) -> Item:
+    return _told(
+        study,
+        "the licence of the data",
+        lambda run: (corpus := data.corpus_of(study, run)) is not None and bool(corpus.predicate["license"]),
+        "named in the statement of the prepared corpus (`--with`)",
+        data.TITLE if study.corpora else "Configs",
     )
 
 
@@ -266,9 +279,14 @@ def _limits(study: Study) -> Item:
 
 
 def _told(study: Study, asked: str, has: Callable[[Run], bool], evidence: str, section: str) -> Item:
-    count = sum(map(has, study.runs))
+    count = sum(map(has, _standing(study)))
     answer: Answer = "yes" if count == len(study.runs) else "no" if count else "not recorded"
     return Item(asked, answer, f"{evidence}: {count} of {len(study.runs)} runs", section)
+
+
+def _standing(study: Study) -> list[Run]:
+    """The runs whose verification, if there was one, has not failed: what the others say is no evidence."""
+    return [run for run, verdict in zip(study.runs, study.verdicts, strict=True) if not failed(verdict)]
 
 
 Ask = Callable[[Study], Item]
@@ -276,5 +294,5 @@ Ask = Callable[[Study], Item]
 _MINIMAL: tuple[Ask, ...] = (_which_code, _which_data, _which_environment, _which_settings, _which_outputs)
 _ITEMS: tuple[Ask, ...] = (
     _hyperparameters, _selection, _number, _measures, _protocol, _variation, _runtime, _infrastructure,
-    _dependencies, _code, _data, _preprocessing, _weights, _authentic, _claims, _limits,
+    _dependencies, _code, _data, _preprocessing, _licence, _weights, _authentic, _claims, _limits,
 )  # fmt: skip

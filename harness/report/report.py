@@ -16,7 +16,7 @@ from harness.audit.kernels import not_looked_at
 from harness.audit.tier_text import lines as tier_lines
 from harness.errors import VerificationFailed
 from harness.format import layout
-from harness.report import argument, checklist, claims, costs, evaluations
+from harness.report import argument, checklist, claims, costs, data, evaluations
 from harness.report.argument import decimal
 from harness.report.arms import listed
 from harness.report.document import Block, Bullets, Heading, Paragraph, Source, Status, Table
@@ -42,6 +42,7 @@ def compose(study: Study) -> list[Block]:
         Heading(2, "Setup"),
         *_each(study, _setup),
         *_settings(study),
+        *data.blocks(study),
         Heading(2, "Results"),
         *pictures(study),
         _results(runs),
@@ -342,12 +343,12 @@ def _environment(run: Run) -> list[Block]:
 
 
 def _environment_rows(facts: Facts) -> Iterator[tuple[str, str]]:
-    code, data = facts["code"], facts["data"]
+    code, read = facts["code"], facts["data"]
     state = {True: " with uncommitted changes", False: "", None: " (state unknown)"}[code.get("dirty")]
     yield "harness", str(code.get("harness"))
     commit = code.get("git_commit")
     yield "code", f"`{str(commit)[:12]}`{state}" if commit else f"not a git checkout{state}"
-    yield "data", f"{data.get('kind')}, corpus `{str(data.get('corpus_sha256'))[:16]}`"
+    yield "data", f"{read.get('kind')}, corpus `{str(read.get('corpus_sha256'))[:16]}`"
     for name, value in facts["environment"].items():
         if isinstance(value, str | int | bool):
             yield name.replace("_", " "), str(value)

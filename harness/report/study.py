@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from harness.audit import tiers as tier_rules
 from harness.audit.tiers import Evidence, Tiers
+from harness.provenance.corpora import CorpusStatement
 from harness.report import judge, measured
 from harness.report.arms import Arm, group
 from harness.report.claim_file import Claims
@@ -51,6 +52,8 @@ class Study:
     """Folders of the runs that belong to no sweep."""
     tiers: tuple[Tiers, ...]
     """How far a rerun of each run would repeat it."""
+    corpora: tuple[CorpusStatement, ...]
+    """Authentic statements of corpora that runs were trained on."""
 
     @property
     def planned(self) -> bool:
@@ -81,6 +84,7 @@ def study(
     absent: Sequence[str] = (),
     unplanned: Sequence[str] = (),
     evidence: Sequence[Evidence] = (),
+    corpora: Sequence[CorpusStatement] = (),
 ) -> Study:
     """Group the runs into arms and hold the claims against them; ``evidence`` of each run comes from its
     verification, and without one nothing counts.
@@ -104,4 +108,5 @@ def study(
         tuple(absent),
         tuple(unplanned),
         tuple(tiers),
+        tuple(corpora),
     )
