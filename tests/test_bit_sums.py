@@ -55,6 +55,19 @@ def test_the_sum_of_a_large_tensor_is_what_integers_without_bounds_give(dtype, c
     assert [each & MASK for each in Plan({"a": tensor}, large=0).sums().tolist()] == [by_hand(tensor)]
 
 
+@pytest.mark.parametrize("large", [0, 10**9])
+def test_the_sum_is_the_same_on_any_number_of_threads(large):
+    """Oracle: one thread, for a tensor of which torch gives each thread a part."""
+    plan, found, before = Plan({"a": values(300 * ROW, torch.float32)}, large), [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(plan.digest(plan.sums()))
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(found)) == 1
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.sampled_from(DTYPES),

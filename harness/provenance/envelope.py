@@ -85,8 +85,8 @@ def reopen_own(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Opened:
 
 
 def _own(data: bytes) -> tuple[bytes, bytes, str] | None:
-    """Payload, signature and hint of a bundle in the frame that `sign` writes, base64 not looked at closely;
-    None for a bundle in another one."""
+    """Payload, signature and hint of a bundle in the frame that `sign` writes, how they are padded not looked
+    at; None for a bundle in another frame, or with what is no base64."""
     if len(data) > LIMIT:
         return None
     texts, end = [], 0
@@ -99,7 +99,7 @@ def _own(data: bytes) -> tuple[bytes, bytes, str] | None:
     if data[end:] != _FRAME[-1]:
         return None
     try:
-        payload, signature = map(binascii.a2b_base64, texts[:2])
+        payload, signature = (binascii.a2b_base64(text, strict_mode=True) for text in texts[:2])
     except binascii.Error:
         return None
     return payload, signature, texts[2].decode("latin-1")
