@@ -193,19 +193,22 @@ class Instance:
             identity = {"keyId": text_of(hashlib.sha256(spki(key)).digest())}
             return {"baseUrl": self.url, "hashAlgorithm": "SHA2_256", "publicKey": public, "logId": identity}
 
-        der = self.root.public_bytes(serialization.Encoding.DER)
-        authority = {
-            "subject": {"organization": "a test", "commonName": "fulcio"},
-            "uri": self.url,
-            "certChain": {"certificates": [{"rawBytes": text_of(der)}]},
-            **_START,
-        }
         return {
             "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
             "tlogs": [log(self.rekor)],
-            "certificateAuthorities": [authority],
+            "certificateAuthorities": [self.authority("fulcio", [self.root])],
             "ctlogs": [log(self.ct)],
             "timestampAuthorities": [],
+        }
+
+    def authority(self, name: str, chain: list[x509.Certificate]) -> dict[str, Any]:
+        """How a trusted root tells of an authority; its own certificate comes first."""
+        ders = [each.public_bytes(serialization.Encoding.DER) for each in chain]
+        return {
+            "subject": {"organization": "a test", "commonName": name},
+            "uri": self.url,
+            "certChain": {"certificates": [{"rawBytes": text_of(each)} for each in ders]},
+            **_START,
         }
 
     def client_config(self) -> dict[str, Any]:

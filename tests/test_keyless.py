@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import run_folder
 from attack import payload_of
+from authority import Authority
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from run_folder import SampleRun
 
 from harness.audit import verify
 from harness.cli import main
-from harness.errors import ConfigError, EnvironmentFault
+from harness.errors import ConfigError, EnvironmentFault, VerificationFailed
 from harness.provenance import keyless, later, policy_file, statements
 
 pytest.importorskip("sigstore")
@@ -137,10 +138,43 @@ def test_a_bundle_by_hand_is_accepted_and_its_time_is_that_of_the_certificate(sc
         (f"from: {before}, until: {after}, proven: true", 0),
         (f"from: {after}", 1),
         (f"until: {before}", 1),
+        (f"from: {hour_ago + timedelta(minutes=5):%Y-%m-%dT%H:%M:%SZ}", 1),
         (f"until: {hour_ago + timedelta(minutes=5):%Y-%m-%dT%H:%M:%SZ}", 1),
     ):
         code, text = scene.judged(scene.policy(ci=f", valid: {{{rules}}}"))
         assert (code, "does not count: " in text) == (expected, expected == 1), (rules, text)
+
+
+def test_a_timestamping_authority_of_the_root_shows_the_time(scene: Scene) -> None:
+    """Oracle: RFC 3161 timestamps of an authority made here, in place of Rekor's promise; good within the
+    certificate's minutes and by an authority of the root only."""
+    tsa, other = Authority("tsa"), Authority("other")
+    payload, now = scene.statement(), datetime.now(UTC)
+    good = changed(INSTANCE.bundle(payload), *ENTRY, "inclusionPromise", to=None)
+    signature = base64.b64decode(good["dsseEnvelope"]["signatures"][0]["sig"])
+
+    def judged(stamps: list[bytes]) -> tuple[int, str]:
+        policy = scene.policy()
+        root = INSTANCE.trusted_root()
+        root["timestampAuthorities"] = [INSTANCE.authority("tsa", [tsa.certificate, tsa.root])]
+        (scene.folder / "root.json").write_text(json.dumps(root))
+        told = {"rfc3161Timestamps": [{"signedTimestamp": text_of(each)} for each in stamps]}
+        scene.add(changed(good, "verificationMaterial", "timestampVerificationData", to=told))
+        return scene.judged(policy)
+
+    def stamp(by: Authority, minutes: int, message: bytes = signature) -> bytes:
+        return by.stamp(message, f"{now + timedelta(minutes=minutes):%Y%m%d%H%M%SZ}")
+
+    assert judged([stamp(tsa, 1)])[0] == 0
+    for stamps, words in (
+        ([], "must contain an inclusion promise or signed timestamp"),
+        ([stamp(tsa, 30)], "not valid at validation time"),
+        ([stamp(tsa, -30)], "not valid at validation time"),
+        ([stamp(other, 1)], "not enough sources of verified time"),
+        ([stamp(tsa, 1, b"another")], "not enough sources of verified time"),
+    ):
+        code, text = judged(stamps)
+        assert (code, words in text) == (1, True), text
 
 
 def changed(bundle: Bundle, *path: str | int, to: Any) -> Bundle:
@@ -339,7 +373,7 @@ def test_each_byte_of_certificate_and_log_entry_is_bound(scene: Scene) -> None:
         for index in range(0, len(data), 7):
             broken = data[:index] + bytes([data[index] ^ 1]) + data[index + 1 :]
             text = json.dumps(changed(good, *place, to=text_of(broken))).encode()
-            with pytest.raises(keyless.VerificationFailed):
+            with pytest.raises(VerificationFailed):
                 keyless.open_bundle(text, subjects, root, where="there")
 
 
@@ -363,14 +397,20 @@ def test_limits_of_the_identity_hold(scene: Scene) -> None:
     assert main(["verify", str(scene.run.root), "--key", *keys]) == 1
 
 
+def _an_hour_ago() -> str:
+    return f"{datetime.now(UTC) - timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}"
+
+
 def test_a_countersignature_counts_for_the_threshold_and_no_key_is_replaced(scene: Scene) -> None:
     """Oracle: a threshold of two people; the checkpoint's own statement still takes a key."""
     policy = scene.policy("threshold: 2")
     assert scene.judged(policy)[0] == 4
     payload = scene.statement(later.COUNTERSIGNATURE)
     scene.add(INSTANCE.bundle(payload), later.COUNTERSIGNATURE)
-    code, text = scene.judged(policy)
-    assert code == 0, text
+    assert scene.judged(policy)[0] == 0
+    # Younger than the checkpoint, which says when it was made; sigstore says when CI has signed.
+    assert scene.judged(scene.policy("threshold: 2", ci=f", valid: {{from: {_an_hour_ago()}}}"))[0] == 0
+    policy = scene.policy("threshold: 2")
     scene.add(INSTANCE.bundle(scene.statement()), later.COUNTERSIGNATURE)
     assert scene.judged(policy)[0] == 1
     own = scene.checkpoint / "provenance" / "checkpoint.sigstore.json"
@@ -419,22 +459,19 @@ def test_a_root_that_is_none_is_said_and_nothing_verifies(scene: Scene) -> None:
 
 
 def test_policy_check_knows_who_signs_without_a_key(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
-    """Oracle: required kinds that CI may sign are good; a kind that takes a key is odd."""
-    for required, ci, expected in (
-        ("[checkpoint, slsa, model-signature, svr]", ", statements: [svr]", 0),
-        ("[checkpoint, slsa, model-signature, svr]", ", statements: [svr], valid: {until: 2020-01-01}", 1),
-    ):
-        policy = scene.policy(f"required: {required}", ci=ci)
-        assert main(["policy", "check", str(policy)]) == expected, capsys.readouterr().out
-    text = policy.read_text().replace(
-        "[me.ed25519.pub, me.p256.pub]}", "[me.ed25519.pub], statements: [checkpoint]}"
-    )
-    policy.write_text(
-        text.replace("model-signature, svr", "export").replace(", valid: {until: 2020-01-01}", "")
-    )
-    capsys.readouterr()
-    assert main(["policy", "check", str(policy)]) == 1
-    assert "export is required, and no identity may sign it" in capsys.readouterr().out
+    """Oracle: a required kind that CI may sign is good; one that takes a key, or past its time, is odd."""
+
+    def told(required: str, ci: str, me: str = "") -> tuple[int, str]:
+        policy = scene.policy(f"required: [checkpoint, {required}]", ci=ci)
+        policy.write_text(policy.read_text().replace("me.p256.pub]}", f"me.p256.pub]{me}}}"))
+        return main(["policy", "check", str(policy)]), capsys.readouterr().out
+
+    only = ", statements: [checkpoint, model-signature]"
+    assert told("model-signature, svr", "", only)[0] == 0
+    code, text = told("model-signature, svr", ", valid: {until: 2020-01-01}", only)
+    assert (code, "who may sign it may not now (ci): svr" in text) == (1, True)
+    code, text = told("model-signature, export", "", only)
+    assert (code, "export is required, and no identity may sign it" in text) == (1, True)
 
 
 def test_what_signing_needs_is_said_in_one_line(
@@ -462,6 +499,30 @@ def test_what_signing_needs_is_said_in_one_line(
         said = capsys.readouterr().err
         assert (len(said.splitlines()), text in said) == (1, True), said
         assert token is None or token not in said
+
+
+def test_what_sigstore_verified_must_be_what_is_read(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: a verifier that answers for another payload, another type, or asks for nobody's identity."""
+    data = json.dumps(INSTANCE.bundle(scene.statement())).encode()
+    payload = scene.statement()
+    subject = keyless.Subject(ISSUER, IDENTITY)
+    for asks, answer in (
+        (True, ("application/vnd.in-toto+json", payload + b" ")),
+        (True, ("application/json", payload)),
+        (False, ("application/vnd.in-toto+json", payload)),
+    ):
+
+        class Stub:
+            def verify_dsse(
+                self, bundle: Any, policy: Any, asks: bool = asks, answer: tuple[str, bytes] = answer
+            ) -> tuple[str, bytes]:
+                if asks:
+                    policy.verify(bundle.signing_certificate)
+                return answer
+
+        monkeypatch.setattr(keyless, "_verifier", lambda root: Stub())
+        with pytest.raises(VerificationFailed, match="over its payload"):
+            keyless.open_bundle(data, [subject], b"", where="x")
 
 
 def test_without_the_package_nothing_is_verified(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
