@@ -12,6 +12,7 @@ Each field says what a change of it means for a run that is already on disk (DES
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -79,10 +80,19 @@ LANGUAGE_SECTIONS = ("model", "data", "tokenizer")
 """Sections that only the language task reads."""
 ROLES = ("system", "user", "assistant")
 """Who may speak in a chat."""
+WHEEL = "wheel"
+"""The `data.kind` of installed packages' sources."""
 PREPARED = "prepared"
 """`data.kind` of a folder that `harness prepare` made."""
 CHATS = "chats"
 """`source.kind` of JSON lines that hold chats; a run reads them prepared."""
+
+
+def require_read(section: str, kind: str, files: Sequence[str]) -> None:
+    """Raise a disagreement for ``files`` of a ``kind`` that reads none: it would train on something else."""
+    if kind == WHEEL and files:
+        text = f"{section}.kind {WHEEL} reads no {section}.files, but {section}.packages; set {section}.kind"
+        raise disagreement(f"{section}.files", text)
 
 
 def disagreement(key: str, text: str) -> PydanticCustomError:
@@ -154,7 +164,7 @@ class Model(Section):
 class Data(Section):
     """Where the documents come from."""
 
-    kind: Word = "wheel"
+    kind: Word = WHEEL
     """`wheel` (the .py files of installed packages, checked against the wheel's RECORD), `text`, `jsonl`,
     `parquet`, `prepared` (a folder that `harness prepare` made), `tokens` (token shards), or the import
     path of a user's own corpus."""
@@ -174,6 +184,11 @@ class Data(Section):
     cache: WrittenPath | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """Folder of token caches, relative to the config file; `$XDG_CACHE_HOME/harness` or `~/.cache/harness`
     when null."""
+
+    @model_validator(mode="after")
+    def _files_are_read(self) -> Data:
+        require_read("data", self.kind, self.files)
+        return self
 
 
 class Tokenizer(Section):

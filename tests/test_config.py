@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 def test_a_later_layer_wins_and_each_value_knows_where_it_came_from(path: Path) -> None:
     """Oracle: the three layers, written here."""
     base = path.with_name("base.yaml")
-    base.write_text(MINIMAL + "optimizer:\n  lr: 0.5\n  beta1: 0.8\ndata: {files: [a, b]}\n")
+    base.write_text(MINIMAL + "optimizer:\n  lr: 0.5\n  beta1: 0.8\ndata: {kind: text, files: [a, b]}\n")
     path.write_text("extends: base.yaml\noptimizer: {lr: 0.25}\ndata: {files: [c]}\n")
     loaded = config.load(path, ["optimizer.eps=1e-6", "run.seed=7"])
     made = loaded.settings
@@ -78,6 +78,7 @@ WRONG: dict[str, tuple[str, list[str], str, str]] = {
     "warm-up": (MINIMAL, ["schedule.warmup=11"], "schedule.warmup=11", "exceeds train.steps 10"),
     "heads": (MINIMAL, ["model.width=10"], "model.width=10", "multiple of 2 x heads"),
     "key and value heads": (MINIMAL, ["model.kv_heads=4"], "model.kv_heads=4", "does not divide"),
+    "files that nobody reads": (MINIMAL, ["data.files=[a.txt]"], "data.files=[a.txt]", "set data.kind"),
     "another task's section": (MINIMAL, ["task.kind=digits", "model.width=12"], "model.width=12", "digits"),
     "a list": ("- 1\n", [], "c.yaml", "mapping"),
     "empty": ("", [], "c.yaml", ""),
@@ -206,6 +207,8 @@ def settings_of(changes: dict[str, Any]) -> Settings:
         "run": {"dir": "runs/x"},
         "train": {"steps": 10, "global_batch": 8, "micro_batch": 4},
     }
+    if changes.get("data.files"):
+        changes = {**changes, "data.kind": "text"}
     for key, value in changes.items():
         section, _, name = key.partition(".")
         if name:

@@ -235,8 +235,18 @@ def test_a_head_that_is_no_head_of_the_maker_is_refused(kept: Path, tmp_path: Pa
         ("none.head", EvidenceIncomplete), ("broken.head", VerificationFailed),
         ("stranger.head", VerificationFailed),
     ):  # fmt: skip
-        with pytest.raises(kind):
+        with pytest.raises(kind) as caught:
             verify.verify(kept / "run", whom, head=[tmp_path / name])
+        wanted = "the key or the policy" if "stranger" in name else "harness head RUN --out FILE has written"
+        assert wanted in (caught.value.remedy or "")
+
+
+def test_a_file_that_holds_no_head_is_not_replaced_by_one(kept: Path, tmp_path: Path) -> None:
+    """Oracle: the file's bytes, and exit code 2: a wrong path is no wrong run."""
+    (tmp_path / "thesis.md").write_text("# Thesis\n")
+    done = harness(kept, "head", "run", "--out", str(tmp_path / "thesis.md"))
+    assert (done.returncode, "name another --out" in done.stderr) == (2, True)
+    assert (tmp_path / "thesis.md").read_text() == "# Thesis\n"
 
 
 def test_since_a_kept_head_only_what_was_added_is_hashed(kept: Path, tmp_path: Path) -> None:

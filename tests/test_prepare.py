@@ -406,6 +406,7 @@ def test_a_hugging_face_dataset_is_read_at_one_commit(place: Place, hub: str) ->
         (["format.template=nothing"], "{text}"),
         (["filters.min_byte=3"], "did you mean 'filters.min_bytes'"),
         (["source.files=[gone/*.jsonl]"], "nothing matches"),
+        (["source.kind=wheel"], "set source.kind"),
     ],
 )
 def test_what_cannot_be_prepared_is_refused_in_one_line(

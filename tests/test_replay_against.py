@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import run_folder
 import toy_task
 from conftest import Place
 from hypothesis import given
 from hypothesis import strategies as st
 from test_replay import PLANTED, SECTIONS, replay
 
+from harness import cli
 from harness.audit import divergence, segment
 from harness.audit.segment import Step
 from harness.commands import replay as command
@@ -76,6 +78,30 @@ def test_runs_whose_steps_were_digested_otherwise_are_not_compared(monkeypatch: 
         monkeypatch.setattr(segment, "authentic", lambda *words, other=other: other)
         with pytest.raises(error, match=told):
             command._parted(known, policies.Policy(()), asked)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nowhere"], "no such folder: nowhere"),
+        (["run/checkpoints/step-00000004"], "name the run folder"),
+        (["run", "--processes", "0"], "--processes 0 is no number of ranks"),
+        (["run", "--base", "nowhere"], "no such folder: --base nowhere"),
+    ],
+)
+def test_a_wrong_call_is_refused_before_anything_is_read(
+    words: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Oracle: exit code 2 and the word that is wrong."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "checkpoints" / "step-00000004").mkdir(parents=True)
+    run_folder.identity(tmp_path / "me")
+    code = cli.main(["replay", *words, "--from", "0", "--to", "4", "--key", "me.ed25519.pub"])
+    assert (code, told in capsys.readouterr().err) == (2, True)
 
 
 def test_equal_records_have_no_first_difference_and_the_shorter_one_ends_it() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness import timestamp_url
 from harness.audit import handover
-from harness.errors import UsageError, storage_fault
+from harness.errors import UsageError, VerificationFailed, storage_fault
 from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.provenance import heads, log, timestamp, timestamp_client, witness
@@ -86,13 +86,19 @@ def write(taken: Taken, out: Path) -> Head | None:
     """Write the note to ``out``; returns the head that it replaces.
 
     Raises `VerificationFailed` when ``out`` holds a head that the log does not continue: that file is the
-    evidence, and stays as it is. Raises `EnvironmentFault` when it cannot be written.
+    evidence, and stays as it is; `UsageError` when it holds something else, `EnvironmentFault` when it cannot
+    be written.
     """
     out = out.resolve()
     before = None
     if os.path.lexists(out):
         note = files.read_limited(out, log.NOTE_LIMIT)
-        before = log.claimed(note, where=str(out))
+        try:
+            before = log.claimed(note, where=str(out))
+        except VerificationFailed as error:
+            raise UsageError(
+                "exists, and is no log head", where=str(out), remedy="name another --out"
+            ) from error
         findings = Findings()
         heads.check(taken.book, [Kept(before, f"the head in {out.name}")], findings, str(out))
         findings.raise_first()

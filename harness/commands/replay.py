@@ -25,6 +25,7 @@ from harness.audit.segment import Authentic, Segment
 from harness.commands import Outcome, reexecute, replay_floor
 from harness.commands.trust import add_trust, trusted
 from harness.errors import EvidenceIncomplete, UsageError
+from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.provenance import keys, later
 from harness.provenance.policy import Policy
@@ -66,6 +67,14 @@ def run(arguments: argparse.Namespace) -> Outcome:
     whom = trusted(arguments)
     if whom is None:
         raise UsageError("whom to trust is not said", remedy="give --key NAME.ed25519.pub … or --policy FILE")
+    if layout.kind_of(arguments.run) != "run":
+        raise UsageError("is a checkpoint folder", where=str(arguments.run), remedy="name the run folder")
+    if arguments.processes is not None and arguments.processes < 1:
+        raise UsageError(f"--processes {arguments.processes} is no number of ranks", remedy="1 or more")
+    if arguments.base is not None and not arguments.base.is_dir():
+        raise UsageError(
+            "no such folder", where=f"--base {arguments.base}", remedy="where the run's config lay"
+        )
     run_folder = RunFolder(arguments.run)
     path, _ = keys.signing_key_path(arguments.signing_key, arguments.run)
     signer = keys.load_signer(path)

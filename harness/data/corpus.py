@@ -26,7 +26,7 @@ from typing import Protocol
 from harness.data.documents import FILE_KINDS, Document
 from harness.data.extensions import check_arguments, load_class, source_digest
 from harness.errors import ConfigError, EnvironmentFault, VerificationFailed
-from harness.settings import CHATS, PREPARED, Data
+from harness.settings import CHATS, PREPARED, WHEEL, Data
 
 # Written when a wheel is built: they differ between the CPU and CUDA builds of one version.
 _BUILD_STAMPS = frozenset({"version.py", "_version.py"})
@@ -116,11 +116,11 @@ def files_of(data: Data, base: Path) -> tuple[Files, dict[str, str]]:
 
     Raises as `open_corpus` does.
     """
-    if data.kind == "wheel":
+    if data.kind == WHEEL:
         return WheelFiles(data.packages), {}
     if data.kind in FILE_KINDS:
         return FILE_KINDS[data.kind](data, base), {}
-    kind = load_class(data.kind, base, "data.kind", ["wheel", *FILE_KINDS, "tokens", PREPARED])
+    kind = load_class(data.kind, base, "data.kind", [WHEEL, *FILE_KINDS, "tokens", PREPARED])
     check_arguments(kind, {"data": data, "base": base}, "data.kind")
     return kind(data=data, base=base), {data.kind: source_digest(kind)}
 

@@ -17,6 +17,7 @@ from harness import config, strict_yaml
 from harness.settings import (
     CHATS,
     OPERATIONAL,
+    WHEEL,
     Data,
     Fraction,
     Number,
@@ -28,6 +29,7 @@ from harness.settings import (
     WrittenPath,
     WrittenPattern,
     disagreement,
+    require_read,
 )
 
 _PLACES = re.compile(r"\{(.*?)\}")
@@ -59,7 +61,7 @@ def _hub(value: Any) -> Any:
 class Source(Section):
     """The raw files."""
 
-    kind: Word = "wheel"
+    kind: Word = WHEEL
     """`wheel` (the .py files of installed packages, checked against RECORD), `text`, `jsonl`, `parquet`,
     `chats` (JSON lines whose field holds a list of messages), or the import path of a user's own corpus."""
     packages: list[Word] = Field(default_factory=lambda: ["torch"])
@@ -72,6 +74,11 @@ class Source(Section):
     """`OWNER/NAME@COMMIT`: a Hugging Face dataset, whose `files` are downloaded first; needs a network."""
     limit_bytes: Positive | None = None
     """Use whole files, in order, until so many bytes are reached; all of them when null."""
+
+    @model_validator(mode="after")
+    def _files_are_read(self) -> Source:
+        require_read("source", self.kind, self.files)
+        return self
 
 
 class Format(Section):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files
 from harness.provenance import log, witness
 from harness.provenance.checks import Check
@@ -55,8 +56,12 @@ def load(path: Path, keys: Sequence[PublicKey], policy: Policy | None = None) ->
     Raises `EvidenceIncomplete` when there is no such file, `VerificationFailed` when it is no log head, no
     Ed25519 key of ``keys`` has signed it or too few witnesses have.
     """
-    note = files.read_limited(path.resolve(), log.NOTE_LIMIT)  # the auditor's own file may be a link
-    head = log.open_note(note, keys, where=str(path))
+    try:
+        note = files.read_limited(path.resolve(), log.NOTE_LIMIT)  # the auditor's own file may be a link
+        head = log.open_note(note, keys, where=str(path))
+    except (EvidenceIncomplete, VerificationFailed) as error:
+        error.remedy = error.remedy or "give a file that harness head RUN --out FILE has written"
+        raise
     seen = None
     if policy is not None and policy.witnesses:
         seen = witness.seen(note, policy.witnesses, policy.witness_threshold, where=str(path))

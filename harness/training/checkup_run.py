@@ -25,7 +25,7 @@ from harness.format import leftovers
 from harness.format.layout import RunFolder
 from harness.provenance import keys, policy, policy_file, timestamp, timestamp_client
 from harness.provenance.policy import Policy
-from harness.settings import PREPARED, Data, Settings
+from harness.settings import PREPARED, WHEEL, Data, Settings
 from harness.stores.client import ObjectExistsError, ObjectStore
 from harness.stores.contents import Contents
 from harness.terminal import human_bytes
@@ -241,7 +241,7 @@ def _data(settings: Settings, base: Path) -> Iterator[Check]:
 
 def _files(data: Data, base: Path) -> int | None:
     """Number of the corpus's files; None for a user's own kind. Raises what opening the corpus raises."""
-    if data.kind == "wheel":
+    if data.kind == WHEEL:
         return len(WheelFiles(data.packages).names())
     if data.kind in FILE_KINDS:
         return len(FILE_KINDS[data.kind](data, base).names())
