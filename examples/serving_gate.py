@@ -36,6 +36,9 @@ def admit(model: Path, policy: Path, private: Path) -> Path:
 
 def main() -> int:
     """Admit, then load. Prints the names of the weights that would be served."""
+    if len(sys.argv) != 3:
+        print("usage: python examples/serving_gate.py MODEL POLICY", file=sys.stderr)
+        return 2
     model, policy = Path(sys.argv[1]), Path(sys.argv[2])
     with tempfile.TemporaryDirectory() as private:
         try:

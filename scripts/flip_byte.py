@@ -21,5 +21,8 @@ def flip(path: Path) -> tuple[int, int, int]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_file():
+        print("usage: python scripts/flip_byte.py FILE", file=sys.stderr)
+        sys.exit(2)
     where, old, new = flip(Path(sys.argv[1]))
     print(f"flipped byte {where:,} of {sys.argv[1]}: 0x{old:02x} → 0x{new:02x}")

@@ -59,6 +59,7 @@ ERRORS = {
     "no such key": (["keys", "show", "nowhere.pub"], 2),
     "unknown key": (["config", str(ROOT / "configs" / "tiny.yaml"), "train.stepz=3"], 2),
     "no such plan": (["plan", "nowhere.yaml"], 2),
+    "a reason for nothing": (["train", str(ROOT / "configs" / "tiny.yaml"), "--reason", "typo"], 2),
 }
 
 

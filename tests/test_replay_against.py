@@ -86,6 +86,7 @@ def test_runs_whose_steps_were_digested_otherwise_are_not_compared(monkeypatch: 
         (["nowhere"], "no such folder: nowhere"),
         (["run/checkpoints/step-00000004"], "name the run folder"),
         (["run", "--processes", "0"], "--processes 0 is no number of ranks"),
+        (["run", "--random", "0"], "--random 0 draws no segment"),
         (["run", "--base", "nowhere"], "no such folder: --base nowhere"),
     ],
 )

@@ -178,3 +178,11 @@ def test_the_stages_that_the_pipeline_is_killed_in_are_those_of_speedrun_in_orde
     places = [commands.find(words) for words in stages.values()]
     assert places == sorted(places)
     assert min(places) > 0
+
+
+@pytest.mark.parametrize("script", ["scripts/flip_byte.py", "examples/serving_gate.py"])
+def test_a_script_without_its_arguments_says_which_it_takes(script: str, tmp_path: Path) -> None:
+    """Oracle: exit code 2 and one line."""
+    done = ran(sys.executable, ROOT / script, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"usage: python {script} ")

@@ -18,7 +18,9 @@ def checkpoint(node: Node) -> list[str]:
         words.append(node.state)
     if facts.get("loss") is not None:
         words.append(f"loss {decimal(facts['loss'])}")
-    words += [f"{name} {decimal(value)}" for name, value in facts.get("evaluation", {}).items()]
+    if facts.get("evaluation"):  # its own loss is another one than that of training
+        scores = (f"{name} {decimal(value)}" for name, value in facts["evaluation"].items())
+        words.append(f"held out {', '.join(scores)}")
     if facts.get("created"):
         words.append(str(facts["created"]))
     if facts.get("reason"):

@@ -91,7 +91,9 @@ class Authentic:
         or cannot be executed in one go.
         """
         if not 0 <= first < last:
-            raise UsageError(f"--from {first} --to {last} holds no step", remedy="--from is before --to")
+            raise UsageError(
+                f"--from {first} --to {last} holds no step", remedy="--from is at least 0, and before --to"
+            )
         end = next((each for each in self.checkpoints if each.statement.step_to >= last), None)
         if end is None:
             signed = self.checkpoints[-1].statement.step_to

@@ -22,7 +22,7 @@ from harness.provenance import keys
 
 EXAMPLE = (
     "harness merge runs/a/checkpoints/step-00000060 runs/b/checkpoints/step-00000060 "
-    "--out out/soup --key me.pub"
+    "--out out/soup --key me.ed25519.pub"
 )
 
 

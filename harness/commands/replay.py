@@ -71,6 +71,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
         raise UsageError("is a checkpoint folder", where=str(arguments.run), remedy="name the run folder")
     if arguments.processes is not None and arguments.processes < 1:
         raise UsageError(f"--processes {arguments.processes} is no number of ranks", remedy="1 or more")
+    if arguments.random is not None and arguments.random < 1:
+        raise UsageError(f"--random {arguments.random} draws no segment", remedy="1 or more")
     if arguments.base is not None and not arguments.base.is_dir():
         raise UsageError(
             "no such folder", where=f"--base {arguments.base}", remedy="where the run's config lay"
@@ -138,7 +140,7 @@ def _parted(known: Authentic, whom: Policy, arguments: argparse.Namespace) -> Di
 
 def _chosen(known: Authentic, arguments: argparse.Namespace) -> list[Segment]:
     if arguments.random is not None:
-        if arguments.first is not None or arguments.last is not None or arguments.random < 1:
+        if arguments.first is not None or arguments.last is not None:
             raise UsageError("--random N stands alone", remedy="leave out --from and --to")
         return known.sampled(arguments.random, arguments.seed)
     if arguments.first is None or arguments.last is None:

@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
         )
     if accept and not arguments.reason:
         raise UsageError("--accept needs --reason TEXT", remedy="the reason is signed into the lineage")
+    if arguments.reason and not accept:
+        raise UsageError("--reason is for --accept", remedy="say what is accepted, or leave --reason out")
     loaded = config.load(arguments.config, arguments.overrides)
     environment.require_training()
     from harness.training import failure, loop
