@@ -50,7 +50,7 @@ _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, InternalError)
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """When every certificate of a path is valid, both ends included."""
 
     start: datetime
@@ -100,12 +100,12 @@ def pem_of(data: bytes) -> str:
     return certificate(data, where="certificate").public_bytes(Encoding.PEM).decode()
 
 
-def check(
-    signer: bytes, others: Sequence[bytes], trusted: Sequence[bytes], moment: datetime, *, where: str
-) -> None:
-    """The certificate ``signer`` may have signed a timestamp at ``moment``, says one of ``trusted``.
+def vouched(
+    signer: bytes, others: Sequence[bytes], trusted: Sequence[bytes], *, where: str
+) -> tuple[Window, ...]:
+    """When the certificate ``signer`` may sign timestamps, says one of ``trusted``: a window for each path.
 
-    ``others`` came with the timestamp. All are DER. Raises `VerificationFailed`.
+    ``others`` came with the timestamp. All are DER. Raises `VerificationFailed` when it never may.
     """
     require_timestamping(certificate(signer, where=where), where=where)
     windows = _paths(signer, tuple(sorted({*others} - {signer})), tuple(trusted))
@@ -115,6 +115,11 @@ def check(
             where=where,
             remedy="add the certificate of its authority to the policy's timestamps, if you trust it",
         )
+    return windows
+
+
+def require_valid(windows: Sequence[Window], moment: datetime, *, where: str) -> None:
+    """Raise `VerificationFailed` unless ``moment`` lies in one of ``windows``."""
     if not any(window.start <= moment <= window.end for window in windows):
         what = f"states {moment:%Y-%m-%dT%H:%M:%SZ}, when the certificate of its authority was not valid"
         raise VerificationFailed(what, where=where)
@@ -140,7 +145,7 @@ def require_timestamping(found: Certificate, *, where: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def _paths(signer: bytes, others: tuple[bytes, ...], trusted: tuple[bytes, ...]) -> tuple[_Window, ...]:
+def _paths(signer: bytes, others: tuple[bytes, ...], trusted: tuple[bytes, ...]) -> tuple[Window, ...]:
     """When the paths from ``signer`` to one of ``trusted`` are valid."""
     read = [certificate(each, where="a certificate of the timestamp") for each in (signer, *others)]
     ends = [certificate(each, where="policy") for each in trusted]
@@ -214,7 +219,7 @@ def _extension(found: Certificate, kind: type[E]) -> Extension[E] | None:
     return next((each for each in found.extensions if isinstance(each.value, kind)), None)
 
 
-def _window(path: Sequence[Certificate]) -> _Window:
-    return _Window(
+def _window(path: Sequence[Certificate]) -> Window:
+    return Window(
         max(each.not_valid_before_utc for each in path), min(each.not_valid_after_utc for each in path)
     )

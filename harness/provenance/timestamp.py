@@ -134,8 +134,10 @@ def opened(data: bytes, message: bytes, trusted: Sequence[bytes], *, where: str)
     Raises `VerificationFailed` for anything but a good one.
     """
     signed, signer = _verified(data, where)
+    windows = authorities.vouched(signer, signed.certificates, trusted, where=where)
+    # Only now is anything read of what is signed.
     stamp, time = _told(signed.content, signer, message, where)
-    authorities.check(signer, signed.certificates, trusted, time, where=where)
+    authorities.require_valid(windows, time, where=where)
     return stamp
 
 
