@@ -287,6 +287,16 @@ def test_a_finished_run_without_the_figure_is_counted_not_dropped(tmp_path: Path
     assert any("1 of 11 runs finished without a value of score" in text for text in found.reasons)
 
 
+def test_a_sweep_of_which_members_never_began_supports_no_claim_as_it_is(tmp_path: Path) -> None:
+    """Oracle: the same runs support it where nothing else was planned."""
+    made = arm(tmp_path, 3, FIVE) + arm(tmp_path, 1, shifted(1))
+    claims = claimed(HIGHER)
+    (whole,) = study(made, [GOOD] * 10, claims).judged
+    (part,) = study(made, [GOOD] * 10, claims, absent=["seed-5", "seed-6"]).judged
+    assert (whole.verdict, part.verdict) == ("supported", "too broad")
+    assert part.reasons == ("2 planned runs never began: seed-5, seed-6",)
+
+
 def test_only_evaluations_that_were_verified_count(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,7 +63,8 @@ def _plan(study: Study) -> Iterator[str]:
         else:
             yield f"these claims were registered {at.created}, before any member had finished"
     if study.absent:
-        yield f"{len(study.absent)} planned members never began: {', '.join(study.absent[:5])}"
+        count = "1 planned member" if len(study.absent) == 1 else f"{len(study.absent)} planned members"
+        yield f"{count} never began: {', '.join(study.absent[:5])}"
 
 
 def _planned(seeds: Sequence[int], variants: Sequence[str]) -> str:

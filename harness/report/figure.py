@@ -331,7 +331,8 @@ def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
         if x > LEFT and x + width > WIDTH:
             x, row = float(LEFT), row + 1
         y, kind = 44 + _LEGEND_ROW * row, f"c{one.colour % len(_COLOURS)}"
-        drawn.append(f'<line class="curve {kind}" x1="{x:.1f}" x2="{x + 20:.1f}" y1="{y}" y2="{y}"/>')
+        faint = " faint" if one.faint else ""
+        drawn.append(f'<line class="curve {kind}{faint}" x1="{x:.1f}" x2="{x + 20:.1f}" y1="{y}" y2="{y}"/>')
         if one.dots:
             drawn.append(f'<circle class="{kind}" cx="{x + 10:.1f}" cy="{y}" r="3"/>')
         drawn.append(label(x + 26, y + 4, name, "start"))

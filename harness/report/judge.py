@@ -59,14 +59,21 @@ class Judged:
     """The signed evaluations whose values were used."""
 
 
-def judge(claims: Sequence[Claim], runs: Sequence[Run], verdicts: Sequence[Status | None]) -> list[Judged]:
-    """Hold each claim against ``runs``; ``verdicts`` has what a verification said of each run."""
+def judge(
+    claims: Sequence[Claim],
+    runs: Sequence[Run],
+    verdicts: Sequence[Status | None],
+    absent: Sequence[str] = (),
+) -> list[Judged]:
+    """Hold each claim against ``runs``; ``verdicts`` has what a verification said of each run, ``absent`` the
+    members that were planned with them and never began."""
     verified = {
         run.root for run, verdict in zip(runs, verdicts, strict=True) if verdict and verdict.kind == "good"
     }
     inferring = sum(claim.scope.seeds == "any" for claim in claims)
     level = 1 - ERROR_RATE / max(inferring, 1)
-    return [_judge(claim, runs, {run.root for run in runs} - verified, level) for claim in claims]
+    unverified = {run.root for run in runs} - verified
+    return [_judge(claim, runs, unverified, absent, level) for claim in claims]
 
 
 def supporting(judged: Sequence[Judged], run: Run, runs: Sequence[Run]) -> Iterator[Supported]:
@@ -82,7 +89,9 @@ def supporting(judged: Sequence[Judged], run: Run, runs: Sequence[Run]) -> Itera
             yield Supported(one.claim.name, seeds, len({_identity(each, "stack") for each in used}))
 
 
-def _judge(claim: Claim, runs: Sequence[Run], unverified: set[Path], level: float) -> Judged:
+def _judge(
+    claim: Claim, runs: Sequence[Run], unverified: set[Path], absent: Sequence[str], level: float
+) -> Judged:
     arms = [chosen(runs, settings) for settings in (claim.of, claim.than) if settings is not None]
     sides = measured.sides(claim, arms)
     values = [side.values for side in sides]
@@ -97,6 +106,10 @@ def _judge(claim: Claim, runs: Sequence[Run], unverified: set[Path], level: floa
         return Judged(claim, "no evidence", (reason,), None, None, None, None)
     rests = tuple(measured.evidence(sides))
     narrow = [*_breadth(claim, sides, unverified)]
+    if absent:
+        # Whoever stops a sweep after a look at it has chosen what to count.
+        named = f"{', '.join(absent[:3])}{' …' if len(absent) > 3 else ''}"
+        narrow.append(f"{_count(len(absent), 'planned run')} never began: {named}")
     centre, interval, comparison = _measured(values, level)
     shown = _sentence(claim, arms, values, centre, interval)
     sign = -1 if claim.better == "lower" else 1

@@ -91,7 +91,7 @@ def study(
 
     Raises `EnvironmentFault` when statistics are needed and scipy is not there.
     """
-    judged = [] if claims is None else judge.judge(claims.claims, runs, verdicts)
+    judged = [] if claims is None else judge.judge(claims.claims, runs, verdicts, absent)
     known = evidence or [Evidence(nothing=tier_rules.NOT_SIGNED)] * len(runs)
     tiers = [
         tier_rules.compute(replace(each, claims=tuple(judge.supporting(judged, run, runs))))
