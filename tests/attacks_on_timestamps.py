@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from attack import NOBODY, Scene, attack
-from authority import Authority, stamp_log
+from authority import SIGNING_CERTIFICATE, Authority, der_of, named, stamp_log
 
 from harness.format import der, layout
 from harness.provenance import log, policy, timestamp
@@ -113,6 +113,20 @@ def a_timestamp_is_cut_short(scene: Scene) -> None:
 @attack("has an element that is cut off")
 def a_timestamp_is_empty(scene: Scene) -> None:
     stamped(scene).write_bytes(b"")
+
+
+@attack("has a certificate of an unreadable key: Unknown key type")
+def a_timestamp_is_of_a_certificate_whose_key_nobody_can_read(scene: Scene) -> None:
+    path = stamped(scene)
+    book = log.read_claimed(scene.root / layout.LOG)
+    known, unknown = (der.encode_oid(f"1.2.840.10045.2.{number}") for number in (1, 9))
+    odd = der_of(tsa().certificate).replace(known, unknown, 1)
+    info = tsa().info(log.text_of(book.head))
+    path.write_bytes(
+        tsa().signed(
+            info, certificates=[odd], change=lambda values: values.update({SIGNING_CERTIFICATE: named(odd)})
+        )
+    )
 
 
 @attack("is larger than 65536 bytes")

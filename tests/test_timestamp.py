@@ -288,6 +288,10 @@ def _asked(request: bytes) -> int:
     return der.integer(der.children(der.parse(request, where="here"), where="here")[2], where="here")
 
 
+def _refusal(status: bytes) -> bytes:
+    return der.encode(der.SEQUENCE, der.encode(der.SEQUENCE, status))
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
@@ -295,6 +299,7 @@ def _asked(request: bytes) -> int:
         (lambda tsa, asked: tsa.signed(tsa.info(TEXT)), "its number differs"),
         (lambda tsa, asked: tsa.signed(tsa.info(b"x", nonce=asked)), "is a timestamp of something else"),
         (lambda tsa, asked: tsa.signed(tsa.info(TEXT, nonce=asked), status=2), "refused with status 2"),
+        (lambda tsa, asked: _refusal(der.encode(der.INTEGER, b"\1" * 5000)), "more than 64 bytes"),
         (lambda tsa, asked: b"<html>", "cut off"),
         (lambda tsa, asked: bytes(1 << 17), "more than 65536 bytes"),
     ],

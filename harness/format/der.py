@@ -19,8 +19,8 @@ from harness.errors import VerificationFailed
 BOOLEAN, INTEGER, OCTETS, NULL, OBJECT, TIME = 0x01, 0x02, 0x04, 0x05, 0x06, 0x18
 SEQUENCE, SET = 0x30, 0x31
 """Tags; TIME is GeneralizedTime."""
-_LONGEST_OBJECT = 64
-"""Bytes of an object identifier, at most."""
+_LONGEST = 64
+"""Bytes of a number or an object identifier, at most: longer ones are of no use, and slow to read."""
 
 
 def context(number: int) -> int:
@@ -64,8 +64,10 @@ def contents(element: Element, tag: int, *, where: str) -> bytes:
 
 
 def integer(element: Element, *, where: str) -> int:
-    """A whole number. Raises `VerificationFailed` for one that is not in its shortest form."""
+    """A whole number. Raises `VerificationFailed` for a long one, or one not in its shortest form."""
     data = contents(element, INTEGER, where=where)
+    if len(data) > _LONGEST:
+        raise VerificationFailed(f"has a number of more than {_LONGEST} bytes", where=where)
     if not data or (len(data) > 1 and data[0] in (0x00, 0xFF) and (data[0] ^ data[1]) < 0x80):
         raise VerificationFailed("has a number that is not in its shortest form", where=where)
     return int.from_bytes(data, "big", signed=True)
@@ -73,7 +75,8 @@ def integer(element: Element, *, where: str) -> int:
 
 def oid(element: Element, *, where: str) -> str:
     """An object identifier, as ``1.2.840.113549``. Raises `VerificationFailed` for a broken one."""
-    name = _oid(contents(element, OBJECT, where=where))
+    data = contents(element, OBJECT, where=where)
+    name = _oid(data) if len(data) <= _LONGEST else None
     if name is None:
         raise VerificationFailed("has a broken object identifier", where=where)
     return name
@@ -89,7 +92,7 @@ def _oid(data: bytes) -> str | None:
         if fresh:
             arcs.append(value)
             value = 0
-    if not arcs or not fresh or len(data) > _LONGEST_OBJECT:
+    if not arcs or not fresh:
         return None
     top = min(arcs[0] // 40, 2)
     return ".".join(map(str, (top, arcs[0] - 40 * top, *arcs[1:])))

@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from harness.errors import VerificationFailed
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
     from cryptography.x509 import Certificate, Extension, ExtensionType
 
 E = TypeVar("E", bound="ExtensionType")
@@ -130,6 +131,14 @@ def name_of(signer: bytes) -> str:
     return certificate(signer, where="certificate").subject.rfc4514_string()
 
 
+def key_of(found: Certificate, *, where: str) -> CertificatePublicKeyTypes:
+    """The public key of ``found``. Raises `VerificationFailed` for one that cannot be read."""
+    try:
+        return found.public_key()
+    except _UNREADABLE as error:
+        raise VerificationFailed(f"has a certificate of an unreadable key: {error}", where=where) from error
+
+
 def require_timestamping(found: Certificate, *, where: str) -> None:
     """Raise `VerificationFailed` unless ``found`` may sign timestamps and nothing else."""
     from cryptography import x509
@@ -207,8 +216,8 @@ def _odd_extension(found: Certificate) -> bool:
 
 def _sound_key(found: Certificate) -> bool:
     try:
-        key = found.public_key()
-    except _UNREADABLE:
+        key = key_of(found, where="certificate")
+    except VerificationFailed:
         return False
     if isinstance(key, rsa.RSAPublicKey):
         return key.key_size >= _RSA_BITS

@@ -160,7 +160,7 @@ def _verified(data: bytes, where: str) -> tuple[_Signed, bytes]:
     if der.oid(_value(signed, _CONTENT_TYPE, where), where=where) != _TST_INFO or stated != digest.finalize():
         raise VerificationFailed("is signed over something else than its contents", where=where)
     _check_named(signed, signer, where)
-    key = authorities.certificate(signer, where=where).public_key()
+    key = authorities.key_of(authorities.certificate(signer, where=where), where=where)
     fits = signed.algorithm == _RSA and isinstance(key, rsa.RSAPublicKey)
     if not fits and _SIGNATURES.get(signed.algorithm) != algorithm.name:
         raise VerificationFailed(f"is signed by the algorithm {signed.algorithm}, not RSA or ECDSA with "
