@@ -9,7 +9,7 @@ from typing import Any
 from attack import NOBODY, Scene, attack, payload_of, signed
 from later_facts import replay
 
-from harness.audit import opening
+from harness.audit import export, opening
 from harness.format import layout, strict_json
 from harness.provenance import later, log
 from harness.provenance.heads import Kept
@@ -130,3 +130,21 @@ def _seen(scene: Scene, size: int, moment: str) -> None:
     book = log.read_claimed(scene.root / layout.LOG)
     head = log.Head(size, book.root_of_prefix(size), book.head.origin)
     scene.trust(log_heads=(Kept(head, "the head in the policy", moment),))
+
+
+@attack("is signed by none of the 0 accepted keys")
+def the_key_of_model_sig_is_revoked_and_model_sig_is_required(scene: Scene) -> None:
+    """A thief has that key alone; that nobody could have signed it is no reason not to look at it."""
+    _revoke_model_key(scene)
+
+
+@attack("is signed by none of the 0 accepted keys")
+def the_key_of_model_sig_is_revoked_and_that_of_an_export_is_required(scene: Scene) -> None:
+    scene.target = scene.root.parent / "export"
+    export.export(scene.checkpoint(30), scene.target, scene.policy, scene.signer, quiet=True)
+    _revoke_model_key(scene)
+
+
+def _revoke_model_key(scene: Scene) -> None:
+    (key,) = (key for key in public_keys(scene.signer) if key.algorithm == "p256")
+    scene.trust(revoked=frozenset({key.key_id}), revoked_from={key.key_id: "2026-01-01T00:00:00Z"})

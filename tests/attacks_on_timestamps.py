@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import stat
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -139,6 +140,33 @@ def a_timestamp_becomes_a_symbolic_link(scene: Scene) -> None:
     path = stamped(scene)
     outside = path.rename(scene.root.parent / "outside.tsr")
     path.symlink_to(outside)
+
+
+@attack("is not a regular file")
+def a_pipe_lies_where_a_timestamp_that_nobody_asks_for_would(scene: Scene) -> None:
+    path = stamped(scene)
+    scene.trust(authorities=())
+    path.unlink()
+    os.mkfifo(path)
+
+
+@attack("is not a regular file")
+def a_socket_lies_where_a_timestamp_would(scene: Scene) -> None:
+    path = stamped(scene)
+    path.unlink()
+    os.mknod(path, 0o600 | stat.S_IFSOCK)
+
+
+@attack("is no file of a log of 3 records")
+def the_folder_of_timestamps_is_a_link_that_leads_to_itself(scene: Scene) -> None:
+    scene.trust(authorities=tsa().trusted)
+    (scene.root / layout.LOG / timestamp.FOLDER).symlink_to(timestamp.FOLDER)
+
+
+@attack("is no file of a log of 3 records")
+def the_timestamps_lie_elsewhere(scene: Scene) -> None:
+    folder = stamped(scene).parent
+    folder.symlink_to(folder.rename(scene.root.parent / "elsewhere"))
 
 
 @attack("has 2 hard links")

@@ -57,7 +57,13 @@ def check(folder: Path, book: Log, findings: Findings) -> None:
 
 
 def _fits(folder: Path, path: str, stamped: int, size: int, findings: Findings) -> None:
-    """A timestamp is of no more records than the log has; a job may have entered some meanwhile."""
+    """A timestamp is a plain file of no more records than there are; a job may enter some meanwhile."""
+    try:
+        odd = files.oddity(os.lstat(folder / path))
+    except FileNotFoundError:
+        odd = None  # a job has just replaced it
+    if odd is not None:
+        findings.bad(CHECK, odd, str(folder / path), "remove it, or get the log folder from its maker again")
     if stamped <= size:
         return
     head = folder / log.HEAD

@@ -52,9 +52,10 @@ def check_model_signature(
     findings: Findings,
 ) -> None:
     """model.sig, where it is there or required, signs exactly the files of the manifest."""
-    if not policy.model_keys:
+    required = policies.MODEL_SIGNATURE in policy.required
+    if not policy.model_keys and not required:
         findings.note("model.sig: not checked (no P-256 key given)")
-    elif layout.MODEL_SIGNATURE in present or policies.MODEL_SIGNATURE in policy.required:
+    elif required or layout.MODEL_SIGNATURE in present:
         findings.attempt("model signature", _model_signature, folder, policy, listed, statement)
 
 

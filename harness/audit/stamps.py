@@ -47,11 +47,17 @@ class Stamped:
 
 
 def sizes(folder: Path) -> list[int]:
-    """Of the heads that have a timestamp in the log ``folder``, good or not."""
+    """Of the heads that have a timestamp in the log ``folder``, good or not; nothing behind a link is in it.
+
+    Raises `EnvironmentFault` for a disk that cannot be read.
+    """
+    place = folder / timestamp.FOLDER
     try:
-        names = os.listdir(folder / timestamp.FOLDER)
+        names = [] if place.is_symlink() else os.listdir(place)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise files.unreadable(error, str(place)) from error
     found = (timestamp.size_of(f"{timestamp.FOLDER}/{name}") for name in names[:_MOST])
     return sorted(size for size in found if size is not None)
 

@@ -417,7 +417,7 @@ def _check_model_signature(
     evidence: Evidence, policy: Policy, findings: Findings, manifest: Manifest, statement: CheckpointStatement
 ) -> None:
     data, where = evidence.model_signature, _path(evidence, layout.MODEL_SIGNATURE)
-    if not policy.model_keys:
+    if not policy.model_keys and policies.MODEL_SIGNATURE not in policy.required:
         findings.note("model.sig: not checked (no P-256 key given)")
     elif data is not None:
         keys = _entitled(policy, statement, policies.MODEL_SIGNATURE).model_keys
