@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from harness import config
-from harness.errors import ResumeRefused
+from harness.errors import HarnessError, ResumeRefused
 from harness.format import strict_json
+from harness.format.layout import RunFolder
 from harness.settings import Settings
 from harness.training import resume
 from harness.training.record import RunFacts, Segment
@@ -119,3 +120,14 @@ def test_changed_corpus_files_are_named(tmp_path: Path) -> None:
         "file gone": ("3" * 12 + "…", "absent"),
         "file new": ("absent", "5" * 12 + "…"),
     }
+
+
+@pytest.mark.parametrize("note", [b"", b"x\n"])
+def test_a_log_that_is_damaged_says_how_to_go_on(note: bytes, tmp_path: Path) -> None:
+    """Oracle: the two ways that are left, in the error that stops a requeue loop."""
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "checkpoint").write_bytes(note)
+    with pytest.raises(HarnessError) as caught:
+        resume._read_log(RunFolder(tmp_path), resume.Found(None, None, ()), [])
+    assert "restore log/" in str(caught.value)
+    assert "start.checkpoint" in str(caught.value)

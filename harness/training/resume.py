@@ -21,7 +21,13 @@ from typing import Any
 from harness import config
 from harness.checkpoint.publisher import Commit
 from harness.checkpoint.restore import Found, Skipped
-from harness.errors import EnvironmentFault, ResumeRefused, TrainingFailed, VerificationFailed
+from harness.errors import (
+    EnvironmentFault,
+    EvidenceIncomplete,
+    ResumeRefused,
+    TrainingFailed,
+    VerificationFailed,
+)
 from harness.format import files as durable
 from harness.format import layout, leftovers, strict_json
 from harness.format.layout import RunFolder
@@ -34,6 +40,8 @@ from harness.training.record import Difference, RunFacts, Segment
 ACCEPTABLE = ("config", "data", "tokenizer", "code", "metrics", "checkpoints")
 """What ``--accept`` can name."""
 
+_RESTORE = "restore log/ from a copy of this run, or begin another run with the checkpoint (start.checkpoint)"
+"""What is left when the log is lost: nothing else says that no checkpoint is missing."""
 _SHOWN = 8
 """Differences that a refusal lists before it counts the rest."""
 
@@ -262,7 +270,11 @@ def _read_log(folder: RunFolder, found: Found, publics: Sequence[PublicKey]) -> 
     begun = found.statement is not None and found.statement.sequence > 0
     if not begun and not (folder.log / log.HEAD).exists():
         return None
-    return log.read(folder.log, publics)
+    try:
+        return log.read(folder.log, publics)
+    except (VerificationFailed, EvidenceIncomplete) as error:
+        error.remedy = error.remedy or _RESTORE
+        raise
 
 
 def _log_tip(
@@ -280,7 +292,7 @@ def _log_tip(
         raise VerificationFailed(
             f"the log has {len(records)} records, and {opened.folder.name} was signed when it had {seen}",
             where=str(folder.log),
-            remedy="restore the log that belongs to this run folder",
+            remedy=_RESTORE,
         )
     record = history.record_of(
         statement.run_id,
