@@ -1,11 +1,13 @@
-"""What the step digests cost: of gradients and state, over a training step and over reading the memory once.
+"""What the step digests cost: of gradients and state, over steps of several sizes and over a plain sum.
 
-python scripts/bench/digest.py [--rounds 30] [--json FILE]
+python scripts/bench/digest.py [--rounds 30] [--batch 4 8 16 32] [--json FILE]
 
-A decoder of 10.8M parameters (six layers, width 384, 128 tokens, batch 4), fp32, one thread. A step of
-training, the digest of its gradients, the digest of the state after it and a plain int64 sum of the same
-bytes, the floor, take turns. Beside them: xxh3-128 of each tensor (fast, but it depends on how a
-tensor is cut) and a weight computed for every element (the textbook form of the sum).
+A decoder of 10.8M parameters (six layers, width 384, 128 tokens), fp32, one thread, processor time. Steps of
+training of each batch, the clipping of their gradients with and without the digest that is made on the way,
+the digest of the state, and a plain int64 sum of the gradients' bytes on the way, the floor, take turns. What
+a digest costs is what its turn takes longer than the clipping of its round. Beside them: xxh3-128 of each
+tensor (fast, but it depends on how a tensor is cut) and a weight computed for every element (the textbook
+form of the sum).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,6 +32,7 @@ from torch import Tensor, nn
 
 from harness.checkpoint.state import TrainingState
 from harness.settings import Determinism
+from harness.training import optimizer
 from harness.training.step_digests import StepDigests
 from harness.workers import Workers
 
@@ -37,27 +41,27 @@ LIMIT = 0.01
 
 
 def timed(function: Callable[[], object]) -> Callable[[], float]:
-    """Milliseconds of one call."""
+    """Milliseconds of one call, of this thread's processor time."""
 
     def call() -> float:
-        started = time.perf_counter()
+        started = time.thread_time()
         function()
-        return 1e3 * (time.perf_counter() - started)
+        return 1e3 * (time.thread_time() - started)
 
     return call
 
 
-def textbook(tensors: list[Tensor]) -> None:
+def textbook(tensor: Tensor) -> None:
     """A weight for every element, multiplied and added."""
-    for tensor in tensors:
-        words = tensor.view(-1).view(torch.int32)
-        (words * (2 * torch.arange(words.numel()) + 1)).sum()
+    words = tensor.view(-1).view(torch.int32)
+    (words * (2 * torch.arange(words.numel()) + 1)).sum()
 
 
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(formatter_class=argparse.RawTextHelpFormatter, description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batch", type=int, nargs="+", default=(BATCH,))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -65,47 +69,59 @@ def main() -> None:
     task = Table(seed=0, **SIZES)
     model = task.build_model()
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, fused=True)
-    digests = StepDigests(Workers.alone(torch.device("cpu")), TrainingState(model, optimizer))
-    batch = task.gather(np.arange(BATCH), np.zeros(BATCH, dtype=np.int64))
+    adamw = torch.optim.AdamW(parameters, fused=True)
+    digests = StepDigests(Workers.alone(torch.device("cpu")), TrainingState(model, adamw))
+    factor = torch.tensor(1.0)
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
+    def step(size: int) -> None:
+        adamw.zero_grad(set_to_none=True)
+        batch = task.gather(np.arange(size), np.zeros(size, dtype=np.int64))
         task.loss(model, batch).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        adamw.step()
 
     def gradients() -> list[Tensor]:
         return [each.grad for each in parameters if each.grad is not None]
 
-    step()
+    def clipped(look: Callable[[Tensor], object]) -> None:
+        """What looks at each gradient right after it was multiplied."""
+        optimizer.gradient_norm(gradients())
+        for each in gradients():
+            look(each.mul_(factor))
+
+    def digested() -> None:
+        optimizer.gradient_norm(gradients())
+        digests.gradients(factor).digest()
+
+    step(BATCH)
+    digested(), digests.state()  # what is made once
+    steps = {f"step of {size * SIZES['length']:,} tokens": size for size in arguments.batch}
     values = rounds(
         {
-            "step": timed(step),
-            "gradients": timed(lambda: digests.gradients().digest()),
+            **{name: timed(partial(step, size)) for name, size in steps.items()},
+            "clipping": timed(lambda: clipped(id)),
+            "gradients": timed(digested),
             "state": timed(lambda: digests.state().digest()),
-            "floor": timed(lambda: [each.view(-1).view(torch.int64).sum() for each in gradients()]),
-            "xxh3-128": timed(lambda: [xxhash.xxh3_128_digest(each.numpy()) for each in gradients()]),
-            "textbook sum": timed(lambda: textbook(gradients())),
+            "floor": timed(lambda: clipped(lambda each: each.view(-1).view(torch.int64).sum())),
+            "xxh3-128": timed(lambda: clipped(lambda each: xxhash.xxh3_128_digest(each.numpy()))),
+            "textbook sum": timed(lambda: clipped(textbook)),
         },
         arguments.rounds,
     )
-    size = sum(each.numel() * each.element_size() for each in gradients())
+    for name in ("gradients", "floor", "xxh3-128", "textbook sum"):
+        pairs = zip(values[name], values["clipping"], strict=True)
+        values[name] = [with_it - without for with_it, without in pairs]
     medians = {name: statistics.median(each) for name, each in values.items()}
-    rows = [("", "ms", "of a step", "GB/s")]
-    for name, each in values.items():
-        read = size * (3 if name == "state" else 1)
-        speed = "" if name == "step" else f"{read / medians[name] / 1e6:.1f}"
-        rows.append((name, spread(each, ".2f"), f"{medians[name] / medians['step']:.2%}", speed))
-    print(table(rows))
-    every = Determinism().state_every
-    cost = (medians["gradients"] + medians["state"] / every) / medians["step"]
+    print(table([("", "ms"), *((name, spread(each, ".2f")) for name, each in values.items())]))
     ratio = medians["gradients"] / medians["floor"]
     print(f"gradients over the floor: {ratio:.2f}")
-    tokens = SIZES["length"] * BATCH
-    text = f"gradients at every step, state every {every}: {cost:.2%} of a step of {tokens} tokens"
-    print(verdict(text, cost, LIMIT))
-    keep(arguments.json, {"share": cost, "over_floor": ratio, "ms": medians})
+    every = Determinism().state_every
+    print(f"gradients at every step, state every {every}:")
+    shares = {}
+    for name in steps:
+        shares[name] = (medians["gradients"] + medians["state"] / every) / medians[name]
+        print(verdict(f"{shares[name]:.2%} of a {name}", shares[name], LIMIT))
+    keep(arguments.json, {"shares": shares, "over_floor": ratio, "ms": medians})
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ warn_only=True) in one step of the same model. A changed number of threads must 
 changed seed in the digest of the gradients of the first step.
 
 --runs of each fault go through `harness train` for `STEPS` steps as it is by default, budget and all: the
-ledger of its last checkpoint is what a user would read. The budget leaves two double executions there.
+ledger of its last checkpoint is what a user would read. The budget leaves one double execution there.
 
-Then --clean double executions of sound models, half of them looking at every operator: any difference is a
-false row. Bits are compared, so a busy machine changes nothing but the time that it takes.
+Then --clean double executions of sound models, the first of each pair as the run's own pass, half of them
+looking at every operator: any difference is a false row. Bits are compared, so a busy machine changes nothing
+but the time that it takes.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from torch import Tensor, nn
 from harness import config
 from harness.determinism import settings
 from harness.determinism.bit_sums import Plan
-from harness.determinism.double import Double
+from harness.determinism.double import Checked, Double
 from harness.determinism.ledger import Ledger
 from harness.errors import TrainingFailed
 from harness.format import layout
@@ -108,7 +109,7 @@ def trial(fault: Fault, model: nn.Module, outcome: Outcome) -> None:
     kinds: set[str] = set()
     for step in range(1, STEPS + 1):
         if step in DOUBLE:
-            for found in double.check(execute, fine=True).differences:
+            for found in doubled(model, double, execute, fine=True).differences:
                 place = f"gradient {found.module}" if found.op == "gradient" else found.op
                 right = place in fault.places
                 outcome.right += right
@@ -128,6 +129,14 @@ def trial(fault: Fault, model: nn.Module, outcome: Outcome) -> None:
     outcome.measured += "measured" in kinds
     outcome.steps += [step] if kinds else []
     outcome.evidence.update(kinds)
+
+
+def doubled(model: nn.Module, double: Double, execute: Callable[[], Tensor], *, fine: bool) -> Checked:
+    """A double execution as in a run of one process: its own pass is the first of the two."""
+    model.zero_grad()
+    checked = double.check(execute, fine=fine, own=double.own(execute, fine=fine))
+    model.zero_grad()
+    return checked
 
 
 def seen(ledger: Ledger, fault: Fault) -> set[str]:
@@ -278,9 +287,8 @@ def false_rows(count: int, seed: int) -> tuple[int, list[str]]:
     for number in range(count):
         if number % SAME == 0:
             torch.manual_seed(seed + number)
-            models = [(Double(model, model, {}), execute) for model, execute in sound_models()]
-        double, execute = models[number % len(models)]
-        checked = double.check(execute, fine=number // len(models) % 2 == 0)
+            models = [(model, Double(model, model, {}), execute) for model, execute in sound_models()]
+        checked = doubled(*models[number % len(models)], fine=number // len(models) % 2 == 0)
         made += not checked.refused
         said += [f"{each.op} in {each.module}" for each in checked.differences]
     return made, said
