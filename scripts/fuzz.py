@@ -42,10 +42,12 @@ from harness.provenance import (
     envelope,
     exports,
     history,
+    keyless,
     keys,
     later,
     log,
     model_signature,
+    pkcs11_token,
     policy,
     policy_file,
     statements,
@@ -98,6 +100,9 @@ def targets(folder: Path) -> dict[str, Target]:
     run_folder = importlib.import_module("run_folder")
     facts = importlib.import_module("later_facts")
     authority = importlib.import_module("authority")
+    sigstore = importlib.import_module("sigstore_instance")
+    local, subject = sigstore.Instance(), keyless.Subject(sigstore.ISSUER, sigstore.IDENTITY)
+    root_of_sigstore = strict_json.dumps(local.trusted_root())
     tsa, many = authority.Authority("tsa"), authority.Authority("tsa", between=2)
     signer = run_folder.identity(folder / "me")
     root = run_folder.build(folder / "run", signer)
@@ -146,6 +151,10 @@ def targets(folder: Path) -> dict[str, Target]:
         "bundle": Target(
             lambda data: envelope.open_bundle(data, [ed25519, p256], where="x"),
             [read(layout.CHECKPOINT_BUNDLE), read(layout.SLSA_BUNDLE), read(layout.MODEL_SIGNATURE)],
+        ),
+        "keyless bundle": Target(
+            lambda data: keyless.open_bundle(data, [subject], root_of_sigstore, where="x"),
+            [strict_json.dumps(local.bundle(payload(layout.CHECKPOINT_BUNDLE)))],
         ),
         "checkpoint statement": Target(
             lambda data: statements.parse_checkpoint(data, where="x"), [payload(layout.CHECKPOINT_BUNDLE)]
@@ -202,6 +211,10 @@ def targets(folder: Path) -> dict[str, Target]:
         ),
         "public key": Target(
             lambda data: keys.parse_public(data, where="x"), [ed25519.pem, p256.pem, _open_ssh(signer)]
+        ),
+        "PKCS#11 URIs": Target(
+            lambda data: pkcs11_token.references(data, "x"),
+            [b"pkcs11:token=a%20b;id=%01;type=private?module-path=/m.so&pin-source=file:/p\n"],
         ),
         "private key": Target(
             lambda data: _private(private, data),
