@@ -31,8 +31,8 @@ settings.load_profile("patient")
 TESTS = Path(__file__).parent
 TIMEOUT = 240
 """Seconds after which a process that hangs fails its test."""
-FORKED = {"train", "evaluate"}
-"""Verbs that begin with the import of torch."""
+FORKED = {"train", "evaluate", "prepare"}
+"""Verbs that import packages of the training half."""
 Process = subprocess.Popen[str] | fork_server.Forked
 
 

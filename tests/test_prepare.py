@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, dict[str, Any
     """A prepared corpus, and what the command said of it; to be copied before it is changed."""
     place = Place(tmp_path_factory.mktemp("prepared"))
     raw(place.root)
-    done = place.harness("prepare", "recipe.yaml", "--json")
+    done = place.harness("prepare", "recipe.yaml", "--json", fresh=True)
     assert done.code == 0, done.err
     return place, json.loads(done.out)
 
@@ -137,7 +138,7 @@ def test_a_start_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     shutil.copy(place.root / "recipe.yaml", tmp_path)
     other = Place(tmp_path)
     for pattern in ("corpus.parts/read-00001.json", "corpus.parts/tokens-00000.json"):
-        process = other.start(["prepare", "recipe.yaml", "workers=1"])
+        process = other.start(["prepare", "recipe.yaml", "workers=1"], fresh=True)
         while process.poll() is None and not list(tmp_path.glob(pattern)):
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
@@ -387,14 +388,16 @@ def test_a_hugging_face_dataset_is_read_at_one_commit(place: Place, hub: str) ->
     place.write("recipe.yaml", RECIPE.format(kind="jsonl", files='"data/*.jsonl"'))
     environ = {"HF_ENDPOINT": hub, "HF_HOME": str(place.root / "hf")}
     dataset = f"source.hub=team/tales@{Hub.commit}"
-    done = place.harness("prepare", "recipe.yaml", dataset, "workers=1", "--json", environ=environ)
+    # The hub's address is read at import.
+    prepare = partial(place.harness, "prepare", "recipe.yaml", fresh=True)
+    done = prepare(dataset, "workers=1", "--json", environ=environ)
     assert done.code == 0, done.err
     told = json.loads(done.out)
     assert told["source"]["hub"] == f"team/tales@{Hub.commit}"
     assert told["documents"]["read"]["documents"] == len(TEXTS)
-    assert place.harness("prepare", "recipe.yaml", "source.hub=team/tales@main", environ=environ).code == 2
+    assert prepare("source.hub=team/tales@main", environ=environ).code == 2
     gone = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(place.root / "empty")}
-    assert place.harness("prepare", "recipe.yaml", dataset, "out=b", environ=gone).code == 3
+    assert prepare(dataset, "out=b", environ=gone).code == 3
 
 
 @pytest.mark.parametrize(
