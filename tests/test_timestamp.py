@@ -264,6 +264,18 @@ def test_a_policy_may_name_any_certificate_of_the_path() -> None:
         timestamp.opened(data, TEXT, [authority.der_of(beside)], where="there")
 
 
+def test_certificates_that_all_sign_each_other_are_compared_once_each() -> None:
+    """Oracle: the pairs of what comes with it and the policy's root; paths of five there are 840."""
+    tsa, key = Authority("tsa"), ec.generate_private_key(ec.SECP256R1())
+    crowd = [authority.issued("crowd", key, "crowd", key, ca=True) for _ in range(7)]
+    tsa.certificate = authority.issued("tsa", tsa.key, "crowd", key)
+    brought = [authority.der_of(each) for each in (tsa.certificate, *crowd)]
+    before = authorities._signed_by.cache_info().misses
+    with pytest.raises(VerificationFailed, match="no certificate of the policy vouches"):
+        opened(tsa, tsa.signed(tsa.info(TEXT), certificates=brought))
+    assert authorities._signed_by.cache_info().misses - before <= 8 * 8
+
+
 def test_the_moment_is_the_latest_that_the_authority_means() -> None:
     """Oracle: the sums by hand: 0.25 s and an accuracy of 1.8 s after midnight end in the third second."""
     tsa = Authority("tsa")

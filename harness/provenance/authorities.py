@@ -176,6 +176,7 @@ def _search(
             yield from _search([*path, issuer], links, ends)
 
 
+@lru_cache(maxsize=256)  # each pair once: certificates that all seem to sign each other make many paths
 def _signed_by(found: Certificate, issuer: Certificate) -> bool:
     try:
         algorithm = found.signature_hash_algorithm
