@@ -7,6 +7,7 @@ checked, nothing has been used yet. Oracle throughout: without the exchange the 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from run_folder import SampleRun
 from safetensors.numpy import save_file
 from torch import nn
 
-from harness.audit import diff, export, opening, payload, run_facts, segment, story, verify
+from harness.audit import diff, export, many, opening, payload, run_facts, segment, story, verify
 from harness.checkpoint import restore, writer
 from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Found, Loaded
 from harness.commands import attest, report
@@ -35,6 +36,7 @@ from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import Manifest
 from harness.provenance import history, keys, log
+from harness.provenance.heads import Kept
 from harness.report import claims
 from harness.settings import Data, Model, Tokenizer
 from harness.stores import fetch as fetching
@@ -370,6 +372,27 @@ def test_the_log_gets_the_digest_of_the_statement_that_was_verified(
     held = HeldRun(run.folder, 0, tmp_path / "me.key", run.signer, "")
     resume.open_run(held, found, [])
     assert log.read(run.folder.log, keys.public_keys(run.signer)).records[-1] == expected
+
+
+def test_a_head_that_a_revoked_key_signs_meanwhile_is_not_covered_by_what_was_kept(
+    run: SampleRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the head that was kept before the revocation, under which the log is good until it grows."""
+    publics = keys.public_keys(run.signer)
+    book = log.read(run.folder.log, publics)
+    moments = {key.key_id: "2099-01-01T00:00:00Z" for key in publics}
+    kept = Kept(book.head, "the kept head", "2026-11-24T00:00:00Z")
+    policy = dataclasses.replace(
+        trusted(run.signer), revoked=frozenset(moments), revoked_from=moments, log_heads=(kept,)
+    )
+    assert verify.verify(run.folder.root, policy, quiet=True).exit_code == 0
+
+    def grow() -> None:
+        log.append(run.folder.log, book.records[-1] + b" ", run.signer, book.head.origin)
+
+    before(monkeypatch, many, "examine", grow)
+    found = [str(each) for each in verify.verify(run.folder.root, policy, quiet=True).findings]
+    assert any("signed" in each and "log/checkpoint" in each for each in found), found
 
 
 @pytest.mark.parametrize("name", ["config.json", "MANIFEST.json", MODEL])

@@ -30,6 +30,8 @@ class Seen:
     """The moments at which the owners of kept heads saw the log as it is now."""
     stamped: Sequence[Stamped] = ()
     """The good timestamps."""
+    book: log.Log | None = None
+    """The log that all of this is said of, as it claims to be; None where nothing is said."""
 
 
 def look(folder: Path, policy: Policy, findings: Findings) -> Seen:
@@ -53,7 +55,8 @@ def look(folder: Path, policy: Policy, findings: Findings) -> Seen:
     if stamped:
         findings.note(_told(stamped))
     whole = min((moment for size, moment in moments if size == book.head.size), default=None)
-    return Seen(bundles, whole, [moment for size, moment in kept if size == book.head.size], stamped)
+    seen_whole = [moment for size, moment in kept if size == book.head.size]
+    return Seen(bundles, whole, seen_whole, stamped, book)
 
 
 def beside(folder: Path, policy: Policy) -> Mapping[str, str]:

@@ -280,7 +280,7 @@ def verify_run(
         findings.all_of("file set", _links(run))
         shown = seen.look(run.log, policy, findings)
         folders = _folders(run, findings)
-        claimed = _claimed(run)
+        claimed = shown.book or _claimed(run)
         earlier = incremental.known(claimed, since)
         opened = many.examine(folders, policy, findings, shown.bundles, earlier, quiet=quiet)
         known = [each for each in opened if each is not None]
@@ -291,8 +291,12 @@ def verify_run(
         check_metrics = metrics if keep_line else many.beside(metrics, len(entries))
         # Which payload is hashed depends on the log; its findings come after those of the payload.
         later = Findings()
-        signing = _entitled(policy.as_of(shown.whole), entries, trust.rotations)
-        book, continued = _read_log(run, claimed, signing, later)
+        entitled = partial(_entitled, entries=entries, rotations=trust.rotations)
+        book = _read_log(run, claimed, entitled(policy.as_of(shown.whole)), later)
+        if book is not None and shown.book is not None and book.head != shown.book.head:
+            # It has grown since, and nothing is shown of when this head was signed.
+            book = _read_log(run, book, entitled(policy), later)
+        continued = book is not None and heads.check(book, policy.log_heads, later, str(run.log))
         covered = incremental.covered(known, book, since) if continued else []
         told = {id(each) for each in covered}
         hashed = _hash_payload([each for each in known if id(each) not in told], findings, quiet)
@@ -458,12 +462,9 @@ def _claimed(run: RunFolder) -> log.Log | None:
         return None
 
 
-def _read_log(
-    run: RunFolder, claimed: log.Log | None, policy: Policy, findings: Findings
-) -> tuple[log.Log | None, bool]:
-    """The run's log, and whether it continues every head that was kept of it."""
-    book = findings.attempt("log", log.read, run.log, policy.statement_keys, claimed)
-    return book, book is not None and heads.check(book, policy.log_heads, findings, str(run.log))
+def _read_log(run: RunFolder, claimed: log.Log | None, signing: Policy, findings: Findings) -> log.Log | None:
+    """The run's log under a head that ``signing`` lets somebody sign; None with a finding."""
+    return findings.attempt("log", log.read, run.log, signing.statement_keys, claimed)
 
 
 def _summary(opened: OpenedCheckpoint, shown: Mapping[str, str]) -> dict[str, Any]:
