@@ -128,6 +128,17 @@ def test_a_bundle_of_another_form_is_refused(reason: str) -> None:
         envelope.open_bundle(strict_json.dumps(document), [ED25519], where="x")
 
 
+@pytest.mark.parametrize("opening", [envelope.open_bundle, envelope.open_own])
+@pytest.mark.parametrize("text", ["!!!!", "AAA", "AA=A", "A A=", "=AAA", "AA==AA=="])
+def test_what_is_no_base64_is_told_as_such(opening: Callable[..., object], text: str) -> None:
+    """Oracle: RFC 4648 section 4; Python's decoder passes over what is no letter of it."""
+    good = signed(b"{}", ED25519)
+    payload, signature = (part for part in good.split(b'"') if part.endswith(b"="))
+    for part in (payload, signature):
+        with pytest.raises(VerificationFailed, match="has broken base64"):
+            opening(good.replace(part, text.encode()), [ED25519], where="x")
+
+
 GOOD = signed(b'{"a":1}', ED25519)
 
 
