@@ -380,7 +380,7 @@ def test_a_log_that_was_cut_off_at_its_first_record_is_begun_anew(place: Place) 
     shutil.copytree(older, place.run / "log")
     rolled_back = place.harness("train", "toy.yaml")
     assert rolled_back.code == 1
-    assert "restore the log" in rolled_back.last_line
+    assert "restore log/ from a copy" in rolled_back.last_line
     head.unlink()
     assert place.harness("train", "toy.yaml").code == 4
 
