@@ -1,9 +1,8 @@
 """Many checkpoints, examined by several processes: signatures and JSON keep a core busy each.
 
 The processes are forks that share nothing afterwards: each takes the next few folders and sends back what
-`harness.audit.opening.examine_folder` found, in the folders' order. What is left then is work for one
-process, and `beside` gives a part of it to another. Where forking is not safe (other threads run, another
-system than Linux) or not worth it, this process does it all, with the same result.
+`harness.audit.opening.examine_folder` found, in the folders' order. Where forking is not safe (other threads
+run, another system than Linux) or not worth it, this process does it all, with the same result.
 """
 
 from __future__ import annotations
@@ -14,20 +13,16 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.audit import opening
 from harness.audit.opening import OpenedCheckpoint
-from harness.errors import EnvironmentFault, HarnessError
+from harness.errors import EnvironmentFault
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
 from harness.terminal import progress
-
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
 
 _WORTH_IT = 200
 """Folders below which starting processes costs more than it saves."""
@@ -72,47 +67,6 @@ def examine(
                 findings.extend(found)
                 bar.advance(len(some))
     return opened
-
-
-def beside(check: Callable[[Findings], object], size: int) -> Callable[[Findings], object]:
-    """``check``, begun now in a process of its own where its ``size``, a number of checkpoints, is worth one;
-    to call what is returned is to wait for it.
-
-    That raises what ``check`` raises, and `EnvironmentFault` when its process did not come to an end.
-    """
-    if size < _WORTH_IT or not _may_fork():
-        return check
-    fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe(duplex=False)
-    process = fork.Process(target=_check, args=(theirs, check), daemon=True)
-    process.start()
-    theirs.close()
-
-    def collect(findings: Findings) -> None:
-        with ours:
-            try:
-                found, error = ours.recv()
-            except EOFError as ended:
-                what = "a process of the verification has ended before its work"
-                raise EnvironmentFault(what, remedy="verify again; look for a limit of memory") from ended
-            finally:
-                process.join()
-        if error is not None:
-            raise error
-        findings.extend(found)
-
-    return collect
-
-
-def _check(pipe: Connection, check: Callable[[Findings], object]) -> None:
-    """In a process: ``check``, and what it finds or raises into ``pipe``."""
-    gc.disable()
-    findings, error = Findings(), None
-    try:
-        check(findings)
-    except (OSError, HarnessError) as raised:
-        error = raised
-    pipe.send((findings, error))
 
 
 def _may_fork() -> bool:

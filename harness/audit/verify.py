@@ -285,10 +285,6 @@ def verify_run(
         opened = many.examine(folders, policy, findings, shown.bundles, earlier, quiet=quiet)
         known = [each for each in opened if each is not None]
         entries = history.in_order([entry_of(each) for each in known if each.kind != "nonfinite"])
-        keep_line = None if keep is None else keep.lines.append
-        metrics = partial(run_facts.check_metrics, run, entries, keep=keep_line)
-        # What is kept is kept in this process.
-        check_metrics = metrics if keep_line else many.beside(metrics, len(entries))
         # Which payload is hashed depends on the log; its findings come after those of the payload.
         later = Findings()
         entitled = partial(_entitled, entries=entries, rotations=trust.rotations)
@@ -309,7 +305,7 @@ def verify_run(
         if book is not None:
             stamps.require(book, shown.stamped, policy, findings, str(run.log))
         _check_starts(entries, beside, policy, findings)
-        check_metrics(findings)
+        run_facts.check_metrics(run, entries, findings, None if keep is None else keep.lines.append)
         config = run_facts.check_config(run, entries, findings)
         if keep is not None:
             keep.config = config
