@@ -18,6 +18,7 @@ from test_replay import PLANTED, SECTIONS, replay
 from harness import cli
 from harness.audit import divergence, segment
 from harness.audit.segment import Step
+from harness.commands import reexecute
 from harness.commands import replay as command
 from harness.errors import EvidenceIncomplete, UsageError
 from harness.format.layout import RunFolder
@@ -130,3 +131,16 @@ def test_the_segment_in_which_two_runs_part_is_executed_again(place: Place) -> N
     assert (alone.code, "both records are equal in the 12 steps" in alone.err) == (2, True)
     both, _ = replay(place, "--against", str(place.run), "--from", "3")
     assert (both.code, "--against RUN stands alone" in both.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("named", "folder"),
+    [("~/proj/a.yaml", "HOME/proj"), ("configs/a.yaml", "configs"), ("/lab/a.yaml", "/lab")],
+)
+def test_the_folder_of_the_config_is_the_one_that_the_signed_command_names(
+    named: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: statements write the home folder as `~`, which no file system knows."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    facts = {"launch": {"command": ["python", "-m", "harness", "train", named, "train.steps=3"]}}
+    assert reexecute.config_folder(facts) == Path(folder.replace("HOME", str(tmp_path)))

@@ -25,6 +25,7 @@ from harness import environment
 from harness.audit import attest, prepared
 from harness.commands import Outcome
 from harness.commands.attest import verified
+from harness.commands.reexecute import config_folder
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
 from harness.format import files, layout
@@ -53,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest token (0)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of answers that are drawn (0)")
-    parser.add_argument("--folder", type=Path, default=Path("."), help="folder of the run's config (.)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder of the run's config (the one it was trained with)"
+    )
     for word in ("least", "most"):
         parser.add_argument(
             f"--at-{word}", action="append", default=[], metavar="METRIC=VALUE", help="fails otherwise"
@@ -104,7 +107,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if arguments.lm_eval:
         found = lm_eval_tasks.run_tasks(opened, arguments.lm_eval, arguments.tasks, limit, quiet=quiet)
     elif arguments.chats is None:
-        found = assess.assess(opened, arguments.folder, limit, quiet=quiet)
+        base = arguments.folder or config_folder(opened.statement.predicate)
+        found = assess.assess(opened, base, limit, quiet=quiet)
     else:
         found = converse.converse(opened, arguments.chats, limit, decoding, quiet=quiet)
     passed, failed = _judged(bounds, found.metrics)

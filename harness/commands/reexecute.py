@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness import privacy
 from harness.audit import rerun
 from harness.audit.segment import Segment
 from harness.errors import EnvironmentFault, EvidenceIncomplete, HarnessError, UsageError
@@ -92,9 +93,14 @@ def _command(module: str, order: Path, ranks: int) -> Sequence[str]:
     return [*launcher, "-m", f"harness.training.{module}", str(order)]
 
 
+def config_folder(facts: Mapping[str, Any]) -> Path:
+    """Where the config lay, as the signed command in ``facts`` names it; `~` is the home of whoever asks."""
+    return Path(privacy.expanded(str(rerun.config_place(list(facts["launch"]["command"])))))
+
+
 def _order(chosen: Segment, arguments: argparse.Namespace, ranks: int) -> dict[str, Any]:
     start = chosen.start
-    base = arguments.base or Path(rerun.config_place(list(chosen.facts["launch"]["command"])))
+    base = arguments.base or config_folder(chosen.facts)
     recorded = [step.facts for step in chosen.steps]
     return {
         "config": chosen.facts["config"]["text"],
