@@ -368,17 +368,23 @@ def a_key_is_handed_over_and_its_revocation_is_younger_than_a_timestamp(scene: S
     revoked(scene)
 
 
-@honest
-def a_key_is_revoked_and_parent_and_child_have_older_timestamps(scene: Scene) -> None:
+def _parent_and_child(scene: Scene) -> SampleRun:
+    """The scene's run, begun with the end of another, which is given beside it and returned."""
     parent = SampleRun(scene.root.parent / "parent", scene.signer, name="parent", seed=4)
     parent.advance(10, 20)
     run = fresh(scene)
     run.start = parent.saved[20].as_start(parent)
     run.advance(10, 20)
+    scene.beside = (parent.root,)
+    return parent
+
+
+@honest
+def a_key_is_revoked_and_parent_and_child_have_older_timestamps(scene: Scene) -> None:
+    parent = _parent_and_child(scene)
     stamped(scene, 2)
     stamp_log(parent.folder.log, tsa(), 2)
     revoked(scene)
-    scene.beside = (parent.root,)
 
 
 @honest
@@ -399,12 +405,7 @@ def the_policy_names_no_authority_and_timestamps_are_there(scene: Scene) -> None
 
 @honest
 def a_child_run_is_verified_with_its_parent(scene: Scene) -> None:
-    parent = SampleRun(scene.root.parent / "parent", scene.signer, name="parent", seed=4)
-    parent.advance(10, 20)
-    run = fresh(scene)
-    run.start = parent.saved[20].as_start(parent)
-    run.advance(10, 20)
-    scene.beside = (parent.root,)
+    _parent_and_child(scene)
 
 
 @honest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -48,6 +49,17 @@ class Restless(Toy):
         first, last = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
         return torch.nn.Sequential(first, Layer(), torch.nn.ReLU(), last)
 """
+
+
+def instead_of_executing(doubling: Doubling, clock: Clock, cost: int, tell: Callable[[], None]) -> None:
+    """Every double execution takes ``cost`` nanoseconds of ``clock``, finds nothing, and is told."""
+
+    def check(*_: object, **__: object) -> Checked:
+        tell()
+        clock.now += cost
+        return Checked(True, (), frozenset(), 1, cost)
+
+    doubling._double.check = check  # type: ignore[method-assign]
 
 
 @pytest.mark.slow
@@ -209,13 +221,7 @@ def test_digests_are_paid_before_double_executions() -> None:
         digest_ns=lambda: digests,
         clock=clock,
     )
-
-    def check(*_: object, **__: object) -> Checked:
-        taken.append(step)
-        clock.now += 25_000_000
-        return Checked(True, (), frozenset(), 1, 25_000_000)
-
-    doubling._double.check = check  # type: ignore[method-assign]
+    instead_of_executing(doubling, clock, 25_000_000, lambda: taken.append(step))
     for step in range(1, steps + 1):
         doubling.look(step, micro_step(model))
         clock.now += 10_000_000
@@ -232,13 +238,7 @@ def test_the_second_look_of_a_start_comes_if_the_launch_can_pay_for_it(steps: in
         Ledger("warn", 50, 0, torch.device("cpu")), Workers.alone(), model, model, {}, (),
         start=0, steps=steps, budget=0.01, digest_ns=lambda: digests, clock=clock,
     )  # fmt: skip
-
-    def check(*_: object, **__: object) -> Checked:
-        taken.append(step)
-        clock.now += 20_000_000
-        return Checked(True, (), frozenset(), 1, 20_000_000)
-
-    doubling._double.check = check  # type: ignore[method-assign]
+    instead_of_executing(doubling, clock, 20_000_000, lambda: taken.append(step))
     for step in range(1, 101):
         doubling.look(step, micro_step(model))
         clock.now += 10_050_000
@@ -254,13 +254,7 @@ def test_where_digests_take_the_budget_all_else_waits() -> None:
         ledger, Workers.alone(), model, model, {}, (),
         start=0, steps=3000, budget=0.01, digest_ns=lambda: digests, clock=clock,
     )  # fmt: skip
-
-    def check(*_: object, **__: object) -> Checked:
-        taken.append(step)
-        clock.now += 20_000_000
-        return Checked(True, (), frozenset(), 1, 20_000_000)
-
-    doubling._double.check = check  # type: ignore[method-assign]
+    instead_of_executing(doubling, clock, 20_000_000, lambda: taken.append(step))
     censuses = []
     for step in range(1, 3001):
         if ledger.observe(step) is not ledgers._IDLE:

@@ -5,7 +5,7 @@
     found.clean, found.differences
 
 Both executions are thrown away (`harness.determinism.sandbox`), so the run keeps its bits. Where gradients
-stay on the rank that made them, the run's own execution may be the first of the two, at half of the cost::
+stay on the rank that made them, the run's own execution may be the first of the two, which saves one::
 
     own = double.own(execute, fine=True)         # what the run does in any case; own.loss
     found = double.check(execute, fine=True, own=own)
