@@ -30,7 +30,7 @@ VERBS = {
     "kernels": "the ledger of nondeterministic kernels",
     "report": "a research report of one or more runs, with curves and checked claims",
     "replay": "execute steps again, compare every digest, sign the verdict",
-    "evaluate": "the held-out measures of a checkpoint, kept and signed",
+    "evaluate": "the held-out measures of checkpoints, kept and signed",
     "prepare": "raw files to token shards with a signed manifest, resumable",
     "sweep": "several seeds and variants of a config, then the report",
     "watch": "a live view of a run from its files",

@@ -72,6 +72,25 @@ def test_the_folder_is_on_the_path_only_while_importing(module: tuple[Path, str]
     assert str(path.parent) in sys.modules[name].SEEN
 
 
+def test_each_config_has_the_modules_beside_it_whatever_others_call_theirs(
+    tmp_path: Path, module: tuple[Path, str]
+) -> None:
+    """Oracle: two folders with modules of the same names, a helper that the task imports among them."""
+    name = module[1]
+    for word in ("a", "b"):
+        (tmp_path / word).mkdir()
+        (tmp_path / word / f"helper_{name}.py").write_text(f"WORD = {word!r}\n")
+        (tmp_path / word / f"{name}.py").write_text(
+            f"from harness.tasks.digits import Digits\nfrom helper_{name} import WORD\n"
+            "class Mine(Digits):\n    word = WORD\n"
+        )
+    for word in ("a", "b", "a"):
+        base = tmp_path / word
+        assert build(settings(f"{name}:Mine", width=4), base).word == word  # type: ignore[attr-defined]
+        digest = hashlib.sha256((base / f"{name}.py").read_bytes()).hexdigest()
+        assert source(settings(f"{name}:Mine"), base) == (f"{name}:Mine", digest)
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "message"),
     [

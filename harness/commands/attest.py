@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if layout.kind_of(folder) != "checkpoint":
         raise UsageError("is a run folder", where=str(folder), remedy="name one of its checkpoints")
     signer, reason = _signer(arguments)
-    opened = verified(folder, trusted(arguments), quiet=arguments.json)
+    opened = verified(folder, require_trust(arguments, str(folder)), quiet=arguments.json)
     if arguments.enter:
         if not isinstance(signer, Signer):
             raise UsageError("the run's log is signed with a key", remedy="leave out --keyless")
@@ -117,14 +117,20 @@ def _who(signer: Signer | KeylessSigner) -> dict[str, str]:
     return {"issuer": signer.subject.issuer, "identity": signer.subject.identity}
 
 
-def verified(folder: Path, whom: Policy | None, *, quiet: bool) -> OpenedCheckpoint:
-    """The checkpoint, every byte of which was verified. Raises the first failure."""
+def require_trust(arguments: argparse.Namespace, where: str) -> Policy:
+    """The policy that ``arguments`` mean. Raises `UsageError` when they name neither key nor policy."""
+    whom = trusted(arguments)
     if whom is None:
         raise UsageError(
             "whom to trust is not said, and nothing is signed about a checkpoint that nobody has verified",
-            where=str(folder),
+            where=where,
             remedy="give --key NAME.ed25519.pub (and NAME.p256.pub) of its maker, or --policy FILE",
         )
+    return whom
+
+
+def verified(folder: Path, whom: Policy, *, quiet: bool) -> OpenedCheckpoint:
+    """The checkpoint, every byte of which was verified. Raises the first failure."""
     report = verify.verify(folder, whom, quiet=quiet)
     raise_first(report.findings)
     if not report.checkpoints:

@@ -1,46 +1,45 @@
-"""Evaluate a checkpoint on the held-out split, keep every example's result, and sign what came out.
+"""Evaluate checkpoints on the held-out split, keep every example's result, and sign what came out.
 
-The checkpoint is verified first, every byte. Config, data and code must be those of its statement. With
---chats the last answer of each held-out chat of a prepared corpus is generated and compared; with --lm-eval
-tasks of EleutherAI's lm-eval are run. The measures go into a signed test-result statement in
-CKPT/provenance/, with the sha256 of the file that holds the results of the single examples (JSON lines;
-evaluations/ of the run folder, or --items). --at-least and --at-most make it a test that can fail.
+PATH is a checkpoint, a run (its newest checkpoint, or that of --step) or a sweep (those of its members). Each
+checkpoint is verified first, every byte. Config, data and code must be those of its statement. With --chats
+the last answer of each held-out chat of a prepared corpus is generated and compared; with --lm-eval tasks of
+EleutherAI's lm-eval are run. The measures go into a signed test-result statement in CKPT/provenance/, with
+the sha256 of the file that holds the results of the single examples (JSON lines; evaluations/ of the run
+folder, or --items). --at-least and --at-most make it a test that can fail.
+
+Of a sweep, or of several PATHs, what has the same evaluation signed already is left as it is, so the same
+command goes on where it was stopped; one that fails is named, and the others go on. Exit code 1 when a test
+failed or a checkpoint is wrong, else that of the first failure.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import orjson
-
-import harness
 from harness import environment
-from harness.audit import attest, prepared
-from harness.commands import Outcome
-from harness.commands.attest import verified
-from harness.commands.reexecute import config_folder
-from harness.commands.trust import add_trust, trusted
-from harness.errors import UsageError
-from harness.format import files, layout
-from harness.provenance import keys, later
-from harness.provenance.verifier import Added
-
-if TYPE_CHECKING:
-    from harness.training.assess import Assessment
+from harness.commands import Outcome, evaluation
+from harness.commands.attest import require_trust
+from harness.commands.evaluation import Question
+from harness.commands.trust import add_trust
+from harness.errors import EvidenceIncomplete, HarnessError, TrainingFailed, UsageError, storage_fault
+from harness.format import layout
+from harness.format.layout import RunFolder
+from harness.provenance.policy import Policy
+from harness.sweeps import register
 
 EXAMPLE = "harness evaluate runs/tiny/checkpoints/step-00000060 --key alice.ed25519.pub alice.p256.pub"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The checkpoint, how much to look at, what must hold, who signs, whom to trust."""
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint folder")
+    """The checkpoints, how much to look at, what must hold, who signs, whom to trust."""
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="checkpoint, run or sweep folder")
+    parser.add_argument("--step", type=int, metavar="N", help="of runs: this checkpoint, not the newest")
     parser.add_argument("--examples", type=int, default=256, metavar="N", help="held-out samples (256)")
     parser.add_argument(
         "--chats", type=Path, metavar="CORPUS", help="generate the answers of this corpus' held-out chats"
@@ -62,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--at-{word}", action="append", default=[], metavar="METRIC=VALUE", help="fails otherwise"
         )
     parser.add_argument(
-        "--once", action="store_true", help="do nothing when the same evaluation is signed there already"
+        "--once",
+        action="store_true",
+        help="do nothing when the same evaluation is signed there already (of several checkpoints: always)",
     )
     parser.add_argument("--items", type=Path, metavar="FILE", help="where the single results go")
     parser.add_argument("--signing-key", type=Path, metavar="KEY", help="private key (default: yours)")
@@ -71,9 +72,125 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Verify, evaluate, keep, sign; exit code 1 when a measure is not what it must be."""
-    folder: Path = arguments.checkpoint
-    if layout.kind_of(folder) != "checkpoint":
-        raise UsageError("is a run folder", where=str(folder), remedy="name one of its checkpoints")
+    question = _question(arguments)
+    members = [member for path in arguments.paths for member in _members(path)]
+    if arguments.step is not None and not all(member.is_run for member in members):
+        raise UsageError("--step chooses a checkpoint of runs", remedy="name runs, or leave it out")
+    whom = require_trust(arguments, " ".join(map(str, arguments.paths)))
+    environment.require_training()
+    if len(arguments.paths) == 1 and not members[0].of_sweep:
+        return evaluation.evaluate(members[0].checkpoint(arguments.step), question, whom)
+    if question.items is not None:
+        raise UsageError("--items names one file", remedy="leave it out, or name one checkpoint")
+    return _each(members, arguments.step, replace(question, once=True), whom)
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One of several to evaluate."""
+
+    path: Path
+    is_run: bool
+    of_sweep: bool
+
+    def checkpoint(self, step: int | None) -> Path:
+        """The folder to evaluate. Raises `EvidenceIncomplete` when the run has none."""
+        if not self.is_run:
+            return self.path
+        run = RunFolder(self.path)
+        complete = [each for each in run.complete() if step is None or each == run.checkpoint(step)]
+        if not complete:
+            which = "" if step is None else f" of step {step}"
+            remedy = "train it to there first" if step is None else "choose another --step"
+            raise EvidenceIncomplete(
+                f"the run has no complete checkpoint{which}", where=str(self.path), remedy=remedy
+            )
+        return complete[-1]
+
+
+def _members(path: Path) -> Iterator[_Member]:
+    planned = register.read(path)
+    if planned is None:
+        yield _Member(path, layout.kind_of(path) == "run", of_sweep=False)
+    else:
+        for name in planned.names:
+            yield _Member(path / name, is_run=True, of_sweep=True)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """How a member came out."""
+
+    member: _Member
+    outcome: Outcome | None
+    """None when there is no evaluation."""
+    failure: str | None
+    """What is wrong, with the evaluation or in its place; None when nothing is."""
+    exit_code: int
+
+    @property
+    def line(self) -> str:
+        """For the screen."""
+        if self.outcome is None:
+            return str(self.failure)
+        facts = self.outcome.document
+        there = "there already: " if facts["there"] else ""
+        return f"step {facts['step']:,}  {there}{evaluation.told(facts)}"
+
+    def document(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return {
+            "path": str(self.member.path),
+            "exit_code": self.exit_code,
+            "failure": self.failure,
+            "evaluation": None if self.outcome is None else self.outcome.document,
+        }
+
+
+def _each(members: Sequence[_Member], step: int | None, question: Question, whom: Policy) -> Outcome:
+    """All of ``members``, one after the other, and what failed once more at the end."""
+    answers = []
+    for number, member in enumerate(members, start=1):
+        answer = _answered(member, step, question, whom)
+        answers.append(answer)
+        if not question.quiet:
+            print(f"{number} of {len(members)}  {member.path}  {answer.line}", flush=True)
+    failed = [each for each in answers if each.exit_code]
+    codes = [each.exit_code for each in failed]
+    facts = [each.outcome.document for each in answers if each.outcome is not None]
+    there = sum(each["there"] for each in facts)
+    lines = [f"{len(facts) - there} evaluated, {there} there already, {len(failed)} failed"]
+    lines += [f"  failed  {each.member.path}: {each.failure}" for each in failed]
+    steps = sorted({each["step"] for each in facts})
+    if len(steps) > 1:
+        lines.append(f"  not all of one step: {', '.join(f'{each:,}' for each in steps)}")
+    document = {
+        "members": [each.document() for each in answers],
+        "evaluated": len(facts) - there,
+        "there": there,
+        "failed": len(failed),
+    }
+    return Outcome(document, "\n".join(lines), exit_code=1 if 1 in codes else next(iter(codes), 0))
+
+
+def _answered(member: _Member, step: int | None, question: Question, whom: Policy) -> _Answer:
+    """The evaluation of ``member``, or why there is none; the others go on."""
+    try:
+        outcome = evaluation.evaluate(member.checkpoint(step), question, whom)
+    except HarnessError as error:
+        return _Answer(member, None, str(error), error.exit_code)
+    except OSError as error:
+        fault = storage_fault(error, "evaluating", member.path)
+        return _Answer(member, None, str(fault), fault.exit_code)
+    except Exception as error:  # a task is the user's own code
+        traceback.print_exc()
+        return _Answer(member, None, f"{type(error).__name__}: {error}", TrainingFailed.exit_code)
+    failure = "; ".join(outcome.document["failed"]) or None
+    return _Answer(member, outcome, failure, outcome.exit_code)
+
+
+def _question(arguments: argparse.Namespace) -> Question:
+    """What the arguments ask. Raises `UsageError` for what does not go together."""
     if arguments.examples < 1 or arguments.new_tokens < 1:
         raise UsageError("--examples and --new-tokens must be positive")
     if not 0 <= arguments.temperature < math.inf or arguments.seed < 0:
@@ -83,108 +200,21 @@ def run(arguments: argparse.Namespace) -> Outcome:
     bounds = [
         (word, *_bound(text)) for word in ("least", "most") for text in getattr(arguments, f"at_{word}")
     ]
-    environment.require_training()
-    from harness.training import assess, converse, lm_eval_tasks
-    from harness.training.generate import Decoding
-
-    decoding = Decoding(arguments.new_tokens, arguments.temperature, arguments.seed)
-    path, reason = keys.signing_key_path(arguments.signing_key, folder)
-    signer = keys.load_signer(path)
-    opened = verified(folder, trusted(arguments), quiet=arguments.json)
-    if arguments.lm_eval:
-        asked = Asked(
-            lm_eval_tasks.procedure(arguments.lm_eval), lm_eval_tasks.suite_digest(arguments.tasks), None
-        )
-    elif arguments.chats is None:
-        asked = Asked(assess.PROCEDURE, opened.statement.predicate["data"]["corpus_sha256"], {})
-    else:
-        asked = Asked(converse.PROCEDURE, prepared.claimed(arguments.chats).subject_id, decoding.facts)
-    tests = sorted(f"{name} at {word} {bound:g}" for word, name, bound in bounds)
-    there = asked.among(opened.added, arguments.examples, tests) if arguments.once else None
-    if there is not None:
-        return _again(there, folder)
-    limit, quiet = arguments.examples, arguments.json
-    if arguments.lm_eval:
-        found = lm_eval_tasks.run_tasks(opened, arguments.lm_eval, arguments.tasks, limit, quiet=quiet)
-    elif arguments.chats is None:
-        base = arguments.folder or config_folder(opened.statement.predicate)
-        found = assess.assess(opened, base, limit, quiet=quiet)
-    else:
-        found = converse.converse(opened, arguments.chats, limit, decoding, quiet=quiet)
-    passed, failed = _judged(bounds, found.metrics)
-    items, digest = _kept(arguments.items or _place(folder), found.items)
-    predicate = _predicate(found, digest, limit)
-    predicate |= {"result": "FAILED" if failed else "PASSED", "passedTests": passed, "failedTests": failed}
-    added = attest.add(opened, later.TEST_RESULT, predicate, signer)
-    document: dict[str, Any] = {
-        "checkpoint": opened.checkpoint_id,
-        "procedure": found.procedure,
-        "decoding": dict(found.decoding),
-        "metrics": dict(found.metrics),
-        "examples": len(found.items),
-        "result": predicate["result"],
-        "failed": failed,
-        "items": str(items),
-        "items_sha256": digest,
-        "statement": str(added.path),
-        "log": added.reason,
-    }
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
-    lines = [
-        f"{predicate['result']}  {shown}  ({len(found.items)} examples)",
-        *(f"  failed     {text}" for text in failed),
-        f"  items      {items}",
-        f"  statement  {added.path}, signed by ed25519 {signer.ed25519_id[:16]}… ({reason})",
-        f"  log        {added.reason}",
-    ]
-    return Outcome(document, "\n".join(lines), exit_code=1 if failed else 0)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What makes two evaluations of a checkpoint the same one."""
-
-    procedure: str
-    suite_sha256: str | None
-    decoding: Mapping[str, Any] | None
-    """None when the suite says how."""
-
-    def among(self, added: Sequence[Added], limit: int, tests: Sequence[str]) -> Added | None:
-        """The verified statement that answers this, of at most ``limit`` examples and the same ``tests``."""
-        for each in added:
-            facts = each.statement.predicate
-            told = facts.get("harness_evaluation")
-            if each.statement.kind != later.TEST_RESULT or told is None or told["dataset"] is None:
-                continue
-            same = (
-                told["procedure"]["name"] == self.procedure
-                and told["dataset"]["sha256"] == self.suite_sha256
-                and self.decoding in (None, told["decoding"])
-                and told["procedure"]["settings"].get("limit") == limit
-                and sorted([*facts.get("passedTests", ()), *facts.get("failedTests", ())]) == tests
-            )
-            if same:
-                return each
-        return None
-
-
-def _again(there: Added, folder: Path) -> Outcome:
-    """The statement that is there."""
-    facts = there.statement.predicate
-    told = facts["harness_evaluation"]
-    document = {
-        "procedure": told["procedure"]["name"],
-        "decoding": told["decoding"],
-        "metrics": {name: float(value) for name, value in told["metrics"].items()},
-        "examples": told["examples"],
-        "result": facts["result"],
-        "failed": facts.get("failedTests", []),
-        "items_sha256": told["procedure"]["settings"]["items_sha256"],
-        "statement": str(folder / later.path_of(there.statement.name)),
-        "there": True,
-    }
-    text = f"{there.statement.summary}  ({told['examples']} examples)\n  statement  {document['statement']}"
-    return Outcome(document, f"{text}, there already", exit_code=1 if facts["result"] == "FAILED" else 0)
+    return Question(
+        examples=arguments.examples,
+        chats=arguments.chats,
+        lm_eval=arguments.lm_eval,
+        tasks=arguments.tasks,
+        new_tokens=arguments.new_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        bounds=bounds,
+        base=arguments.folder,
+        items=arguments.items,
+        once=arguments.once,
+        signing_key=arguments.signing_key,
+        quiet=arguments.json,
+    )
 
 
 def _bound(text: str) -> tuple[str, float]:
@@ -193,61 +223,3 @@ def _bound(text: str) -> tuple[str, float]:
         return name, float(value)
     except ValueError as error:
         raise UsageError(f"{text!r} is no METRIC=VALUE", remedy="for example accuracy=0.9") from error
-
-
-def _judged(
-    bounds: Sequence[tuple[str, str, float]], metrics: Mapping[str, float]
-) -> tuple[list[str], list[str]]:
-    """Which of the tests hold, and which do not."""
-    verdicts: tuple[list[str], list[str]] = ([], [])
-    for word, name, bound in bounds:
-        if name not in metrics:
-            raise UsageError(f"there is no measure {name}", remedy=f"there are {', '.join(metrics)}")
-        holds = metrics[name] >= bound if word == "least" else metrics[name] <= bound
-        verdicts[0 if holds else 1].append(f"{name} at {word} {bound:g}")
-    return verdicts
-
-
-def _place(folder: Path) -> Path:
-    """A new file beside the run's other files, or beside a checkpoint that lies alone."""
-    inside = folder.resolve().parent.name == layout.CHECKPOINTS
-    root = folder.resolve().parent.parent / layout.EVALUATIONS if inside else folder.resolve().parent
-    number = 0
-    while (path := root / f"{folder.resolve().name}-{number}.jsonl").exists():
-        number += 1
-    return path
-
-
-def _kept(path: Path, items: Sequence[Mapping[str, Any]]) -> tuple[Path, str]:
-    """Write a line an example; returns where, and the sha256 of the file."""
-    if path.exists():
-        raise UsageError("is there already", where=str(path), remedy="name another file with --items")
-    lines = [orjson.dumps({"example": number, **item}) + b"\n" for number, item in enumerate(items)]
-    data = b"".join(lines)
-    files.write_durable(path, data)
-    return path, hashlib.sha256(data).hexdigest()
-
-
-def _predicate(found: Assessment, items_sha256: str, limit: int) -> dict[str, Any]:
-    suite = found.suite
-    named = {"name": f"{suite.name}, {suite.split}", "digest": {"sha256": suite.sha256}}
-    return {
-        "configuration": [named] if suite.sha256 else [],
-        "harness_evaluation": {
-            "metrics": {name: repr(float(value)) for name, value in found.metrics.items()},
-            "examples": len(found.items),
-            "dataset": {"name": suite.name, "split": suite.split, "sha256": suite.sha256},
-            "procedure": {
-                "name": found.procedure,
-                "version": harness.__version__,
-                "settings": {**found.settings, "limit": limit, "items_sha256": items_sha256},
-            },
-            "decoding": dict(found.decoding),
-            "environment": {
-                name: value
-                for name, value in environment.facts().items()
-                if isinstance(value, str | int) or value is None
-            },
-            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        },
-    }

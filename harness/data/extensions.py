@@ -1,7 +1,8 @@
 """A user's own class by import path, ``package.module:Class``.
 
 The folder of the config is on ``sys.path`` while the module is imported, and only then: a module beside the
-config is found, and an import that happens later, inside a function, must find its own way.
+config is found, and an import that happens later, inside a function, must find its own way. What lay beside
+one config is imported anew for another, which may have modules of the same names.
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 from harness.errors import ConfigError
+
+_beside: dict[str, str] = {}
+"""Imported modules that lay beside a config → the folder of that config."""
 
 
 def load_class(import_path: str, base: Path, key: str, built_in: Sequence[str] = ()) -> type[Any]:
@@ -82,9 +87,17 @@ def nearest(name: str, names: Sequence[str]) -> str:
 @contextmanager
 def _importable(base: Path) -> Iterator[None]:
     entry = str(base.resolve())
+    for name in [name for name, folder in _beside.items() if folder != entry]:
+        sys.modules.pop(name, None)
+        del _beside[name]
+    before = set(sys.modules)
     sys.path.insert(0, entry)
     importlib.invalidate_caches()
     try:
         yield
     finally:
         sys.path.remove(entry)
+        for name in set(sys.modules) - before:
+            top = name.partition(".")[0]
+            if top not in before and PathFinder.find_spec(top, [entry]) is not None:
+                _beside[name] = entry

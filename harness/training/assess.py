@@ -27,6 +27,7 @@ from harness.tasks.task import Batch, Task
 from harness.terminal import progress
 from harness.training import optimizer
 from harness.training.optimizer import Precision
+from harness.training.seeding import seed_rank
 from harness.workers import Workers
 
 PROCEDURE = "held-out measures"
@@ -68,6 +69,7 @@ def assess(opened: OpenedCheckpoint, base: Path, examples: int, *, quiet: bool) 
     """
     settings = config.parse(str(opened.statement.predicate["config"]["text"]), "the checkpoint's config")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seed_rank(settings.run.seed, rank=0)  # so that a task that draws gives the same after other evaluations
     task = tasks.build(settings, base)
     _require_same(task, settings, base, opened)
     precision = optimizer.precision(settings.precision, device)

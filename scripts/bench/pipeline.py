@@ -58,7 +58,7 @@ STAGES = {
     "comparison": "harness diff",
     "preparation of chats": "prepare recipes/chats.yaml",
     "child run": "train configs/speedrun-chat.yaml",
-    "chat evaluation": "--once --chats",
+    "chat evaluation": " --chats ",
     "audit": "harness verify",
     "report": "harness report",
     "lineage": "harness lineage",
