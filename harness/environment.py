@@ -25,13 +25,13 @@ from typing import Any
 from harness import privacy
 from harness.errors import EnvironmentFault
 
-AUDITING = ("cryptography", "orjson", "pydantic", "pyyaml")
+AUDITING = ("blake3", "cryptography", "orjson", "pydantic", "pyyaml")
 """Distributions that the auditing half needs."""
 
-TRAINING = ("torch", "accelerate", "safetensors", "numpy", "tqdm", "tokenizers", "xxhash", "wandb")
+TRAINING = ("torch", "accelerate", "safetensors", "numpy", "tqdm", "tokenizers", "xxhash", "wandb", "jinja2")
 """Distributions of the extra ``train``."""
 
-OPTIONAL = ("pyarrow", "scikit-learn", "torchao", "triton", "obstore")
+OPTIONAL = ("pyarrow", "scikit-learn", "torchao", "triton", "obstore", "python-pkcs11")
 """Distributions that a config can ask for."""
 
 # wandb is imported only by a config that asks for it.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,17 @@ def test_no_secret_and_no_private_name_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert str(Path.home()) not in told or str(Path.home()) == "/"
     assert environment.facts()["variables"]["OMP_PLACES"] == "~/places on <host>"
     assert environment.facts()["variables"]["NCCL_ALGO"] == "Ring"
+
+
+def test_the_packages_of_a_statement_are_those_that_the_project_needs() -> None:
+    """Oracle: pyproject.toml; an environment built from a statement holds nothing else."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+
+    def names(lines: list[str]) -> list[str]:
+        return sorted(re.split(r"[<>=]", line)[0] for line in lines)
+
+    assert sorted(environment.AUDITING) == names(project["dependencies"])
+    assert sorted(environment.TRAINING) == names(project["optional-dependencies"]["train"])
 
 
 def git(folder: Path, *words: str) -> str:
