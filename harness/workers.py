@@ -8,7 +8,6 @@ for the thread that writes checkpoints.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from harness.cores import process_cpu_count
 from harness.errors import HarnessError
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class Workers:
     @staticmethod
     def alone(device: torch.device | None = None) -> Workers:
         """One process that has the host to itself."""
-        return Workers(0, 1, device or torch.device("cpu"), "none", None, host_cores())
+        return Workers(0, 1, device or torch.device("cpu"), "none", None, process_cpu_count())
 
     @property
     def first(self) -> bool:
@@ -127,11 +127,6 @@ class Workers:
         parts = [torch.empty_like(vector) for _ in range(self.world_size)]
         dist.all_gather(parts, vector, group=self.control)
         return torch.stack(parts).sum(dim=0)
-
-
-def host_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tensor(data: bytes) -> Tensor:

@@ -23,6 +23,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset(
         {
             "errors",
+            "cores",
             "terminal",
             "strict_yaml",
             "store_url",
@@ -63,6 +64,7 @@ WITHOUT_PYDANTIC = frozenset(
         "audit",
         "stores",
         "report",
+        "cores",
         "terminal",
         "errors",
         "strict_yaml",

@@ -229,6 +229,15 @@ def test_a_folder_that_cannot_be_read_is_the_environments_fault(
         verify.verify(sample / "run", trust, quiet=True)
 
 
+def test_a_system_that_does_not_say_which_cores_are_allowed(
+    sample: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the verdict; macOS has no `os.sched_getaffinity`."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    trust = policy.from_keys([keys.load_public(sample / "me.ed25519.pub")])
+    assert verify.verify(sample / "run", trust, quiet=True).verdict == "verified"
+
+
 def test_a_program_asks_as_the_command_line_does(sample: Path, tmp_path: Path) -> None:
     """Oracle: the command's JSON; one flipped byte; `import harness` alone loads nothing of ours."""
     (sample / "team.yaml").write_text(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import multiprocessing
-import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from harness.audit import opening
 from harness.audit.opening import OpenedCheckpoint
+from harness.cores import process_cpu_count
 from harness.errors import EnvironmentFault
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
@@ -54,7 +54,7 @@ def examine(
     quiet: bool,
 ) -> list[OpenedCheckpoint | None]:
     """`opening.examine_folder` of each of ``folders``. Raises `EnvironmentFault` for a bad disk."""
-    processes = min(len(os.sched_getaffinity(0)), len(folders) // _WORTH_IT + 1) if _may_fork() else 1
+    processes = min(process_cpu_count(), len(folders) // _WORTH_IT + 1) if _may_fork() else 1
     opened: list[OpenedCheckpoint | None] = []
     with progress(len(folders), "checkpoints", "verify", quiet=quiet) as bar:
         if processes < 2:

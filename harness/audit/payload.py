@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.cores import process_cpu_count
 from harness.errors import VerificationFailed
 from harness.format import files
 from harness.format.manifest import FileEntry, Manifest, TensorEntry
@@ -84,7 +85,7 @@ def jobs(folder: Path, manifest: Manifest, there: Mapping[str, files.Stamp]) -> 
 def check(work: Sequence[Job], findings: Findings, bar: Progress) -> int:
     """Hash every file of ``work``; returns the bytes hashed. Failures go to ``findings``, in order."""
     counter = _Counter(bar)
-    cores = len(os.sched_getaffinity(0))
+    cores = process_cpu_count()
     total = sum(job.entry.size for job in work)
     with ThreadPoolExecutor(cores, "hash") as pool:
         largest_first = sorted(work, key=lambda job: -job.entry.size)

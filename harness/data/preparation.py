@@ -33,6 +33,7 @@ import numpy as np
 
 from harness import environment
 from harness.audit import prepared
+from harness.cores import process_cpu_count
 from harness.data import chat, hub, parts
 from harness.data.corpus import Files, WheelFiles, files_digest, files_of
 from harness.data.filters import Sieve
@@ -150,7 +151,7 @@ def _snapshot(recipe: Recipe, base: Path, quiet: bool) -> _Snapshot:
     digests, sizes, left = {}, {}, recipe.source.limit_bytes
     with (
         progress(len(names), "files", "digesting", quiet=quiet) as bar,
-        ThreadPoolExecutor(recipe.workers or _cpus()) as pool,
+        ThreadPoolExecutor(recipe.workers or process_cpu_count()) as pool,
     ):
         for name, (digest, size) in zip(names, pool.map(partial(_digested, source), names), strict=True):
             digests[name], sizes[name] = digest, size
@@ -305,7 +306,7 @@ class _Processes:
     def __init__(self, place: Workplace, quiet: bool) -> None:
         self._quiet = quiet
         self._pool = ProcessPoolExecutor(
-            place.recipe.workers or _cpus(),
+            place.recipe.workers or process_cpu_count(),
             mp_context=multiprocessing.get_context("spawn"),
             initializer=parts.leave_with_parent,
         )
@@ -460,7 +461,3 @@ def _entries(folder: Path, known: Mapping[Path, Mapping[str, Any]]) -> Iterator[
 def _read(path: Path) -> dict[str, Any]:
     document: dict[str, Any] = strict_json.loads(path.read_bytes(), where=str(path))
     return document
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness import environment
+from harness.cores import process_cpu_count
 from harness.errors import HarnessError
 from harness.provenance import keys
 from harness.training import launch
@@ -129,7 +130,7 @@ def _launcher(world_size: int | None) -> Check:
 def _devices(processes: int) -> Iterator[Check]:
     gpus = _nvidia()
     if gpus is None:
-        yield Check("ok", "devices", f"no NVIDIA GPU; {_cores()} CPU cores")
+        yield Check("ok", "devices", f"no NVIDIA GPU; {process_cpu_count()} CPU cores")
         return
     if isinstance(gpus, str):
         yield Check("bad", "devices", f"nvidia-smi fails: {gpus}", "check the driver")
@@ -181,10 +182,6 @@ def _nvidia() -> list[str] | str | None:
         return str(error)
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     return lines if done.returncode == 0 and lines else (done.stderr or done.stdout).strip()[:200] or "no GPU"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _threads() -> Iterator[Check]:

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch.distributed.rendezvous import rendezvous
 
+from harness.cores import process_cpu_count
 from harness.training.launch import Launch
-from harness.workers import Workers, host_cores
+from harness.workers import Workers
 
 _PATIENCE = timedelta(days=1)
 """Of the control groups: a rank may wait long for what another one writes, uploads or fetches; whether that
@@ -48,7 +49,7 @@ def join(launch: Launch, accelerator: Accelerator) -> Workers:
     if launch.world_size == 1:
         return Workers.alone(accelerator.device)
     control = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    cores = max(1, host_cores() // launch.local_world_size)
+    cores = max(1, process_cpu_count() // launch.local_world_size)
     return Workers(launch.rank, launch.world_size, accelerator.device, dist.get_backend(), control, cores)
 
 
