@@ -55,7 +55,6 @@ from harness.terminal import progress
 
 Kind = Literal["run", "checkpoint", "export", "corpus"]
 
-_CONFIG_LIMIT = 1 << 20
 _VERDICTS = {0: "verified", 1: "FAILED", 4: "cannot tell"}
 _SIGNED = {layout.CHECKPOINTS, layout.LOG, layout.METRICS, layout.RUN_CONFIG}
 """What signatures cover in a run folder."""

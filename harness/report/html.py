@@ -106,11 +106,12 @@ def _cell(cell: str, right: bool) -> str:
 
 
 def _table(table: Table) -> str:
-    classes = [' class="number"' if right else "" for right in right_aligned(table)]
+    aligned = right_aligned(table)
+    classes = [' class="number"' if right else "" for right in aligned]
     head = "".join(f"<th{kind}>{text(cell)}</th>" for kind, cell in zip(classes, table.head, strict=True))
     rows = "".join(
         "<tr>"
-        + "".join(_cell(cell, right) for cell, right in zip(row, right_aligned(table), strict=True))
+        + "".join(_cell(cell, right) for cell, right in zip(row, aligned, strict=True))
         + "</tr>"
         for row in table.rows
     )
