@@ -3,7 +3,7 @@
 One frozen model a section; the docstring under each field is its documentation, from which
 ``configs/README.md`` and ``harness config --schema`` are made. Reading files is `harness.config`'s work.
 
-Each field says what a change of it means for a run that is already on disk (DESIGN section 4):
+Each field says what a change of it means for a run that is already on disk:
 
 - ``another-run`` (the default): the numbers of the run would change; a resume is refused.
 - ``same-data``: the same samples in the same order, another reduction order.

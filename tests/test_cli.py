@@ -131,7 +131,7 @@ def test_what_no_verb_foresaw_of_the_machine_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Oracle: the exit codes of DESIGN.md section 2, where 1 would say that evidence is wrong."""
+    """Oracle: the exit codes of `harness.errors`, where 1 would say that evidence is wrong."""
     module = import_module("harness.commands.keys")
 
     def run(_: object) -> Never:

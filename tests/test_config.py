@@ -255,7 +255,7 @@ EFFECTS = {
 
 @pytest.mark.parametrize("key", EFFECTS)
 def test_a_change_has_its_effect_on_a_resume(key: str) -> None:
-    """Oracle: DESIGN section 4: what makes another run, what only rounding, what nothing."""
+    """Oracle: the README on resume: what makes another run, what only rounding, what nothing."""
     value, effect = EFFECTS[key]
     before = settings_of({})
     after = settings_of({"train": {"steps": 10, "global_batch": 8, "micro_batch": 4}, key: value})

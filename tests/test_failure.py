@@ -19,7 +19,7 @@ from harness.training import failure
 def test_a_disk_that_fails_in_the_training_thread_is_a_fault_of_the_environment(
     tmp_path: Path, number: int
 ) -> None:
-    """Oracle: exit code 3 of DESIGN.md section 4; the place and the system's own words in one line."""
+    """Oracle: exit code 3 of `harness.errors`; the place and the system's own words in one line."""
     explained = failure.explain(OSError(number, os.strerror(number)), tmp_path)
     assert isinstance(explained, EnvironmentFault)
     assert explained.exit_code == 3

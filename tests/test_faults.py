@@ -1,6 +1,6 @@
 """Faults in the write path: a sample of scripts/bench/faults.py, which goes through every call.
 
-Oracle: the run without a fault, `harness verify`, and the exit codes of DESIGN.md section 4. A saver that
+Oracle: the run without a fault, `harness verify`, and the exit codes of `harness.errors`. A saver that
 writes to the final name is there to show that the check can fail.
 """
 

@@ -160,7 +160,7 @@ def _line(found: Import, root: Path) -> str:
 
 
 def test_every_module_imports_only_its_own_row_and_the_rows_below() -> None:
-    """Oracle: the map in DESIGN section 6, written down as `ROWS`."""
+    """Oracle: the map in docs/architecture.md, written down as `ROWS`."""
     assert upward() == []
 
 
@@ -189,7 +189,7 @@ def test_the_path_of_verify_imports_no_pydantic_and_nothing_that_does() -> None:
 
 
 def test_checkpoint_determinism_and_provenance_do_not_need_the_training_loop() -> None:
-    """Oracle: DESIGN section 7: users who bring their own loop want these parts alone."""
+    """Oracle: docs/architecture.md: users who bring their own loop want these parts alone."""
     trainer = {"training", "tasks", "tracking"}
     own_loop = {"checkpoint", "determinism", "provenance", "data", "model"}
     broken = [

@@ -36,7 +36,7 @@ def test_a_near_miss_is_no_checkpoint_name(name: str) -> None:
 
 
 def test_the_contract_names_are_these() -> None:
-    """Oracle: DESIGN section 3; other tools rely on them."""
+    """Oracle: docs/architecture.md; other tools rely on them."""
     run = RunFolder(Path("R"))
     assert run.run_config == Path("R/run.yaml")
     assert run.metrics == Path("R/metrics.jsonl")

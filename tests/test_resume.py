@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_resume_that_is_the_same_run_has_its_class(name: str) -> None:
-    """Oracle: DESIGN section 4."""
+    """Oracle: the README."""
     changes, expected = CLASSES[name]
     kind, differences = resume.classify(statement(facts()), facts(**changes), ())
     assert kind == expected
@@ -89,7 +89,7 @@ def test_a_resume_that_is_the_same_run_has_its_class(name: str) -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_another_run_is_refused_until_its_kind_is_accepted(name: str) -> None:
-    """Oracle: DESIGN section 4; the answer that the error proposes is the one that works."""
+    """Oracle: the README; the answer that the error proposes is the one that works."""
     changes, kind = REFUSED[name]
     before, now = statement(facts()), facts(**changes)
     others = tuple(each for each in resume.ACCEPTABLE if each != kind)

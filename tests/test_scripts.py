@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHELL = [ROOT / "speedrun.sh", ROOT / ".ci" / "run", *sorted((ROOT / "scripts").glob("*.sh"))]
 PYTHON = sorted((ROOT / "scripts").rglob("*.py"))
 SPEEDRUN_LINES = 50
-"""DESIGN and the first issue: the speedrun reads as a table of contents."""
+"""The speedrun reads as a table of contents."""
 
 
 def ran(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:

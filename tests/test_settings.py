@@ -58,7 +58,7 @@ def test_settings_do_not_change() -> None:
 
 
 def test_only_the_language_task_has_its_sections() -> None:
-    """Oracle: DESIGN section 6: a task brings its own model and data."""
+    """Oracle: docs/tasks.md: a task brings its own model and data."""
     language = Settings.model_validate(NEEDED)
     assert all(getattr(language, name) is not None for name in settings.LANGUAGE_SECTIONS)
     other = Settings.model_validate({**NEEDED, "task": {"kind": "digits"}})

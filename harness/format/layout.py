@@ -1,4 +1,4 @@
-"""Names in a run folder (DESIGN section 3)."""
+"""Names in a run folder, as docs/architecture.md draws it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ Values = Mapping[int, float]
 """Seed → last value of a metric."""
 
 LEAST_SEEDS = 5
-"""Seeds from which a claim may speak of any seed (DESIGN section 5, tier 3)."""
+"""Seeds from which a claim may speak of any seed."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a launch continues from, and under which name: exact, same-data, accepted, or refused.
 
 Rank 0 opens the run folder, finds the newest checkpoint that verifies and compares the facts that its signed
-statement holds with the facts of this launch. What differs decides the class (DESIGN section 4):
+statement holds with the facts of this launch. What differs decides the class (README, "Resume"):
 
 - nothing, or the world size of an elastic run: ``exact``, every later checkpoint has the bits of the
   uninterrupted run

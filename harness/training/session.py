@@ -1,6 +1,6 @@
 """Everything that a step needs on one rank, stepped, saved and restored as one.
 
-The order is the whole secret of exact resume (facts in docs/architecture.md): build and warm-up passes
+The order is the whole secret of exact resume: build and warm-up passes
 (`harness.training.building`) → tensors → data cursor → generators last.
 """
 
