@@ -20,9 +20,9 @@ from harness.cli import main
 from harness.provenance import keys
 from harness.settings import Settings
 from harness.stores.client import ObjectStore
-from harness.terminal import human_bytes
 from harness.training import checkup, checkup_run
 from harness.training.checkup import Check
+from harness.words import human_bytes
 
 CONFIG = """\
 run: {dir: %s}

@@ -234,7 +234,7 @@ def test_the_signing_key_comes_from_config_then_environment_then_the_users_folde
 def test_a_key_of_ones_own_that_cannot_be_made_is_a_fault_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Oracle: exit code 3 of `harness.errors`; the home of a container often belongs to nobody, or is not known."""
+    """Oracle: exit code 3; the home of a container often belongs to nobody, or is not known."""
     monkeypatch.delenv(keys.ENVIRONMENT, raising=False)
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))

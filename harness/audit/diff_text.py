@@ -9,7 +9,8 @@ from harness.audit.diff import Result, Step
 from harness.audit.facts import TOPICS, Fact
 from harness.audit.tensors import Difference
 from harness.errors import visible
-from harness.terminal import human_bytes, style
+from harness.terminal import style
+from harness.words import counted, human_bytes
 
 _LABEL = 13
 _MOST_TENSORS = 6
@@ -44,11 +45,11 @@ def _step(step: Step, width: int) -> Iterator[str]:
     compared, name = step.compared, visible(step.name).ljust(width)
     amount = human_bytes(compared.bytes_compared)
     if step.equal:
-        text = f"{_count(compared.tensors, 'tensor')} equal"
+        text = f"{counted(compared.tensors, 'tensor')} equal"
         yield f"{name}  {style(text, 'green')} ({amount})"
         return
     found = compared.differences
-    text = f"{len(found)} of {_count(compared.tensors, 'tensor')} differ"
+    text = f"{len(found)} of {counted(compared.tensors, 'tensor')} differ"
     yield f"{name}  {style(text, 'red')} ({amount}): {_parts(step)}"
     for difference in found[:_MOST_TENSORS]:
         yield f"    {_difference(difference)}"
@@ -69,7 +70,7 @@ def _difference(difference: Difference) -> str:
     if difference.differing is None:
         return f"{name}: {difference.reason}"
     first = f", first at {list(difference.first)}" if difference.first else ""
-    text = f"{name}: {difference.differing:,} of {_count(difference.elements, 'element')}{first}"
+    text = f"{name}: {difference.differing:,} of {counted(difference.elements, 'element')}{first}"
     distance = difference.distance
     if distance is None:
         return text
@@ -111,7 +112,7 @@ def _identity(found: Sequence[Fact]) -> Iterator[str]:
 
 
 def _verdict(result: Result) -> str:
-    steps = _count(len(result.steps), "step") if result.steps[0].step is not None else "the pair"
+    steps = counted(len(result.steps), "step") if result.steps[0].step is not None else "the pair"
     first = result.first
     if first is None:
         return f"{style('equal', 'green')}  every tensor of {steps}, bit for bit"
@@ -131,7 +132,3 @@ def _short(text: str) -> str:
 def _line(label: str, text: str, *, yellow: bool = False) -> str:
     shown = visible(text)
     return f"{label.ljust(_LABEL)} {style(shown, 'yellow') if yellow else shown}"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'s' * (number != 1)}"

@@ -18,6 +18,7 @@ from harness.audit.opening import OpenedCheckpoint
 from harness.errors import VerificationFailed
 from harness.provenance import history, log
 from harness.provenance.heads import Kept
+from harness.words import counted
 
 
 def known(book: log.Log | None, since: Kept | None) -> dict[str, str]:
@@ -56,7 +57,7 @@ def told(since: Kept, skipped: Sequence[OpenedCheckpoint], continued: bool) -> s
     """What was left out, in a sentence."""
     if not continued:
         return f"the log does not continue {since.source}, so everything was hashed"
-    payload_of = f"{len(skipped)} checkpoint" + ("s" if len(skipped) != 1 else "")
+    payload_of = counted(len(skipped), "checkpoint")
     pruned = sum(each.kind == "pruned" for each in skipped)
     left_out = f", nor SLSA statement and model.sig of the {pruned} pruned ones verified" if pruned else ""
     return (

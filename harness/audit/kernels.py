@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.errors import visible
 from harness.format.ledger import EVIDENCE, SUSPECTED, Coverage, Ledger, Row
+from harness.words import counted, listed
 
 _SHOWN_NAMES = 8
 _ITEMS = {
@@ -66,15 +67,15 @@ def _gaps(ledger: Ledger, coverage: dict[str, Coverage]) -> Iterator[str]:
         yield "operators: no census was taken"
     else:
         yield (
-            f"operators: the census took {_count(census.steps, 'step')} between {census.first_step} and "
+            f"operators: the census took {counted(census.steps, 'step')} between {census.first_step} and "
             f"{census.last_step} on {_ranks(census)}; other steps and ranks were not looked at"
         )
     if ledger.compiled_regions:
         yield _compiled_gap(ledger, coverage.get("codegen"))
     if ledger.unreadable:
-        yield f"generated code: {_count(ledger.unreadable, 'file')} could not be read"
+        yield f"generated code: {counted(ledger.unreadable, 'file')} could not be read"
     if ledger.unclassified:
-        yield f"no list says anything about {_names(ledger.unclassified)}"
+        yield f"no list says anything about {listed(ledger.unclassified, _SHOWN_NAMES)}"
     if any(row.device not in ("cpu", "meta") for row in ledger.rows) and "profiler" not in coverage:
         yield "kernel names: the profiler did not run"
     yield _double_gap(ledger, coverage.get("double"))
@@ -84,7 +85,7 @@ def _double_gap(ledger: Ledger, double: Coverage | None) -> str:
     if double is None:
         why = "; ".join(ledger.not_executed_twice) or "no micro-step was executed twice"
         return f"double execution: {why}, so differences of bits were not looked for"
-    pairs = f"{_count(double.steps, 'micro-step')} executed twice on {_ranks(double)}"
+    pairs = f"{counted(double.steps, 'micro-step')} executed twice on {_ranks(double)}"
     return f"double execution: {pairs}; what differs in fewer than {bound(double.steps)} was likely missed"
 
 
@@ -94,10 +95,12 @@ def bound(clean: int) -> str:
 
 
 def _compiled_gap(ledger: Ledger, codegen: Coverage | None) -> str:
-    regions = _count(ledger.compiled_regions, "compiled region")
+    regions = counted(ledger.compiled_regions, "compiled region")
     if codegen is None or not codegen.items:
         return f"{regions}: their generated code was not read"
-    return f"{regions}: seen through library calls and {_count(codegen.items, 'file')} of generated code only"
+    return (
+        f"{regions}: seen through library calls and {counted(codegen.items, 'file')} of generated code only"
+    )
 
 
 def _lines(ledger: Ledger) -> Iterator[str]:
@@ -113,7 +116,7 @@ def _lines(ledger: Ledger) -> Iterator[str]:
         yield ""
         yield "made deterministic by a setting"
         for entry in ledger.mitigated:
-            yield f"  {entry.op}  {entry.device}  {entry.by}  seen {_count(entry.count, 'time')}"
+            yield f"  {entry.op}  {entry.device}  {entry.by}  seen {counted(entry.count, 'time')}"
     yield ""
     yield "looked at"
     yield from (_coverage(entry) for entry in ledger.coverage)
@@ -121,7 +124,8 @@ def _lines(ledger: Ledger) -> Iterator[str]:
         yield "  nothing"
     if ledger.budget is not None:
         spent, limit = (f"{each / 10_000:.2g} %" for each in (ledger.budget.spent, ledger.budget.limit))
-        yield f"  it cost {spent} of the time of {_count(ledger.budget.steps, 'step')}; the budget is {limit}"
+        steps = counted(ledger.budget.steps, "step")
+        yield f"  it cost {spent} of the time of {steps}; the budget is {limit}"
     yield "not looked at"
     yield from (f"  {gap}" for gap in not_looked_at(ledger))
 
@@ -137,7 +141,7 @@ def _headline(ledger: Ledger) -> str:
         if _has(ledger, kind)
     )
     suspected = sum(row.evidence in SUSPECTED for row in ledger.rows)
-    return f"{_count(suspected, 'order-dependent operator')}: {counts}"
+    return f"{counted(suspected, 'order-dependent operator')}: {counts}"
 
 
 def _has(ledger: Ledger, kind: str) -> bool:
@@ -154,30 +158,21 @@ def _row(row: Row) -> Iterator[str]:
     steps = f"steps {row.first_step} to {row.last_step}"
     if row.evidence == "refuted":
         rate = f"differs in at most {bound(row.count)} (95 %)"
-        yield f"      clean    {_count(row.count, 'time')}, {steps}: {rate}"
+        yield f"      clean    {counted(row.count, 'time')}, {steps}: {rate}"
         return
-    far = "" if row.ulp is None else f", by up to {_count(row.ulp, 'unit')} in the last place"
-    yield f"      seen     {_count(row.count, 'time')}, {steps}{far}"
+    far = "" if row.ulp is None else f", by up to {counted(row.ulp, 'unit')} in the last place"
+    yield f"      seen     {counted(row.count, 'time')}, {steps}{far}"
     yield f"      source   {row.source}"
     yield f"      instead  {row.alternative or 'nothing known'}"
 
 
 def _coverage(entry: Coverage) -> str:
-    seen = _count(entry.items, _ITEMS.get(entry.observer, "item"))
+    seen = counted(entry.items, _ITEMS.get(entry.observer, "item"))
     return (
-        f"  {entry.observer}: {_count(entry.steps, 'time')}, steps {entry.first_step} to {entry.last_step}, "
+        f"  {entry.observer}: {counted(entry.steps, 'time')}, steps {entry.first_step} to {entry.last_step}, "
         f"{_ranks(entry)}, at most {seen} at a time, {entry.microseconds} µs of its own"
     )
 
 
 def _ranks(entry: Coverage) -> str:
     return f"rank{'s' * (len(entry.ranks) != 1)} {', '.join(str(rank) for rank in entry.ranks)}"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'s' * (number != 1)}"
-
-
-def _names(names: tuple[str, ...]) -> str:
-    more = len(names) - _SHOWN_NAMES
-    return ", ".join(names[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")

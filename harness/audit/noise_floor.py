@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from harness.words import listed
+
 LEAST = 5
 """Perturbations with bits of their own from which a floor counts."""
 FACTOR = 3
@@ -193,8 +195,7 @@ def beyond(floor: Mapping[str, Any]) -> str | None:
         if Decimal(each["distance"]) > FACTOR * Decimal(each["floor"])
     ]
     if wide:
-        more = f" and {len(wide) - _SHOWN} more" if len(wide) > _SHOWN else ""
-        return f"beyond the floor in {', '.join(wide[:_SHOWN])}{more}"
+        return f"beyond the floor in {listed(wide, _SHOWN)}"
     if Decimal(floor["distance"]) > FACTOR * Decimal(floor["measured"]):
         return f"a distance of {floor['distance']}, and a floor of {floor['measured']}"
     return None

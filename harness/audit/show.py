@@ -17,6 +17,7 @@ from harness.audit.story import Story
 from harness.errors import EvidenceIncomplete, VerificationFailed, visible
 from harness.format.ledger import EVIDENCE, SUSPECTED, Ledger
 from harness.terminal import style
+from harness.words import counted, listed
 
 WIDTH = 100
 """Columns of the screen."""
@@ -116,7 +117,7 @@ def _segment(segment: Mapping[str, Any]) -> Iterator[Line]:
 
 def _how(facts: Mapping[str, Any]) -> Iterator[Line]:
     launch, config, data, cursor = (facts[name] for name in ("launch", "config", "data", "cursor"))
-    world = f"{_count(launch['world_size'], 'process', 'es')} on {_count(launch['nodes'], 'node')}"
+    world = f"{counted(launch['world_size'], 'process', 'es')} on {counted(launch['nodes'], 'node')}"
     compiled = "compiled" if launch["compile"] else "not compiled"
     yield (
         "launched",
@@ -193,11 +194,12 @@ def _result(story: Story) -> Iterator[Line]:
     variations = [line for text in could_vary(story) for line in textwrap.wrap(f"- {text}", room)]
     yield from _some("could vary", variations, _MOST_VARIATION_LINES)
     yield "state", state["sha256"]
-    yield "", f"{_count(state['tensors'], 'tensor')}, {_count(state['parameters'], 'parameter')} of the model"
+    parameters = counted(state["parameters"], "parameter")
+    yield "", f"{counted(state['tensors'], 'tensor')}, {parameters} of the model"
     values = [f"{name} {metrics[name]}" for name in ("loss", "grad_norm") if metrics[name] is not None]
     values += [f"{name} {value}" for name, value in metrics["evaluation"].items()]
     yield "metrics", (", ".join(values) or "none") + ("" if facts["outcome"] == "ok" else "  NON-FINITE")
-    size = "no record" if seen is None else _count(seen["size"], "record")
+    size = "no record" if seen is None else counted(seen["size"], "record")
     yield "created", f"{facts['created']} by the signer's clock; the log had {size}"
     if story.shown_at is not None:
         yield "there", f"at {story.shown_at} at the latest, as a kept or timestamped head of the log shows"
@@ -210,7 +212,7 @@ def _ledger_summary(summary: Mapping[str, Any] | None) -> str:
     if not summary["coverage"].get("observed", False):
         return f"not observed ({kinds})"
     suspected = sum(summary[kind] for kind in SUSPECTED)
-    return f"{_count(suspected, 'order-dependent operator')} seen ({kinds})"
+    return f"{counted(suspected, 'order-dependent operator')} seen ({kinds})"
 
 
 def _variations(story: Story, facts: Mapping[str, Any]) -> Iterator[str]:
@@ -234,8 +236,7 @@ def _variations(story: Story, facts: Mapping[str, Any]) -> Iterator[str]:
 def _rows(ledger: Ledger) -> Iterator[str]:
     names = sorted({row.op for row in ledger.rows if row.evidence in SUSPECTED})
     if names:
-        more = f" and {len(names) - _NAMED_OPERATORS} more" if len(names) > _NAMED_OPERATORS else ""
-        yield f"adds in no fixed order: {', '.join(names[:_NAMED_OPERATORS])}{more}"
+        yield f"adds in no fixed order: {listed(names, _NAMED_OPERATORS)}"
 
 
 def _some(label: str, texts: list[str], most: int) -> Iterator[Line]:
@@ -258,7 +259,3 @@ def _digest(value: str | None) -> str:
 
 def _short(value: str | None) -> str:
     return "none" if value is None else f"{value[:16]}…"
-
-
-def _count(number: int, word: str, plural: str = "s") -> str:
-    return f"{number:,} {word}{plural if number != 1 else ''}"

@@ -44,6 +44,7 @@ from typing import Any, Literal
 
 from harness.audit import noise_floor
 from harness.format.ledger import Ledger, Row
+from harness.words import counted, listed
 
 Name = Literal["1a", "1b", "2", "3"]
 
@@ -110,7 +111,7 @@ class Replay:
     def says(self) -> str:
         """It in one line."""
         first, last = self.steps
-        counts = ", ".join(f"{name} of {_count(number, 'step')}" for name, number in self.compared.items())
+        counts = ", ".join(f"{name} of {counted(number, 'step')}" for name, number in self.compared.items())
         who = "the run's own key" if self.own else self.signer
         return f"{self.name}: steps {first} to {last} {self.verdict} ({counts}), signed by {who}"
 
@@ -223,11 +224,11 @@ def _same_stack(evidence: Evidence, replays: Sequence[Replay]) -> Tier:
     if missing:
         return Tier("1a", (), tuple(missing))
     done, all_of_them = len(_covered(evidence, whole)), len(evidence.segments)
-    reach = f"{done} of {_count(all_of_them, 'segment')} between checkpoints executed again"
+    reach = f"{done} of {counted(all_of_them, 'segment')} between checkpoints executed again"
     if done < all_of_them:
         reach += f"; drawn at random, they find a single altered one with a chance of {done}/{all_of_them}"
     steps = {step for each in whole for step in range(each.steps[0] + 1, each.steps[1] + 1)}
-    bound = f"{_count(len(steps), 'step')} repeated without a difference: at most {3 / len(steps):.1%} of "
+    bound = f"{counted(len(steps), 'step')} repeated without a difference: at most {3 / len(steps):.1%} of "
     return Tier("1a", tuple(each.says for each in whole), (), (reach, f"{bound}steps vary (95 %)"))
 
 
@@ -280,9 +281,7 @@ def _was_at_work(row: Row, equal: Sequence[Replay]) -> bool:
 
 
 def _named(rows: Sequence[Row]) -> str:
-    names = sorted({row.op for row in rows})
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return listed(sorted({row.op for row in rows}), _SHOWN)
 
 
 def _other_world(evidence: Evidence, replays: Sequence[Replay], first: Tier) -> Tier:
@@ -327,11 +326,7 @@ def _claims(evidence: Evidence) -> Tier:
         told = (f"{each.name}: {each.seeds} seeds, {each.stacks} stacks" for each in good)
         return Tier("3", tuple(told), ())
     short = [
-        f"{each.name} has {each.seeds} seeds on {_count(each.stacks, 'stack')}" for each in evidence.claims
+        f"{each.name} has {each.seeds} seeds on {counted(each.stacks, 'stack')}" for each in evidence.claims
     ]
     wanted = f"a supported claim over {LEAST_SEEDS} seeds and {LEAST_STACKS} stacks (harness report --claims)"
     return Tier("3", (), (wanted, *short[:_SHOWN]))
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'s' * (number != 1)}"

@@ -12,7 +12,8 @@ from harness.audit.opening import OpenedCheckpoint
 from harness.audit.verify import Report
 from harness.errors import visible
 from harness.provenance.findings import Finding
-from harness.terminal import Style, human_bytes, style
+from harness.terminal import Style, style
+from harness.words import human_bytes
 
 _COLOURS: dict[int, Style] = {0: "green", 1: "red", 4: "yellow"}
 _LABEL = 12

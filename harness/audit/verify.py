@@ -52,6 +52,7 @@ from harness.provenance.keys import PublicKey
 from harness.provenance.policy import Policy
 from harness.provenance.rotation import Rotation
 from harness.terminal import progress
+from harness.words import listed
 
 Kind = Literal["run", "checkpoint", "export", "corpus"]
 
@@ -335,8 +336,7 @@ def _tell_unsigned(root: Path, findings: Findings) -> None:
     """What lies in a run folder for convenience, or to be taken for a part of the run."""
     names = sorted(set(os.listdir(root)) - _SIGNED)
     if names:
-        more = "" if len(names) <= _NAMED else f" and {len(names) - _NAMED} more"
-        findings.note(f"covered by no signature: {', '.join(names[:_NAMED])}{more}")
+        findings.note(f"covered by no signature: {listed(names, _NAMED)}")
 
 
 def _report(

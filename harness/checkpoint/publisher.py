@@ -33,7 +33,7 @@ from harness.provenance import log, seal
 from harness.provenance.history import origin_of, record_of
 from harness.provenance.keys import Signer, public_keys
 from harness.provenance.policy import from_keys
-from harness.terminal import human_bytes
+from harness.words import human_bytes
 
 _SLACK = 1 << 20
 """Bytes that manifest, signatures and log may need besides the payload."""

@@ -19,7 +19,7 @@ from harness.format.layout import RunFolder
 from harness.stores.client import ObjectStore
 from harness.stores.contents import parse_selection
 from harness.stores.fetch import Fetched, fetch
-from harness.terminal import human_bytes
+from harness.words import human_bytes
 
 EXAMPLE = "harness fetch s3://bucket/runs/tiny tiny --payload none"
 

@@ -14,7 +14,7 @@ from harness import config, environment
 from harness.commands import Outcome
 from harness.errors import UsageError
 from harness.settings import Settings
-from harness.terminal import human_bytes, human_seconds
+from harness.words import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from harness.training.plan import Plan

@@ -27,6 +27,7 @@ from harness.data.documents import FILE_KINDS, Document
 from harness.data.extensions import check_arguments, load_class, source_digest
 from harness.errors import ConfigError, EnvironmentFault, VerificationFailed
 from harness.settings import CHATS, PREPARED, WHEEL, Data
+from harness.words import listed
 
 # Written when a wheel is built: they differ between the CPU and CUDA builds of one version.
 _BUILD_STAMPS = frozenset({"version.py", "_version.py"})
@@ -199,10 +200,9 @@ class WheelFiles:
         """Raise `VerificationFailed`, naming them, when any of ``digests`` is not the one in RECORD."""
         wrong = [name for name, digest in digests.items() if digest != self._files[name][1]]
         if wrong:
-            more = f" and {len(wrong) - _NAMED_IN_ERRORS} more" if len(wrong) > _NAMED_IN_ERRORS else ""
             raise VerificationFailed(
                 f"{len(wrong)} files differ from their digest in RECORD",
-                where=", ".join(wrong[:_NAMED_IN_ERRORS]) + more,
+                where=listed(wrong, _NAMED_IN_ERRORS),
                 remedy="install the package again",
             )
 

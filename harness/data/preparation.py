@@ -47,6 +47,7 @@ from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import corpora, seal
 from harness.provenance.keys import Signer
 from harness.terminal import progress
+from harness.words import listed
 
 FORMAT = "harness-corpus/1"
 _SHOWN = 5
@@ -188,9 +189,8 @@ def _already(recipe: Recipe, snapshot: _Snapshot, template: bytes | None) -> Pre
     if statement.predicate.get("chat", {}).get("template_sha256") != _sha256(template):
         changed.insert(0, "the template")
     if changed:
-        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
         raise ResumeRefused(
-            f"the folder holds another corpus; what differs: {', '.join(changed[:_SHOWN])}{more}",
+            f"the folder holds another corpus; what differs: {listed(changed, _SHOWN)}",
             where=str(folder),
             remedy="name another folder with out=…",
         )

@@ -19,6 +19,7 @@ from harness.data.tokens import Mapped, TokenData
 from harness.errors import ConfigError, EvidenceIncomplete, VerificationFailed
 from harness.format.layout import CHAT_TEMPLATE
 from harness.settings import PREPARED, Data
+from harness.words import listed
 
 _SHARDS = "shards/"
 _NAMED = 5
@@ -42,15 +43,15 @@ def open_prepared(data: Data, base: Path) -> TokenData:
     statement = prepared.claimed(folder)
     manifest = sealed.manifest(folder, statement)
     small = {entry.path: entry for entry in manifest.files if not entry.path.startswith(_SHARDS)}
-    listed = manifest.digests
-    shards = _opened(folder, listed)
+    digests = manifest.digests
+    shards = _opened(folder, digests)
     encoder: Encoder = ByteEncoder()
     if prepared.TOKENIZER in small:
         content = opening.read_listed(folder, small[prepared.TOKENIZER])
         encoder = BpeEncoder(content, str(folder / prepared.TOKENIZER))
     chat = small.get(CHAT_TEMPLATE)
     template = None if chat is None else opening.read_listed(folder, chat)
-    found = tokens_of(shards, listed, encoder, template)
+    found = tokens_of(shards, digests, encoder, template)
     split = statement.predicate["split"]
     counts = {
         "documents": split["train"]["documents"],
@@ -70,17 +71,17 @@ def open_prepared(data: Data, base: Path) -> TokenData:
         tokenizer=encoder.digest,
         tokenizer_file=encoder.file,
         counts=counts,
-        files=listed,
+        files=digests,
         counted=found.counted,
         held=found.held,
     )
 
 
-def _opened(folder: Path, listed: dict[str, str]) -> dict[str, Mapped]:
+def _opened(folder: Path, digests: dict[str, str]) -> dict[str, Mapped]:
     """The shards, open, once every listed file has its digest."""
     shards: dict[str, Mapped] = {}
     changed = []
-    for path, expected in listed.items():
+    for path, expected in digests.items():
         if path.startswith(_SHARDS):
             shard = _shard(folder / path)
             if shard is not None and shard.sha256 == expected:
@@ -90,10 +91,9 @@ def _opened(folder: Path, listed: dict[str, str]) -> dict[str, Mapped]:
             continue
         changed.append(path)
     if changed:
-        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
         raise VerificationFailed(
             f"{len(changed)} files of the corpus changed since it was prepared",
-            where=", ".join(str(folder / path) for path in changed[:_NAMED]) + more,
+            where=listed([str(folder / path) for path in changed], _NAMED),
             remedy="prepare it again into another folder, or get the files back",
         )
     return shards

@@ -9,7 +9,7 @@ from statistics import median
 
 from harness.report.document import Block, Heading, Paragraph, Table
 from harness.report.runs import Run
-from harness.terminal import human_seconds
+from harness.words import human_seconds
 
 _PAUSE = 20.0
 """A gap between two steps longer than this many median steps is a pause (killed, queued), not work."""

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from harness.report.lines import Line
 from harness.report.runs import Incident, printable
-from harness.terminal import human_seconds
+from harness.words import human_seconds
 
 _BARS = "▁▂▃▄▅▆▇█"
 _RECENT = 50

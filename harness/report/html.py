@@ -110,9 +110,7 @@ def _table(table: Table) -> str:
     classes = [' class="number"' if right else "" for right in aligned]
     head = "".join(f"<th{kind}>{text(cell)}</th>" for kind, cell in zip(classes, table.head, strict=True))
     rows = "".join(
-        "<tr>"
-        + "".join(_cell(cell, right) for cell, right in zip(row, aligned, strict=True))
-        + "</tr>"
+        "<tr>" + "".join(_cell(cell, right) for cell, right in zip(row, aligned, strict=True)) + "</tr>"
         for row in table.rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'

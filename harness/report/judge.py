@@ -29,6 +29,7 @@ from harness.report.claim_file import Claim
 from harness.report.document import Status
 from harness.report.runs import Evaluated, Run
 from harness.report.statistics import Comparison, Interval
+from harness.words import counted
 
 Verdict = Literal["supported", "too broad", "undecided", "not supported", "no evidence"]
 
@@ -109,7 +110,7 @@ def _judge(
     if absent:
         # Whoever stops a sweep after a look at it has chosen what to count.
         named = f"{', '.join(absent[:3])}{' …' if len(absent) > 3 else ''}"
-        narrow.append(f"{_count(len(absent), 'planned run')} never began: {named}")
+        narrow.append(f"{counted(len(absent), 'planned run')} never began: {named}")
     centre, interval, comparison = _measured(values, level)
     shown = _sentence(claim, arms, values, centre, interval)
     sign = -1 if claim.better == "lower" else 1
@@ -146,7 +147,7 @@ def _breadth(claim: Claim, sides: Sequence[measured.Side], unverified: set[Path]
     runs = [run for arm in arms for run in arm.runs]
     seeds = min(len(side.values) for side in sides)
     if claim.scope.seeds == "any" and seeds < LEAST_SEEDS:
-        yield f"it speaks of any seed, and {_count(seeds, 'seed')} ran; {LEAST_SEEDS} are the least"
+        yield f"it speaks of any seed, and {counted(seeds, 'seed')} ran; {LEAST_SEEDS} are the least"
     for key, words in (("data", "corpus"), ("stack", "stack")):
         seen = {_identity(run, key) for run in runs}
         if getattr(claim.scope, key) == "any" and len(seen) < 2:
@@ -155,16 +156,16 @@ def _breadth(claim: Claim, sides: Sequence[measured.Side], unverified: set[Path]
             yield f"its runs have {len(seen)} different {words}s"
     loose = [run.name for run in runs if run.root in unverified]
     if loose:
-        yield f"{_count(len(loose), 'run')} not verified: {', '.join(loose[:3])}"
+        yield f"{counted(len(loose), 'run')} not verified: {', '.join(loose[:3])}"
     lost = [f"{run.name} ({facts.ending(run).text})" for run in runs if facts.ending(run).kind != "good"]
     if lost:
-        yield f"{len(lost)} of {_count(len(runs), 'run')} did not finish and are left out: {lost[0]}"
+        yield f"{len(lost)} of {counted(len(runs), 'run')} did not finish and are left out: {lost[0]}"
     remarks = [each for side in sides for each in side.found if each.remark is not None]
     none = [each for each in remarks if each.value is None]
     if none:
         left = ", ".join(each.run.name for each in none[:5])
         yield (
-            f"{len(none)} of {_count(len(runs), 'run')} finished without a value of {claim.metric} and are "
+            f"{len(none)} of {counted(len(runs), 'run')} finished without a value of {claim.metric} and are "
             f"left out: {left}{' …' if len(none) > 5 else ''}: {none[0].remark}"
         )
     yield from (f"{each.run.name}: {each.remark}" for each in remarks if each.value is not None)
@@ -231,7 +232,3 @@ def _sentence(
         f"{where} the mean {name} of {arms[0].label} was {abs(centre):.4g} {direction} than that of "
         f"{arms[1].label} ({doubt})."
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -23,6 +23,7 @@ from harness.report.document import Block, Bullets, Heading, Paragraph, Source, 
 from harness.report.pictures import kernels, launches, pictures
 from harness.report.runs import Facts, Run, printable
 from harness.report.study import Study
+from harness.words import counted
 
 _INCIDENTS = 20
 _NAMED_IN_TITLE = 3
@@ -84,7 +85,7 @@ def summary(run: Run) -> str:
     shown += [f"{name} {decimal(claims.final(run, name))}" for name in run.evaluation_names]
     resumes = [one for one in claims.segments(run) if one.resumed_from is not None]
     if resumes:
-        shown.append(f"{_count(len(resumes), 'resume')} ({', '.join(one.kind for one in resumes)})")
+        shown.append(f"{counted(len(resumes), 'resume')} ({', '.join(one.kind for one in resumes)})")
     return printable(f"{run.name}: {'; '.join(shown)}")
 
 
@@ -267,7 +268,7 @@ def _launches(run: Run) -> list[Block]:
     remarks += [f"`{one.name}`: {one.problem}" for one in run.checkpoints if one.problem]
     if run.superseded:
         remarks.append(
-            f"{_count(run.superseded, 'step')} ran again after a resume; their first lines are in events/"
+            f"{counted(run.superseded, 'step')} ran again after a resume; their first lines are in events/"
         )
     return [Table(head, rows), *([Bullets(remarks)] if remarks else [])]
 
@@ -306,11 +307,11 @@ def _incidents(run: Run) -> list[Block]:
         notes.append(f"{layout.METRICS} is signed by no checkpoint: determinism.step_digests was off")
     if run.unsigned:
         notes.append(
-            f"{_count(run.unsigned, 'line')} of metrics.jsonl after step {run.last_step:,}: signed by no "
+            f"{counted(run.unsigned, 'line')} of metrics.jsonl after step {run.last_step:,}: signed by no "
             "checkpoint yet, and left out"
         )
     if run.unreadable:
-        notes.append(f"{_count(run.unreadable, 'line')} of metrics.jsonl cannot be read")
+        notes.append(f"{counted(run.unreadable, 'line')} of metrics.jsonl cannot be read")
     if run.partial:
         notes.append("metrics.jsonl ends inside a line: it is being written, or its writer was cut off")
     shown = run.incidents[-_INCIDENTS:]
@@ -357,10 +358,6 @@ def _environment_rows(facts: Facts) -> Iterator[tuple[str, str]]:
     for name in ("torch", "accelerate", "numpy", "safetensors"):
         if name in packages:
             yield name, str(packages[name])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _clock(seconds: float) -> str:

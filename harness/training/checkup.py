@@ -27,6 +27,7 @@ from harness.cores import process_cpu_count
 from harness.errors import HarnessError
 from harness.provenance import keys
 from harness.training import launch
+from harness.words import counted, listed
 
 Level = Literal["ok", "warn", "bad"]
 
@@ -95,7 +96,7 @@ def locked(lock: Path) -> Iterator[Check]:
         if (version or "").partition("+")[0] != wanted[name]
     ]
     if differing:
-        shown = ", ".join(differing[:5]) + (f" and {len(differing) - 5} more" if len(differing) > 5 else "")
+        shown = listed(differing, 5)
         yield Check("warn", "lock file", f"other versions than tested: {shown}", "scripts/setup.sh")
     else:
         yield Check("ok", "lock file", f"{len(installed)} packages are as {lock.name} says")
@@ -122,7 +123,7 @@ def _launcher(world_size: int | None) -> Check:
         return Check("bad", "launcher", error.what, error.remedy)
     where = "in a Slurm job" if "SLURM_JOB_ID" in os.environ else "by hand"
     where = "in Kubernetes" if "KUBERNETES_SERVICE_HOST" in os.environ else where
-    count = f"{found.world_size} process{'' if found.world_size == 1 else 'es'}"
+    count = counted(found.world_size, "process", "es")
     planned = f"; {world_size} planned" if world_size and world_size != found.world_size else ""
     return Check("ok", "launcher", f"{found.launcher}, {where}, {count} here{planned}")
 

@@ -28,9 +28,9 @@ from harness.provenance.policy import Policy
 from harness.settings import PREPARED, WHEEL, Data, Settings
 from harness.stores.client import ObjectExistsError, ObjectStore
 from harness.stores.contents import Contents
-from harness.terminal import human_bytes
 from harness.training.checkup import Check, Level, environment_size, existing, signing_key, writable
 from harness.training.parent import opened_start, trust_of
+from harness.words import human_bytes
 
 _SHARED_MEMORY = 64 << 20
 _STORE_SECONDS = 10

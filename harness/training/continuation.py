@@ -24,7 +24,7 @@ from harness.training import remote, resume, session
 from harness.training import start as begin
 from harness.training.facts import facts_of
 from harness.training.launch import Launch
-from harness.training.record import RunFacts, Segment
+from harness.training.record import RunFacts, Segment, in_words
 from harness.training.resume import HeldRun, OpenRun
 from harness.training.screen import Screen
 from harness.training.session import Session, wanted_files
@@ -91,9 +91,8 @@ def classify(
         changed = resume.changed_files(opened.folder.root / layout.CORPUS, task.identity().files)
         if not changed:
             raise
-        named = "; ".join(f"{item.what}: {item.before} → {item.after}" for item in changed[:5])
-        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
-        raise ResumeRefused(f"{error.what}; {named}{more}", where=error.where, remedy=error.remedy) from error
+        what = f"{error.what}; {in_words(changed)}"
+        raise ResumeRefused(what, where=error.where, remedy=error.remedy) from error
 
 
 def _run_id(opened: OpenRun) -> str:

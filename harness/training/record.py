@@ -13,6 +13,10 @@ from harness.checkpoint.restore import Skipped
 from harness.format.manifest import Manifest, state_digest
 from harness.provenance import log
 from harness.training.readback import Values
+from harness.words import listed
+
+_SHOWN = 8
+"""Differences that an error lists before it counts the rest."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,14 @@ class Difference:
     what: str
     before: str
     after: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.before} → {self.after}"
+
+
+def in_words(differences: Sequence[Difference]) -> str:
+    """The first of ``differences`` and how many more there are, for an error."""
+    return listed([str(each) for each in differences], _SHOWN, "; ")
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from harness.errors import HarnessError, TrainingFailed
 from harness.settings import Settings
 from harness.stores.client import ObjectStore
 from harness.stores.fetch import fetch_newest
-from harness.terminal import human_bytes
 from harness.training.metrics import Events
 from harness.training.resume import HeldRun
 from harness.training.screen import Screen
+from harness.words import human_bytes
 from harness.workers import Workers
 
 

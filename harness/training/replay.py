@@ -47,7 +47,7 @@ from harness.training import (
 )
 from harness.training.facts import facts_of
 from harness.training.readback import NonFinite, Readback, Values
-from harness.training.record import RunFacts, Segment
+from harness.training.record import RunFacts, Segment, in_words
 from harness.training.session import Session, wanted_files
 from harness.training.step_digests import StepDigests
 from harness.training.watchdog import Watchdog
@@ -182,13 +182,13 @@ def _refuse(changes: Sequence[tuple[str, Any]], accepted: bool) -> None:
     refused = [each for kind, each in changes if kind in resume.ACCEPTABLE]
     if refused:
         raise EvidenceIncomplete(
-            f"this is not what the statement says: {_listed(refused)}",
+            f"this is not what the statement says: {in_words(refused)}",
             where="replay",
             remedy="replay with the signed code, corpus and tokenizer (--base FOLDER: where the config lay)",
         )
     if changes and not accepted:
         raise EvidenceIncomplete(
-            f"this stack is not the signed one: {_listed([each for _, each in changes])}",
+            f"this stack is not the signed one: {in_words([each for _, each in changes])}",
             where="replay",
             remedy="use the signed stack, or go on with --stack-differs and expect other bits",
         )
@@ -202,11 +202,6 @@ def _refuse_other_digests(order: Order) -> None:
             where="replay",
             remedy="replay with the version of harness that the run was trained with",
         )
-
-
-def _listed(differences: Sequence[Any]) -> str:
-    told = "; ".join(f"{each.what}: {each.before} → {each.after}" for each in differences[:4])
-    return told + (f"; and {len(differences) - 4} more" if len(differences) > 4 else "")
 
 
 def begin(current: Session, order: Order) -> tuple[int, Iterator[Batch]]:

@@ -35,15 +35,13 @@ from harness.provenance import history, keys, log, policy
 from harness.provenance.keys import PublicKey, Signer
 from harness.provenance.policy import Policy
 from harness.settings import Settings
-from harness.training.record import Difference, RunFacts, Segment
+from harness.training.record import Difference, RunFacts, Segment, in_words
 
 ACCEPTABLE = ("config", "data", "tokenizer", "code", "metrics", "checkpoints")
 """What ``--accept`` can name."""
 
 _RESTORE = "restore log/ from a copy of this run, or begin another run with the checkpoint (start.checkpoint)"
 """What is left when the log is lost: nothing else says that no checkpoint is missing."""
-_SHOWN = 8
-"""Differences that a refusal lists before it counts the rest."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +142,8 @@ def classify(
     refused = [difference for kind, difference in found if kind in ACCEPTABLE and kind not in accept]
     if refused:
         kinds = sorted({kind for kind, _ in found if kind in ACCEPTABLE and kind not in accept})
-        listed = "; ".join(f"{item.what}: {item.before} → {item.after}" for item in refused[:_SHOWN])
-        more = f"; and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
         raise ResumeRefused(
-            f"the folder holds another run: {listed}{more}",
+            f"the folder holds another run: {in_words(refused)}",
             where=str(facts.run["name"]),
             remedy=f"use another run.dir, or continue and sign why: --accept {','.join(kinds)} --reason TEXT",
         )

@@ -13,7 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 from harness.checkpoint.publisher import Commit
-from harness.terminal import give_up, human_bytes, human_seconds, style
+from harness.terminal import give_up, style
+from harness.words import human_bytes, human_seconds
 
 _BAR_SECONDS = 0.1
 _LINE_SECONDS = 1.0

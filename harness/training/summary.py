@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from harness import config
 from harness.settings import Settings
 from harness.tasks.task import Task
-from harness.terminal import human_seconds
 from harness.training import elastic
 from harness.training.continuation import Launched
 from harness.training.desk import Desk, newest_id
@@ -16,6 +15,7 @@ from harness.training.record import RunFacts, Segment
 from harness.training.recorder import Recorder
 from harness.training.resume import OpenRun
 from harness.training.start import Origin
+from harness.words import human_seconds
 from harness.workers import Workers
 
 
@@ -66,7 +66,7 @@ def first_screen(
         ("determinism", _determinism_text(settings, changes), origins["determinism.mode"]),
         ("signed by", opened.held.signer.ed25519_id[:12], opened.held.signer_reason),
     ]
-    rows += [("differs", f"{item.what}: {item.before} → {item.after}", "") for item in segment.differences]
+    rows += [("differs", str(item), "") for item in segment.differences]
     rows += [("accepted", text, "--accept") for text in segment.accepted]
     rows += [("skipped", f"{item.name}: {item.reason}", "left where it is") for item in segment.skipped]
     return rows
