@@ -138,18 +138,18 @@ def test_paths_that_meet_on_some_file_system_are_refused(paths: list[str], reaso
     ("changes", "reason"),
     [
         ({"files": (GOOD.files[1], GOOD.files[0])}, "not sorted"),
-        ({"files": (replace(GOOD.files[0], sha256="0" * 63), GOOD.files[1])}, "broken sha256"),
-        ({"files": (replace(GOOD.files[0], sha256="A" * 64), GOOD.files[1])}, "broken sha256"),
-        ({"files": (replace(GOOD.files[0], size=-1), GOOD.files[1])}, "broken file entry"),
+        ({"files": (GOOD.files[0]._replace(sha256="0" * 63), GOOD.files[1])}, "broken sha256"),
+        ({"files": (GOOD.files[0]._replace(sha256="A" * 64), GOOD.files[1])}, "broken sha256"),
+        ({"files": (GOOD.files[0]._replace(size=-1), GOOD.files[1])}, "broken file entry"),
         ({"files": GOOD.files[:1]}, "a file that is not listed"),
         ({"tensors": GOOD.tensors * 2}, "names a tensor of a file twice"),
-        ({"tensors": (replace(GOOD.tensors[0], end=101),)}, "outside its file"),
-        ({"tensors": (replace(GOOD.tensors[0], start=101),)}, "outside its file"),
-        ({"tensors": (replace(GOOD.tensors[0], dtype="F31"),)}, "unknown dtype"),
-        ({"tensors": (replace(GOOD.tensors[0], shape=(-1,)),)}, "broken shape"),
-        ({"tensors": (replace(GOOD.tensors[0], digest="md5:" + "0" * 32),)}, "broken digest"),
-        ({"tensors": (replace(GOOD.tensors[0], name="a\0"),)}, "unsafe tensor name"),
-        ({"tensors": (replace(GOOD.tensors[0], name="x"), GOOD.tensors[0])}, "not sorted by file"),
+        ({"tensors": (GOOD.tensors[0]._replace(end=101),)}, "outside its file"),
+        ({"tensors": (GOOD.tensors[0]._replace(start=101),)}, "outside its file"),
+        ({"tensors": (GOOD.tensors[0]._replace(dtype="F31"),)}, "unknown dtype"),
+        ({"tensors": (GOOD.tensors[0]._replace(shape=(-1,)),)}, "broken shape"),
+        ({"tensors": (GOOD.tensors[0]._replace(digest="md5:" + "0" * 32),)}, "broken digest"),
+        ({"tensors": (GOOD.tensors[0]._replace(name="a\0"),)}, "unsafe tensor name"),
+        ({"tensors": (GOOD.tensors[0]._replace(name="x"), GOOD.tensors[0])}, "not sorted by file"),
     ],
 )  # fmt: skip
 def test_a_broken_entry_is_refused(changes: dict[str, Any], reason: str) -> None:
@@ -207,8 +207,8 @@ def test_the_state_digest_does_not_depend_on_files_or_places() -> None:
     tensor = GOOD.tensors[0]
     line = b"w\0F32\x003\0blake3:" + b"2" * 64 + b"\n"
     assert manifest.state_digest([tensor]) == hashlib.sha256(line).hexdigest()
-    moved = replace(tensor, file="model-00001-of-00002.safetensors", start=0, end=12)
-    rng = replace(tensor, file="rng-rank-00000.safetensors", name="other")
+    moved = tensor._replace(file="model-00001-of-00002.safetensors", start=0, end=12)
+    rng = tensor._replace(file="rng-rank-00000.safetensors", name="other")
     assert manifest.state_digest([moved, rng]) == manifest.state_digest([tensor])
     for change in ({"name": "v"}, {"dtype": "I32"}, {"shape": (1, 3)}, {"digest": "blake3:" + "3" * 64}):
-        assert manifest.state_digest([replace(tensor, **change)]) != manifest.state_digest([tensor])
+        assert manifest.state_digest([tensor._replace(**change)]) != manifest.state_digest([tensor])

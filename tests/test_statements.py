@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from refusal import accepted
 from harness.errors import VerificationFailed
 from harness.format import layout, strict_json
 from harness.provenance import statements
-from harness.provenance.schema import check
+from harness.provenance.schema import Repeating, check
 from harness.provenance.statements import SCHEMA
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -119,19 +120,60 @@ def test_our_checker_and_jsonschema_agree_on_changed_predicates(
     good: dict[str, Any], data: st.DataObject
 ) -> None:
     """Oracle: jsonschema, after a value is replaced, removed or added anywhere."""
+    predicate = altered(good, data)
+    assert accepts(predicate) == VALIDATOR.is_valid(predicate)
+
+
+PATHS = [(name,) for name in ("code", "config", "cursor", "environment", "run")]
+PATHS += [("determinism", name) for name in ("mode", "settings", "ledger")]
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=300)
+def test_whatever_repeats_is_judged_as_if_it_came_for_the_first_time(
+    good: dict[str, Any], data: st.DataObject
+) -> None:
+    """Oracle: `check` of each alone, and its bytes before; between two of them the good one comes again."""
+    checker = Repeating(SCHEMA, *data.draw(st.lists(st.sampled_from(PATHS), unique=True)))
+    for _ in range(2):
+        for predicate in (copy.deepcopy(good), altered(good, data, ODD.filter(is_json))):
+            before = json.dumps(predicate)
+            assert bool(accepted(checker.check, predicate)) == accepts(predicate)
+            assert json.dumps(predicate) == before
+
+
+def test_what_repeats_is_one_object(good: dict[str, Any]) -> None:
+    """Oracle: identity, and equal bytes only: Python takes 1, 1.0 and true for equal."""
+    checker = Repeating(SCHEMA, ("environment",), ("determinism", "settings"))
+    first, second, third = (copy.deepcopy(good) for _ in range(3))
+    first["environment"], second["environment"], third["environment"] = {"a": 1}, {"a": 1}, {"a": True}
+    for predicate in (first, second, third):
+        checker.check(predicate, where="x")
+    assert first["environment"] is second["environment"]
+    assert first["determinism"]["settings"] is third["determinism"]["settings"]
+    assert third["environment"]["a"] is True
+
+
+def is_json(value: Any) -> bool:
+    """Whether strict JSON has such a value."""
+    return not isinstance(value, int) or abs(value) <= 2**53
+
+
+def altered(good: dict[str, Any], data: st.DataObject, odd: st.SearchStrategy[Any] = ODD) -> dict[str, Any]:
+    """``good`` with something replaced, removed or added in one or two places."""
     predicate = copy.deepcopy(good)
     for _ in range(data.draw(st.integers(1, 2))):
         container, key = data.draw(st.sampled_from(list(places(predicate))))
         action = data.draw(st.sampled_from(["replace", "remove", "add"]))
         if action == "replace":
-            container[key] = data.draw(ODD)
+            container[key] = data.draw(odd)
         elif action == "remove":
             del container[key]
         elif isinstance(container, dict):
-            container["odd"] = data.draw(ODD)
+            container["odd"] = data.draw(odd)
         else:
-            container.append(data.draw(ODD))
-    assert accepts(predicate) == VALIDATOR.is_valid(predicate)
+            container.append(data.draw(odd))
+    return predicate
 
 
 @pytest.mark.parametrize("field", SCHEMA["required"])
@@ -194,7 +236,7 @@ def test_any_changed_statement_is_read_or_refused(run: Path, data: st.DataObject
     """Oracle: no other exception than ours."""
     statement = statement_of(run)
     container, key = data.draw(st.sampled_from(list(places(statement))))
-    container[key] = data.draw(ODD.filter(lambda value: not isinstance(value, int) or abs(value) <= 2**53))
+    container[key] = data.draw(ODD.filter(is_json))
     for read in accepted(statements.parse_checkpoint, strict_json.dumps(statement)):
         assert accepts(read.predicate)
 

@@ -165,6 +165,30 @@ def test_brackets_in_strings_are_no_nesting() -> None:
     assert strict_json.loads(data, where="x") == json.loads(data)
 
 
+def deepest(data: bytes) -> int:
+    """The deepest nesting of brackets outside strings, a byte at a time."""
+    depth = most = 0
+    inside = escaped = False
+    for byte in data:
+        if inside:
+            inside, escaped = escaped or byte != ord('"'), byte == ord("\\") and not escaped
+        else:
+            inside, escaped = byte == ord('"'), False
+            depth += (byte in b"[{") - (byte in b"]}")
+            most = max(most, depth)
+    return most
+
+
+@settings(max_examples=500)
+@given(st.lists(st.sampled_from([*'"\\[]{}a', '"a"', '\\"']), max_size=16).map("".join))
+def test_every_text_that_is_nested_too_deeply_is_refused_for_that(text: str) -> None:
+    """Oracle: a reader of one byte at a time, which has no short way for texts without escaped quotes."""
+    data = b"[" * 64 + text.encode()
+    with pytest.raises(VerificationFailed) as refused:  # it does not end: refused either way
+        strict_json.loads(data, where="x")
+    assert ("is nested deeper" in refused.value.what) == (deepest(data) > 64)
+
+
 @pytest.mark.parametrize(
     "value",
     [float("nan"), float("inf"), 2**53 + 1, {1: "a"}, {"a": {None: 1}}, ["\ud800"], {"a": [float("-inf")]}],

@@ -76,13 +76,16 @@ class OpenedCheckpoint:
         """What the checkpoint consists of."""
         return Manifest.parse(self.manifest_bytes, where=str(self.folder / layout.MANIFEST))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of the payload that the manifest lists."""
         return sum(entry.size for entry in self.manifest.files)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Sent from process to process without what `manifest` has parsed: few look at it again."""
+        """Sent from process to process without what `manifest` has parsed, which few look at again; its
+        `size`, which a report tells, is taken from it before."""
+        if "manifest" in vars(self):
+            _ = self.size
         return {name: value for name, value in vars(self).items() if name != "manifest"}
 
 

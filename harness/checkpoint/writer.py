@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from harness.audit import opening, payload
 from harness.checkpoint import disk, mirror
@@ -310,15 +310,14 @@ def _packed(place: Destination) -> bytes:
 
 
 def _encoded(written: Written) -> bytes:
-    return json.dumps(asdict(written)).encode()
+    return json.dumps([written.files, written.tensors, written.direct]).encode()
 
 
 def _decoded(data: bytes) -> Written:
-    document: dict[str, Any] = json.loads(data)
+    files, tensors, direct = json.loads(data)
+    entries = (TensorEntry(*entry) for entry in tensors)
     return Written(
-        files=tuple(FileEntry(**entry) for entry in document["files"]),
-        tensors=tuple(
-            TensorEntry(**{**entry, "shape": tuple(entry["shape"])}) for entry in document["tensors"]
-        ),
-        direct=document["direct"],
+        files=tuple(FileEntry(*entry) for entry in files),
+        tensors=tuple(entry._replace(shape=tuple(entry.shape)) for entry in entries),
+        direct=direct,
     )

@@ -60,4 +60,6 @@ def run(arguments: argparse.Namespace) -> Outcome:
         since=arguments.since,
         quiet=arguments.json,
     )
-    return Outcome(report.document(), verdict.render(report), report.exit_code)
+    # Of a long run either one takes a while to write.
+    document, text = (report.document(), "") if arguments.json else ({}, verdict.render(report))
+    return Outcome(document, text, report.exit_code)

@@ -311,6 +311,10 @@ def _check(ledger: Ledger, where: str) -> None:
             raise VerificationFailed(f"`{name[:80]}` is not a sha256", where=where)
 
 
+_hints: dict[type, Mapping[str, Any]] = {}
+"""Names and types of the fields of a class, worked out once."""
+
+
 def _record(kind: type[Record], value: Any, where: str) -> Record:
     """A ``kind`` from a JSON object that has exactly its fields, each of its type.
 
@@ -318,7 +322,7 @@ def _record(kind: type[Record], value: Any, where: str) -> Record:
     """
     if not isinstance(value, Mapping):
         raise VerificationFailed(f"`{kind.__name__.lower()}` is not an object", where=where)
-    hints = get_type_hints(kind)
+    hints = _hints.get(kind) or _hints.setdefault(kind, get_type_hints(kind))
     odd_ones = set(value) ^ (set(hints) - (_LATER - set(value)))
     if odd_ones:
         odd = ", ".join(sorted(odd_ones))[:200]

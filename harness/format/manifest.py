@@ -16,9 +16,10 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from harness.errors import VerificationFailed
 from harness.format import layout, strict_json
@@ -28,15 +29,12 @@ FORMAT = "harness-manifest/1"
 
 _is_sha256 = re.compile(r"[0-9a-f]{64}").fullmatch
 _is_digest = re.compile(r"blake3:[0-9a-f]{64}").fullmatch
-_FILE_FIELDS = frozenset({"path", "size", "sha256"})
-_TENSOR_FIELDS = frozenset({"name", "file", "dtype", "shape", "start", "end", "digest"})
 _PATH_LIMIT = 4096
 _RESERVED = {layout.MANIFEST.casefold(), layout.MODEL_SIGNATURE, layout.PROVENANCE}
 """First parts of paths that no payload may have: the manifest itself, and what is signed around it."""
 
 
-@dataclass(frozen=True)
-class FileEntry:
+class FileEntry(NamedTuple):
     """A payload file."""
 
     path: str
@@ -45,8 +43,7 @@ class FileEntry:
     sha256: str
 
 
-@dataclass(frozen=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """A tensor of a safetensors payload file."""
 
     name: str
@@ -56,6 +53,10 @@ class TensorEntry:
     start: int
     end: int
     digest: str
+
+
+_FILE_FIELDS, _TENSOR_FIELDS = frozenset(FileEntry._fields), frozenset(TensorEntry._fields)
+_in_file, _in_tensor = itemgetter(*FileEntry._fields), itemgetter(*TensorEntry._fields)
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Manifest:
         return strict_json.dumps(
             {
                 "format": FORMAT,
-                "files": [asdict(entry) for entry in self.files],
-                "tensors": [asdict(entry) for entry in self.tensors],
+                "files": [entry._asdict() for entry in self.files],
+                "tensors": [entry._asdict() for entry in self.tensors],
             }
         )
 
@@ -121,12 +122,12 @@ def state_digest(tensors: Iterable[TensorEntry]) -> str:
 
     sha256 over the sorted lines ``name NUL dtype NUL shape NUL digest NEWLINE``, the shape joined by commas.
     """
-    lines = sorted(
-        f"{entry.name}\0{entry.dtype}\0{','.join(map(str, entry.shape))}\0{entry.digest}\n".encode()
+    lines = sorted(  # as UTF-8 sorts: by code point
+        f"{entry.name}\0{entry.dtype}\0{','.join(map(str, entry.shape))}\0{entry.digest}\n"
         for entry in tensors
         if entry.file.startswith(("model", "optimizer-"))
     )
-    return hashlib.sha256(b"".join(lines)).hexdigest()
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def check_paths(paths: list[str], where: str) -> None:
@@ -174,7 +175,7 @@ def _natural(value: Any) -> bool:
 def _file(entry: Any, where: str) -> FileEntry:
     if not isinstance(entry, dict) or entry.keys() != _FILE_FIELDS:
         raise VerificationFailed("has a file entry with other fields than path, size, sha256", where=where)
-    path, size, sha256 = entry["path"], entry["size"], entry["sha256"]
+    path, size, sha256 = _in_file(entry)
     if not isinstance(path, str) or not _natural(size):
         raise VerificationFailed(f"has a broken file entry {path!r}", where=where)
     if not isinstance(sha256, str) or not _is_sha256(sha256):
@@ -186,8 +187,7 @@ def _tensor(entry: Any, sizes: dict[str, int], where: str) -> TensorEntry:
     if not isinstance(entry, dict) or entry.keys() != _TENSOR_FIELDS:
         what = f"has a tensor entry with other fields than {sorted(_TENSOR_FIELDS)}"
         raise VerificationFailed(what, where=where)
-    name, file, dtype, shape = entry["name"], entry["file"], entry["dtype"], entry["shape"]
-    start, end, digest = entry["start"], entry["end"], entry["digest"]
+    name, file, dtype, shape, start, end, digest = _in_tensor(entry)
     if not isinstance(name, str):
         raise VerificationFailed(f"has the tensor name {name!r}", where=where)
     check_name(name, where)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from harness.errors import VerificationFailed
 from harness.format import strict_json
@@ -35,8 +35,7 @@ DIMENSIONS = 64
 _FIELDS = {"dtype", "shape", "data_offsets"}
 
 
-@dataclass(frozen=True)
-class TensorSpan:
+class TensorSpan(NamedTuple):
     """One tensor of a file; ``start`` and ``end`` are offsets in the file."""
 
     name: str
@@ -63,11 +62,11 @@ def parse(prefix: bytes, size: int, *, where: str) -> Header:
     do not agree.
     """
     length = header_length(prefix[:8], size, where=where)
-    text = prefix[8 : 8 + length]
+    text = prefix[8 : 8 + length].rstrip(b" ")
     document = strict_json.loads(text, where=where, limit=HEADER_LIMIT)
     if not isinstance(document, dict):
         raise VerificationFailed("has a header that is no JSON object", where=where)
-    if not text.startswith(b"{") or not text.rstrip(b" ").endswith(b"}"):
+    if not text.startswith(b"{") or not text.endswith(b"}"):
         raise VerificationFailed("has a header that is padded otherwise than with spaces behind", where=where)
     metadata = _metadata(document.pop("__metadata__", {}), where)
     start = 8 + length
@@ -140,7 +139,7 @@ def _metadata(value: Any, where: str) -> dict[str, str]:
 
 def _span(name: str, entry: Any, start: int, where: str) -> TensorSpan:
     check_name(name, where)
-    if not isinstance(entry, dict) or set(entry) != _FIELDS:
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise VerificationFailed(f"tensor `{name}` has other fields than {sorted(_FIELDS)}", where=where)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
@@ -166,4 +165,4 @@ def _is_safe(name: str) -> bool:
 
 
 def _naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and not [item for item in value if type(item) is not int or item < 0]

@@ -77,8 +77,18 @@ def _nesting(data: bytes, enough: int) -> int:
     """The deepest nesting of brackets outside strings; 0 when there are not ``enough`` of them to matter."""
     if data.count(b"[") + data.count(b"{") <= enough:
         return 0
-    brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
+    brackets = _brackets(data)
     return max(accumulate(map(_LEVEL.__getitem__, brackets), initial=0))
+
+
+def _brackets(data: bytes) -> bytes:
+    """The brackets of ``data`` outside its strings; a string that does not end reaches to the end."""
+    if b'\\"' not in data and b"\\\\" not in data:
+        marks = data.translate(None, _NO_MARKS).replace(b'""', b"")
+        # Before a bracket in a string stands an odd number of quotes, and then one of them is left here.
+        if b'"' not in marks:
+            return marks
+    return _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -154,6 +164,6 @@ _DECODER = json.JSONDecoder(
 )
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-"""One that does not end reaches to the end of the document."""
 _LEVEL = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _NO_BRACKETS = bytes(set(range(256)) - _LEVEL.keys())
+_NO_MARKS = bytes(set(_NO_BRACKETS) - set(b'"'))

@@ -60,9 +60,9 @@ def open_own(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Opened:
     """
     own = _own(data)
     if own is not None:
-        payload, signature, _ = own
+        payload, signature, hint = own
         key = _signer(payload, signature, keys, where)
-        if data == _written(payload, signature, key):
+        if hint == key.hint:
             return Opened(payload, key)
     opened = open_bundle(data, keys, where=where)
     if not _is_tight(data, opened, where):
@@ -85,8 +85,7 @@ def reopen_own(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Opened:
 
 
 def _own(data: bytes) -> tuple[bytes, bytes, str] | None:
-    """Payload, signature and hint of a bundle in the frame that `sign` writes, how they are padded not looked
-    at; None for a bundle in another frame, or with what is no base64."""
+    """Payload, signature and hint of a bundle as `sign` writes it, to the byte; None for any other."""
     if len(data) > LIMIT:
         return None
     texts, end = [], 0
@@ -99,10 +98,20 @@ def _own(data: bytes) -> tuple[bytes, bytes, str] | None:
     if data[end:] != _FRAME[-1]:
         return None
     try:
-        payload, signature = (binascii.a2b_base64(text, strict_mode=True) for text in texts[:2])
+        payload, signature = map(_canonical, texts[:2])
     except binascii.Error:
         return None
     return payload, signature, texts[2].decode("latin-1")
+
+
+def _canonical(text: bytes) -> bytes:
+    """What ``text`` is the only base64 of (RFC 4648 section 3.5). Raises `binascii.Error` for any other."""
+    data = binascii.a2b_base64(text, strict_mode=True)
+    # Four letters within it are three bytes, and nothing else is; the last bytes could be written otherwise.
+    last = data[-(len(data) % 3 or 3) :]
+    if len(text) != -(-len(data) // 3) * 4 or not text.endswith(binascii.b2a_base64(last, newline=False)):
+        raise binascii.Error("is not canonical")
+    return data
 
 
 def _is_tight(data: bytes, opened: Opened, where: str) -> bool:

@@ -7,9 +7,12 @@ since JSON parsers do not agree on doubles.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import orjson
 
 from harness.errors import VerificationFailed
 
@@ -17,6 +20,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 Schema = dict[str, Any]
 
+ANYTHING: Schema = {}
 NATURAL: Schema = {"type": "integer", "minimum": 0, "maximum": 2**53}
 TEXT: Schema = {"type": "string", "maxLength": 65536}
 FLAG: Schema = {"type": "boolean"}
@@ -67,6 +71,51 @@ def check(value: Any, *, where: str, schema: Schema) -> None:
         raise VerificationFailed(_told(*found), where=where)
 
 
+class Repeating:
+    """Checks JSON objects of one ``schema`` that come one after the other, as a run's statements do.
+
+    What they have at ``paths`` is mostly what the one before had there. Where its JSON is that to the byte,
+    it is not checked again, and is made the same Python object: thousands of them take the memory of one.
+    Nobody may change what was checked.
+    """
+
+    def __init__(self, schema: Schema, *paths: tuple[str, ...]) -> None:
+        self._schema, self._paths = schema, paths
+        self._rest = functools.reduce(_without, paths, schema)
+        self._before: dict[tuple[str, ...], tuple[bytes, Any]] = {}
+
+    def check(self, value: Any, *, where: str) -> None:
+        """`check` of ``value``, which strict JSON was read as."""
+        fresh = {}
+        for path in self._paths:
+            parent = functools.reduce(_inner, path[:-1], value)
+            if not isinstance(parent, dict) or path[-1] not in parent:
+                break  # a departure from the schema
+            text = orjson.dumps(parent[path[-1]])
+            before = self._before.get(path)
+            if before is not None and before[0] == text:
+                parent[path[-1]] = before[1]
+            else:
+                fresh[path] = text, parent[path[-1]]
+        else:
+            check(value, where=where, schema=self._schema if fresh else self._rest)
+            self._before |= fresh
+            return
+        check(value, where=where, schema=self._schema)
+
+
+def _inner(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _without(schema: Schema, path: tuple[str, ...]) -> Schema:
+    """``schema`` with anything at ``path``."""
+    if not path:
+        return ANYTHING
+    inner = schema["properties"]
+    return {**schema, "properties": {**inner, path[0]: _without(inner[path[0]], path[1:])}}
+
+
 _Departure = tuple[str, str]
 """The path below the value, and what is wrong there."""
 _Checker = Callable[[Any], _Departure | None]
@@ -87,6 +136,8 @@ def _compiled(schema: Schema) -> _Checker:
 
 
 def _compile(schema: Schema) -> _Checker:
+    if schema == ANYTHING:
+        return lambda value: None
     if "anyOf" in schema:
         return _any_of(schema["anyOf"])
     if "const" in schema:

@@ -26,6 +26,7 @@ from harness.provenance.schema import (
     SCALAR,
     TEXT,
     TIME,
+    Repeating,
     Schema,
     check,
     closed,
@@ -121,6 +122,18 @@ SCHEMA: Schema = {
     ),
 }
 """JSON Schema (draft 2020-12) of the predicate, in the part of it that `check` knows."""
+
+_predicates = Repeating(
+    SCHEMA,
+    ("code",),
+    ("config",),
+    ("data",),
+    ("determinism", "settings"),
+    ("environment",),
+    ("launch",),
+    ("segment",),
+)
+"""What a launch says in each of its statements is checked once."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +256,7 @@ def slsa_document(
 def parse_checkpoint(payload: bytes, *, where: str) -> CheckpointStatement:
     """The statement in a signed ``payload``. Raises `VerificationFailed` for other types or fields."""
     name, identity, directory, predicate = parse_statement(payload, PREDICATE_TYPE, where=where)
-    check(predicate, where=where, schema=SCHEMA)
+    _predicates.check(predicate, where=where)
     read = CheckpointStatement(name, identity, directory, predicate)
     if read.step_from > read.step_to or (read.parent_step or 0) != read.step_from:
         raise VerificationFailed("has steps that do not follow its parent's", where=where)
