@@ -20,7 +20,6 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from harness.audit import hugging_face, opening
 from harness.audit.hugging_face import Layout
 from harness.audit.opening import OpenedCheckpoint
 from harness.errors import UsageError, VerificationFailed
-from harness.format import byte_tokenizer, files, layout, safetensors_header, strict_json
+from harness.format import byte_tokenizer, files, layout, moments, safetensors_header, strict_json
 from harness.format.byte_tokenizer import END_OF_DOCUMENT
 from harness.format.manifest import FileEntry, Manifest, TensorEntry, checkpoint_id, dir_hash
 from harness.format.safetensors_header import BITS
@@ -172,7 +171,7 @@ def _write(
         "layout": chosen.name,
         "reason": chosen.reason,
         "harness": harness.__version__,
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created": moments.now(),
     }
     identity = _seal(several, manifest, folder, name, predicate, signer)
     return identity, chosen, sources, notes

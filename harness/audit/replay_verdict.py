@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 from harness.audit import noise_floor
 from harness.audit.divergence import Divergence
 from harness.audit.segment import Segment
 from harness.errors import visible
+from harness.format import moments
 from harness.terminal import Style, style
 
 PREDICATE_TYPE = "urn:harness:predicate:replay/v1"
@@ -205,7 +205,7 @@ def predicate(outcome: Outcome, environment: Mapping[str, Any], harness: str) ->
         "floor": outcome.floor,
         "checkpoints": linked,
         "replayer": {"harness": harness, "environment": {**environment, **facts}},
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created": moments.now(),
     }
 
 

@@ -13,7 +13,6 @@ accepts (docs/keys.md).
 from __future__ import annotations
 
 import argparse
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from harness.audit.opening import OpenedCheckpoint
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import HarnessError, UsageError, VerificationFailed
-from harness.format import files, layout, strict_json
+from harness.format import files, layout, moments, strict_json
 from harness.provenance import keyless, keys, later
 from harness.provenance.findings import raise_first
 from harness.provenance.keyless import KeylessSigner
@@ -160,6 +159,6 @@ def _verification() -> dict[str, Any]:
     """What was checked just now, as an in-toto Simple Verification Result."""
     return {
         "verifier": {"id": f"urn:harness:verify:{harness.__version__}"},
-        "timeCreated": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "timeCreated": moments.now(),
         "properties": ["HARNESS_CHECKPOINT_VERIFIED"],
     }

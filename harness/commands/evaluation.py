@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from harness.commands import Outcome
 from harness.commands.attest import verified
 from harness.commands.reexecute import config_folder
 from harness.errors import UsageError
-from harness.format import files, layout
+from harness.format import files, layout, moments
 from harness.provenance import keys, later
 from harness.provenance.policy import Policy
 from harness.provenance.verifier import Added
@@ -241,6 +240,6 @@ def _predicate(found: Assessment, items_sha256: str, limit: int) -> dict[str, An
                 for name, value in environment.facts().items()
                 if isinstance(value, str | int) or value is None
             },
-            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "created": moments.now(),
         },
     }

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.audit import handover
 from harness.commands import Outcome
 from harness.errors import UsageError
-from harness.format import files
+from harness.format import files, moments
 from harness.format.layout import RunFolder
 from harness.provenance import keys, rotation
 from harness.provenance.rotation import Claim
@@ -96,8 +95,7 @@ def _rotate(arguments: argparse.Namespace) -> Outcome:
     out: Path = arguments.out or arguments.new.with_suffix(".rotation")
     made = not os.path.lexists(out)
     if made:
-        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-        files.write_durable(out, rotation.build(old, new, now, arguments.reason))
+        files.write_durable(out, rotation.build(old, new, moments.now(), arguments.reason))
     data = files.read_limited(out.resolve(), rotation.LIMIT)
     found = rotation.opened(Claim(data, str(out)), keys.public_keys(old))
     if found is None or found.new_id != new.ed25519_id:

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ from harness.data.parts import SPLITS, Digests, Part, Workplace
 from harness.data.recipe import Recipe, text_of
 from harness.data.tokenizer import BpeEncoder, library_version, read_tokenizer, train_bpe
 from harness.errors import ConfigError, EnvironmentFault, ResumeRefused
-from harness.format import files, strict_json
+from harness.format import files, moments, strict_json
 from harness.format.layout import CHAT_TEMPLATE
 from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import corpora, seal
@@ -408,7 +407,7 @@ class _Told:
             "code": {**environment.code(), "source": next(iter(self.snapshot.code.values()), None)},
             "license": recipe.license,
             "url": recipe.url,
-            "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "created": moments.now(),
         }
 
     def _chat(self) -> dict[str, Any]:

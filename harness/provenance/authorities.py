@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from harness.errors import VerificationFailed
+from harness.format import moments
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -122,7 +123,7 @@ def vouched(
 def require_valid(windows: Sequence[Window], moment: datetime, *, where: str) -> None:
     """Raise `VerificationFailed` unless ``moment`` lies in one of ``windows``."""
     if not any(window.start <= moment <= window.end for window in windows):
-        what = f"states {moment:%Y-%m-%dT%H:%M:%SZ}, when the certificate of its authority was not valid"
+        what = f"states {moments.text(moment)}, when the certificate of its authority was not valid"
         raise VerificationFailed(what, where=where)
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.errors import EnvironmentFault, UsageError, VerificationFailed
-from harness.format import strict_json
+from harness.format import moments, strict_json
 from harness.provenance import envelope
 from harness.provenance.keys import PublicKey, parse_public
 
@@ -157,8 +157,7 @@ def _key(certificate: Certificate, where: str) -> PublicKey:
 
 
 def _validity(certificate: Certificate) -> tuple[str, str]:
-    moments = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
-    return f"{moments[0]:%Y-%m-%dT%H:%M:%SZ}", f"{moments[1]:%Y-%m-%dT%H:%M:%SZ}"
+    return moments.text(certificate.not_valid_before_utc), moments.text(certificate.not_valid_after_utc)
 
 
 def _told(error: Exception) -> str:

@@ -17,6 +17,7 @@ from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 
+from harness.format import moments
 from harness.provenance import later, policy, policy_file
 from harness.provenance.keys import PublicKey
 from harness.provenance.policy import Identity, Policy, Span
@@ -58,7 +59,7 @@ def check(path: Path, now: datetime) -> tuple[Policy, list[Oddity]]:
     text = policy_file.read(path)
     read = policy_file.parse(text, where=str(path), folder=path.parent)
     document = strict_yaml.read(text, str(path))
-    linter = _Linter(read, {**document.lines, **document.inside}, str(path), f"{now:%Y-%m-%dT%H:%M:%SZ}")
+    linter = _Linter(read, {**document.lines, **document.inside}, str(path), moments.text(now))
     return read, list(linter.oddities(document.value))
 
 

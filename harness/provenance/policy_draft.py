@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness import strict_yaml
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed, visible
-from harness.format import files
+from harness.format import files, moments
 from harness.provenance import authorities, heads, policy, policy_file
 from harness.provenance.heads import Kept
 from harness.provenance.keys import PublicKey, load_public
@@ -120,7 +120,7 @@ def _reasons(wish: Wish, people: dict[str, list[PublicKey]], kept: Kept | None) 
 
 
 def _rule(rule: str, text: str, reason: str, now: datetime) -> list[str]:
-    return [f"# {reason}", f"{rule}: {text.replace('NOW', f'{now:%Y-%m-%dT%H:%M:%SZ}')}"]
+    return [f"# {reason}", f"{rule}: {text.replace('NOW', moments.text(now))}"]
 
 
 def _identity(name: str, keys: Sequence[PublicKey], wish: Wish) -> list[str]:

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from harness.errors import VerificationFailed
-from harness.format import der
+from harness.format import der, moments
 from harness.format.der import Element
 from harness.provenance import authorities
 from harness.provenance.checks import Check
@@ -288,7 +288,7 @@ def _told(content: bytes, signer: bytes, message: bytes, where: str) -> tuple[St
         latest = latest if not latest.microsecond else latest.replace(microsecond=0) + timedelta(seconds=1)
     except OverflowError as error:
         raise VerificationFailed("states a time that no calendar has", where=where) from error
-    return Stamp(f"{latest:%Y-%m-%dT%H:%M:%SZ}", authorities.name_of(signer), nonce), time
+    return Stamp(moments.text(latest), authorities.name_of(signer), nonce), time
 
 
 def _time(data: bytes, where: str) -> datetime:

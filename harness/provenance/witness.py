@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from harness.errors import UsageError, VerificationFailed
+from harness.format import moments
 from harness.provenance import log
 from harness.provenance.keys import PublicKey, Signer, public_keys, sign_with
 
@@ -85,6 +86,6 @@ def _key_id(name: str, key: PublicKey) -> bytes:
 
 def _told(moment: int) -> str:
     try:
-        return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%M:%SZ}"
+        return moments.text(datetime.fromtimestamp(moment, UTC))
     except (ValueError, OverflowError, OSError):
         return "9999-12-31T23:59:59Z"  # a moment that no calendar has proves no time

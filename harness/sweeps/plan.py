@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from harness import config
 from harness.errors import ResumeRefused
-from harness.format import files
+from harness.format import files, moments
 from harness.sweeps.members import Member, reached, resolved, shared_text
 from harness.sweeps.register import NAME, Plan, Register, read
 
@@ -34,7 +33,7 @@ def enter(folder: Path, path: Path, wanted: Sequence[Member], claims: str | None
     names = tuple(variants)
     plans = () if before is None else before.plans
     if not plans or (plans[-1].seeds, plans[-1].variants, plans[-1].claims) != (seeds, names, claims):
-        created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        created = moments.now()
         finished = 0 if before is None else _finished(folder, before)
         plans = (*plans, Plan(created, seeds, names, finished, claims))
     register = Register(variants, plans)

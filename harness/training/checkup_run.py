@@ -12,7 +12,6 @@ import netrc
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from harness.audit import prepared, sealed
 from harness.data.corpus import WheelFiles
 from harness.data.documents import FILE_KINDS, matching_files, prepared_folder
 from harness.errors import HarnessError
-from harness.format import leftovers
+from harness.format import leftovers, moments
 from harness.format.layout import RunFolder
 from harness.provenance import keys, policy, policy_file, timestamp, timestamp_client
 from harness.provenance.policy import Policy
@@ -141,7 +140,7 @@ def trusted(file: Path, signer: keys.Signer | None, run_name: str | None) -> Ite
 
 
 def _objections(rules: Policy, signer: keys.Signer, run_name: str | None) -> Iterator[str]:
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    now = moments.now()
     for key in keys.public_keys(signer):
         known = rules.statement_keys if key.algorithm == "ed25519" else rules.model_keys
         if key.key_id in rules.revoked:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 from harness.checkpoint.publisher import Commit
 from harness.checkpoint.restore import Skipped
+from harness.format import moments
 from harness.format.manifest import Manifest, state_digest
 from harness.provenance import log
 from harness.training.readback import Values
@@ -131,7 +131,7 @@ def predicate(
             "evaluation": {name: repr(value) for name, value in now.evaluation.items()},
         },
         "log": None if head is None else {"size": head.size, "root": head.root.hex()},
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created": moments.now(),
         "outcome": now.outcome,
     }
 
