@@ -93,7 +93,7 @@ def write_checkpoint(run: Path, folder: str, facts: Mapping[str, Any]) -> Path:
     path = run / "checkpoints" / folder
     (path / "provenance").mkdir(parents=True)
     statement = statements.checkpoint_statement(
-        checkpoint_id="0" * 64, dir_hash="h1:", name=folder, predicate=facts
+        subject_id="0" * 64, dir_hash="h1:", name=folder, predicate=facts
     )
     bundle = {"dsseEnvelope": {"payload": base64.b64encode(statement).decode()}}
     (path / "provenance" / "checkpoint.sigstore.json").write_text(json.dumps(bundle))

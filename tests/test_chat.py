@@ -278,7 +278,7 @@ def test_a_statement_that_counts_more_than_there_is_is_refused(made: tuple[Place
     predicate = {name: told[name] for name in corpora.SCHEMA["properties"]}
     predicate["chat"]["counted"]["train"] = predicate["split"]["train"]["tokens"] + 1
     with pytest.raises(Exception, match="counts more tokens of train"):
-        corpora.corpus_statement(corpus_id="0" * 64, dir_hash="h1:x", name="x", predicate=predicate)
+        corpora.corpus_statement(subject_id="0" * 64, dir_hash="h1:x", name="x", predicate=predicate)
 
 
 @pytest.fixture(scope="module")

@@ -511,4 +511,4 @@ def test_a_statement_whose_numbers_contradict_each_other_is_refused(
         inner = inner[name]
     inner[path[-1]] = value
     with pytest.raises(VerificationFailed, match=reason):
-        corpora.corpus_statement(corpus_id="0" * 64, dir_hash="h1:x", name="x", predicate=predicate)
+        corpora.corpus_statement(subject_id="0" * 64, dir_hash="h1:x", name="x", predicate=predicate)

@@ -213,7 +213,7 @@ def test_a_final_newline_is_no_end_of_a_pattern(good: dict[str, Any]) -> None:
 
 def test_a_statement_is_read_back_as_it_was_written(good: dict[str, Any]) -> None:
     """Oracle: the facts that went in."""
-    data = statements.checkpoint_statement(checkpoint_id=ID, dir_hash=DIR_HASH, name=NAME, predicate=good)
+    data = statements.checkpoint_statement(subject_id=ID, dir_hash=DIR_HASH, name=NAME, predicate=good)
     read = statements.parse_checkpoint(data, where="x")
     assert (read.subject_id, read.dir_hash, read.name, read.predicate) == (ID, DIR_HASH, NAME, good)
     assert (read.step_from, read.step_to, read.sequence) == (20, 30, 2)
@@ -227,7 +227,7 @@ def test_an_unsound_predicate_is_not_signed(good: dict[str, Any]) -> None:
     changed = copy.deepcopy(good)
     changed["metrics"]["evaluation"]["accuracy"] = 0.5
     with pytest.raises(VerificationFailed, match="accuracy is no string"):
-        statements.checkpoint_statement(checkpoint_id=ID, dir_hash=DIR_HASH, name=NAME, predicate=changed)
+        statements.checkpoint_statement(subject_id=ID, dir_hash=DIR_HASH, name=NAME, predicate=changed)
 
 
 @given(data=st.data())

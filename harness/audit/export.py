@@ -30,11 +30,11 @@ from harness.audit.opening import OpenedCheckpoint
 from harness.errors import UsageError, VerificationFailed
 from harness.format import byte_tokenizer, files, layout, moments, safetensors_header, strict_json
 from harness.format.byte_tokenizer import END_OF_DOCUMENT
-from harness.format.manifest import FileEntry, Manifest, TensorEntry, checkpoint_id, dir_hash
+from harness.format.manifest import FileEntry, Manifest, TensorEntry
 from harness.format.safetensors_header import BITS
 from harness.format.tensor_digests import tensor_digest
-from harness.provenance import envelope, exports, model_signature
-from harness.provenance.keys import Signer, public_keys
+from harness.provenance import envelope, exports, seal
+from harness.provenance.keys import Signer
 from harness.provenance.policy import Policy
 from harness.terminal import progress
 
@@ -185,27 +185,14 @@ def _seal(
     predicate: Mapping[str, Any],
     signer: Signer,
 ) -> str:
-    """Manifest, statement, the checkpoints' own statements, and model.sig."""
-    data = manifest.to_bytes()
-    Manifest.parse(data, where=name)
-    identity = checkpoint_id(data)
-    covered = [*manifest.digests.items(), (layout.MANIFEST, identity)]
+    """Manifest, statement, model.sig, and the checkpoints' own statements."""
     bundles = [files.read_limited(each.folder / layout.CHECKPOINT_BUNDLE, envelope.LIMIT) for each in several]
     for opened, bundle in zip(several, bundles, strict=True):
         if _sha256(bundle) != opened.bundle_sha256:
             raise VerificationFailed("changed while it was exported", where=str(opened.folder))
-    ed25519, *p256 = public_keys(signer)
-    statement = exports.export_statement(
-        export_id=identity, dir_hash=dir_hash(covered), name=name, predicate=predicate
-    )
-    (folder / layout.PROVENANCE).mkdir()
-    (folder / layout.MANIFEST).write_bytes(data)
-    (folder / layout.EXPORT_BUNDLE).write_bytes(envelope.sign(statement, signer.ed25519, ed25519))
+    identity = seal.seal_export(folder, manifest, name, predicate, signer)
     for number, bundle in enumerate(bundles):
         (folder / layout.source_bundle(number)).write_bytes(bundle)
-    if signer.p256 is not None:
-        signature = model_signature.sign(covered, signer.p256, p256[0], name)
-        (folder / layout.MODEL_SIGNATURE).write_bytes(signature)
     return identity
 
 

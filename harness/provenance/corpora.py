@@ -97,10 +97,10 @@ class CorpusStatement:
         return str(self.predicate["name"])
 
 
-def corpus_statement(*, corpus_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]) -> bytes:
+def corpus_statement(*, subject_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]) -> bytes:
     """The bytes to sign. Raises `VerificationFailed` when a verifier would refuse ``predicate``."""
     _check(predicate, f"predicate of {name}")
-    return statements.statement_bytes(corpus_id, dir_hash, name, PREDICATE_TYPE, predicate)
+    return statements.statement_bytes(subject_id, dir_hash, name, PREDICATE_TYPE, predicate)
 
 
 def parse_corpus(payload: bytes, *, where: str) -> CorpusStatement:

@@ -86,10 +86,10 @@ def source_of(statement: CheckpointStatement, bundle_sha256: str) -> dict[str, A
     }
 
 
-def export_statement(*, export_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]) -> bytes:
+def export_statement(*, subject_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]) -> bytes:
     """The bytes to sign. Raises `VerificationFailed` when ``predicate`` departs from `SCHEMA`."""
     _check(predicate, f"predicate of {name}")
-    return statements.statement_bytes(export_id, dir_hash, name, PREDICATE_TYPE, predicate)
+    return statements.statement_bytes(subject_id, dir_hash, name, PREDICATE_TYPE, predicate)
 
 
 def parse_export(payload: bytes, *, where: str) -> ExportStatement:

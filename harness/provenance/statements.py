@@ -197,17 +197,15 @@ class CheckpointStatement:
         return segment
 
 
-def checkpoint_statement(
-    *, checkpoint_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]
-) -> bytes:
+def checkpoint_statement(*, subject_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]) -> bytes:
     """The bytes to sign. Raises `VerificationFailed` when ``predicate`` departs from `SCHEMA`."""
     check(predicate, where=f"predicate of {name}", schema=SCHEMA)
-    return statement_bytes(checkpoint_id, dir_hash, name, PREDICATE_TYPE, predicate)
+    return statement_bytes(subject_id, dir_hash, name, PREDICATE_TYPE, predicate)
 
 
-def slsa_statement(*, checkpoint_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]) -> bytes:
+def slsa_statement(*, subject_id: str, dir_hash: str, name: str, predicate: Mapping[str, Any]) -> bytes:
     """The same facts as SLSA provenance v1 (slsa.dev/spec/v1.0/provenance), for tools that know only that."""
-    return strict_json.dumps(slsa_document(checkpoint_id, dir_hash, name, predicate))
+    return strict_json.dumps(slsa_document(subject_id, dir_hash, name, predicate))
 
 
 def slsa_document(
