@@ -16,7 +16,6 @@ from harness.errors import VerificationFailed
 from harness.format import files, layout
 from harness.provenance import envelope, exports, statements
 from harness.provenance import policy as policies
-from harness.provenance.checks import REMEDIES
 from harness.provenance.exports import ExportStatement
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
@@ -67,12 +66,9 @@ def _statement(folder: Path, policy: Policy) -> ExportStatement:
     opened = envelope.open_own(data, policy.statement_keys, where=where)
     statement = exports.parse_export(opened.payload, where=where)
     created = str(statement.predicate["created"])
-    signer = policy.identity(opened.key)
     for source in statement.sources:
         words = (str(source["run"]), str(source["name"]), created, policies.EXPORT)
-        objection = signer.objection(*words, key_id=opened.key.key_id)
-        if objection is not None:
-            raise VerificationFailed(objection, where=where, remedy=REMEDIES["policy"].wrong)
+        sealed.check_signer(policy, opened.key, *words, where=where)
     of = {str(source["checkpoint"]) for source in statement.sources}
     revoked = {statement.subject_id, *of} & policy.revoked
     if revoked:
@@ -89,8 +85,5 @@ def _source(bundle: Path, policy: Policy, named: Mapping[str, Any]) -> None:
     if exports.source_of(told, hashlib.sha256(data).hexdigest()) != dict(named):
         raise VerificationFailed("is not the statement of the checkpoint that the export names", where=where)
     created = str(told.predicate["created"])
-    signer = policy.identity(opened.key)
     words = (told.run_id, told.run_name, created, policies.CHECKPOINT)
-    objection = signer.objection(*words, key_id=opened.key.key_id)
-    if objection is not None:
-        raise VerificationFailed(objection, where=where, remedy=REMEDIES["policy"].wrong)
+    sealed.check_signer(policy, opened.key, *words, where=where)

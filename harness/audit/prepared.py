@@ -20,7 +20,6 @@ from harness.format import files, layout, strict_json
 from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import corpora, envelope
 from harness.provenance import policy as policies
-from harness.provenance.checks import REMEDIES
 from harness.provenance.corpora import CorpusStatement
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
@@ -79,11 +78,8 @@ def _statement(folder: Path, policy: Policy) -> CorpusStatement:
     opened = envelope.open_own(data, policy.statement_keys, where=where)
     statement = corpora.parse_corpus(opened.payload, where=where)
     created = str(statement.predicate["created"])
-    signer = policy.identity(opened.key)
     words = (statement.subject_id, statement.name, created, policies.CORPUS)
-    objection = signer.objection(*words, key_id=opened.key.key_id)
-    if objection is not None:
-        raise VerificationFailed(objection, where=where, remedy=REMEDIES["policy"].wrong)
+    sealed.check_signer(policy, opened.key, *words, where=where)
     if statement.subject_id in policy.revoked:
         raise VerificationFailed(f"{statement.subject_id} is revoked", where=where, remedy="use another one")
     return statement

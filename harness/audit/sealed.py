@@ -13,7 +13,9 @@ from harness.format import files, layout
 from harness.format.manifest import Manifest, checkpoint_id, dir_hash
 from harness.provenance import model_signature
 from harness.provenance import policy as policies
+from harness.provenance.checks import REMEDIES
 from harness.provenance.findings import Findings
+from harness.provenance.keys import PublicKey
 from harness.provenance.policy import Policy
 
 
@@ -41,6 +43,16 @@ def manifest(folder: Path, statement: Statement) -> Manifest:
     if dir_hash([*found.digests.items(), (layout.MANIFEST, statement.subject_id)]) != statement.dir_hash:
         raise VerificationFailed("has another dirHash than the statement", where=where)
     return found
+
+
+def check_signer(
+    policy: Policy, key: PublicKey, run_id: str, run_name: str, created: str, kind: str, *, where: str
+) -> None:
+    """Raise `VerificationFailed` unless ``policy`` lets the owner of ``key`` sign that, as
+    `Identity.objection` has it."""
+    objection = policy.identity(key).objection(run_id, run_name, created, kind, key_id=key.key_id)
+    if objection is not None:
+        raise VerificationFailed(objection, where=where, remedy=REMEDIES["policy"].wrong)
 
 
 def check_model_signature(
