@@ -21,7 +21,7 @@ from harness.audit import attest, verify
 from harness.audit.attest import Added
 from harness.audit.opening import OpenedCheckpoint
 from harness.commands import Outcome
-from harness.commands.trust import add_trust, trusted
+from harness.commands.trust import add_trust, required
 from harness.errors import HarnessError, UsageError, VerificationFailed
 from harness.format import files, layout, moments, strict_json
 from harness.provenance import keyless, keys, later
@@ -29,6 +29,9 @@ from harness.provenance.findings import raise_first
 from harness.provenance.keyless import KeylessSigner
 from harness.provenance.keys import Signer
 from harness.provenance.policy import Policy
+
+UNVERIFIED = "nothing is signed about a checkpoint that nobody has verified"
+"""Why who signs about a checkpoint has to say whom to trust."""
 
 EXAMPLE = (
     "harness attest runs/tiny/checkpoints/step-00000040 --kind countersignature --signing-key bob.key "
@@ -69,7 +72,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if layout.kind_of(folder) != "checkpoint":
         raise UsageError("is a run folder", where=str(folder), remedy="name one of its checkpoints")
     signer, reason = _signer(arguments)
-    opened = verified(folder, require_trust(arguments, str(folder)), quiet=arguments.json)
+    opened = verified(folder, required(arguments, str(folder), UNVERIFIED), quiet=arguments.json)
     if arguments.enter:
         if not isinstance(signer, Signer):
             raise UsageError("the run's log is signed with a key", remedy="leave out --keyless")
@@ -114,18 +117,6 @@ def _who(signer: Signer | KeylessSigner) -> dict[str, str]:
     if isinstance(signer, Signer):
         return {"key_id": signer.ed25519_id}
     return {"issuer": signer.subject.issuer, "identity": signer.subject.identity}
-
-
-def require_trust(arguments: argparse.Namespace, where: str) -> Policy:
-    """The policy that ``arguments`` mean. Raises `UsageError` when they name neither key nor policy."""
-    whom = trusted(arguments)
-    if whom is None:
-        raise UsageError(
-            "whom to trust is not said, and nothing is signed about a checkpoint that nobody has verified",
-            where=where,
-            remedy="give --key NAME.ed25519.pub (and NAME.p256.pub) of its maker, or --policy FILE",
-        )
-    return whom
 
 
 def verified(folder: Path, whom: Policy, *, quiet: bool) -> OpenedCheckpoint:

@@ -24,9 +24,9 @@ from typing import Any
 
 from harness import environment
 from harness.commands import Outcome, evaluation
-from harness.commands.attest import require_trust
+from harness.commands.attest import UNVERIFIED
 from harness.commands.evaluation import Question
-from harness.commands.trust import add_trust
+from harness.commands.trust import add_trust, required
 from harness.errors import EvidenceIncomplete, HarnessError, TrainingFailed, UsageError, storage_fault
 from harness.format import layout
 from harness.format.layout import RunFolder
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     members = [member for path in arguments.paths for member in _members(path)]
     if arguments.step is not None and not all(member.is_run for member in members):
         raise UsageError("--step chooses a checkpoint of runs", remedy="name runs, or leave it out")
-    whom = require_trust(arguments, " ".join(map(str, arguments.paths)))
+    whom = required(arguments, " ".join(map(str, arguments.paths)), UNVERIFIED)
     environment.require_training()
     if len(arguments.paths) == 1 and not members[0].of_sweep:
         return evaluation.evaluate(members[0].checkpoint(arguments.step), question, whom)

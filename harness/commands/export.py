@@ -14,8 +14,8 @@ from pathlib import Path
 from harness.audit import croissant, prepared
 from harness.audit import export as exporting
 from harness.commands import Outcome
-from harness.commands.trust import add_trust, trusted
-from harness.errors import UsageError, visible
+from harness.commands.trust import add_trust, required
+from harness.errors import visible
 from harness.provenance import keys
 from harness.provenance.policy import Policy
 
@@ -39,13 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Verify, write, sign."""
-    policy = trusted(arguments)
-    if policy is None:
-        raise UsageError(
-            "whom to trust is not said, and only what verifies is exported",
-            where=str(arguments.checkpoint),
-            remedy="give --key NAME.ed25519.pub (and NAME.p256.pub), or --policy FILE",
-        )
+    policy = required(arguments, str(arguments.checkpoint), "only what verifies is exported")
     if prepared.is_corpus(arguments.checkpoint):
         return _croissant(arguments.checkpoint, arguments.target, policy)
     path, reason = keys.signing_key_path(arguments.sign_with, arguments.target)

@@ -14,8 +14,8 @@ from pathlib import Path
 from harness.audit import gate, verdict
 from harness.audit.gate import Passage
 from harness.commands import Outcome
-from harness.commands.trust import add_trust, trusted
-from harness.errors import UsageError, visible
+from harness.commands.trust import add_trust, required
+from harness.errors import visible
 from harness.terminal import style
 
 EXAMPLE = "harness gate models --policy team.yaml"
@@ -29,13 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Verify all of it and print what is refused, and why."""
-    whom = trusted(arguments)
-    if whom is None:
-        raise UsageError(
-            "whom to trust is not said",
-            where=" ".join(map(str, arguments.paths)),
-            remedy="give --policy FILE, or --key PUB…",
-        )
+    whom = required(arguments, " ".join(map(str, arguments.paths)))
     passage = gate.examine(arguments.paths, whom, quiet=arguments.json)
     return Outcome(passage.document(), "\n".join(_lines(passage)), passage.exit_code)
 

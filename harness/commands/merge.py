@@ -16,7 +16,7 @@ from pathlib import Path
 from harness import environment
 from harness.audit import export
 from harness.commands import Outcome
-from harness.commands.trust import add_trust, trusted
+from harness.commands.trust import add_trust, required
 from harness.errors import UsageError, visible
 from harness.provenance import keys
 
@@ -48,10 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Verify all, merge, sign."""
-    policy = trusted(arguments)
-    if policy is None:
-        what = "whom to trust is not said, and only what verifies is merged"
-        raise UsageError(what, remedy="give --key NAME.ed25519.pub (and NAME.p256.pub), or --policy FILE")
+    policy = required(arguments, " ".join(map(str, arguments.checkpoints)), "only what verifies is merged")
     weights = _weights(arguments.weights, len(arguments.checkpoints))
     environment.require_training()
     from harness.checkpoint import average

@@ -23,7 +23,7 @@ from harness.audit.replay_verdict import Outcome as Replay
 from harness.audit.replay_verdict import Place, Repeated, Replayed
 from harness.audit.segment import Authentic, Segment
 from harness.commands import Outcome, reexecute, replay_floor
-from harness.commands.trust import add_trust, trusted
+from harness.commands.trust import add_trust, required
 from harness.errors import EvidenceIncomplete, UsageError
 from harness.format import layout
 from harness.format.layout import RunFolder
@@ -64,9 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Choose, execute, judge, sign; the worst verdict's exit code."""
-    whom = trusted(arguments)
-    if whom is None:
-        raise UsageError("whom to trust is not said", remedy="give --key NAME.ed25519.pub … or --policy FILE")
+    whom = required(arguments, str(arguments.run))
     if layout.kind_of(arguments.run) != "run":
         raise UsageError("is a checkpoint folder", where=str(arguments.run), remedy="name the run folder")
     if arguments.processes is not None and arguments.processes < 1:

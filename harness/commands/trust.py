@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from harness.errors import UsageError
 from harness.provenance import policy, policy_file
 from harness.provenance.keys import load_public
 from harness.provenance.policy import Policy
@@ -45,3 +46,13 @@ def trusted(arguments: argparse.Namespace) -> Policy | None:
     if arguments.policy is not None:
         return policy_file.load(arguments.policy)
     return policy.from_keys([load_public(path) for path in arguments.key]) if arguments.key else None
+
+
+def required(arguments: argparse.Namespace, where: str, why: str = "") -> Policy:
+    """The policy that the arguments mean. Raises `UsageError` when they name neither key nor policy, which
+    says ``why`` the verb needs one."""
+    whom = trusted(arguments)
+    if whom is None:
+        remedy = "give --key NAME.ed25519.pub (and NAME.p256.pub) of its maker, or --policy FILE"
+        raise UsageError(f"whom to trust is not said{why and f', and {why}'}", where=where, remedy=remedy)
+    return whom

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from harness.audit import verdict, verify
 from harness.commands import Outcome
-from harness.commands.trust import add_ancestors, add_trust, trusted
-from harness.errors import UsageError
+from harness.commands.trust import add_ancestors, add_trust, required
 
 EXAMPLE = "harness verify runs/tiny --key alice.ed25519.pub --key alice.p256.pub"
 
@@ -45,13 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Check and print the verdict."""
-    whom = trusted(arguments)
-    if whom is None:
-        raise UsageError(
-            "whom to trust is not said, and a key that comes with the folder proves nothing",
-            where=str(arguments.path),
-            remedy="give --key NAME.ed25519.pub (and NAME.p256.pub), or --policy FILE",
-        )
+    whom = required(arguments, str(arguments.path), "a key that comes with the folder proves nothing")
     report = verify.verify(
         arguments.path,
         whom,
