@@ -125,7 +125,7 @@ def test_the_name_of_a_run_cannot_speak_to_a_terminal_either(
     whom, private = _public(scene, tmp_path), keys.create(tmp_path / "exporter").private
     root = scene.rebuild(tweak=lambda _, facts: facts["run"].update(name="\x1b[2Jx\nverified"))
     last, made = str(run_folder.checkpoint(root, 30)), str(tmp_path / "made")
-    assert main(["export", last, made, "--sign-with", str(private), *whom]) == 0
+    assert main(["export", last, made, "--signing-key", str(private), *whom]) == 0
     for path in (str(root), last, made):
         main(["verify", path, *whom])
     lines = capsys.readouterr().out.split("\n")

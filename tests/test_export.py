@@ -226,7 +226,7 @@ def test_another_model_keeps_its_names_and_the_reason_is_printed(
         "export",
         str(run.saved[10].folder),
         str(tmp_path / "out"),
-        "--sign-with",
+        "--signing-key",
         str(tmp_path / "me.key"),
     ]
     assert cli.main([*words, "--key", str(tmp_path / "me.ed25519.pub"), str(tmp_path / "me.p256.pub")]) == 0

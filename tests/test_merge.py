@@ -40,7 +40,7 @@ def merged(parents: list[SampleRun], out: Path, *words: str) -> Outcome:
     parser = argparse.ArgumentParser()
     merge.add_arguments(parser)
     folders = [str(run.saved[10].folder) for run in parents]
-    trust = ["--key", f"{me}.ed25519.pub", f"{me}.p256.pub", "--sign-with", f"{me}.key"]
+    trust = ["--key", f"{me}.ed25519.pub", f"{me}.p256.pub", "--signing-key", f"{me}.key"]
     parser.add_argument("--json", action="store_true")
     return merge.run(parser.parse_args([*folders, "--out", str(out), *trust, *words, "--json"]))
 

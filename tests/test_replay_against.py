@@ -88,7 +88,7 @@ def test_runs_whose_steps_were_digested_otherwise_are_not_compared(monkeypatch: 
         (["run/checkpoints/step-00000004"], "name the run folder"),
         (["run", "--processes", "0"], "--processes 0 is no number of ranks"),
         (["run", "--random", "0"], "--random 0 draws no segment"),
-        (["run", "--base", "nowhere"], "no such folder: --base nowhere"),
+        (["run", "--folder", "nowhere"], "no such folder: --folder nowhere"),
     ],
 )
 def test_a_wrong_call_is_refused_before_anything_is_read(

@@ -21,7 +21,7 @@ from harness.audit import attest, verify
 from harness.audit.attest import Added
 from harness.audit.opening import OpenedCheckpoint
 from harness.commands import Outcome
-from harness.commands.trust import add_trust, required
+from harness.commands.trust import add_signing_key, add_trust, required
 from harness.errors import HarnessError, UsageError, VerificationFailed
 from harness.format import files, layout, moments, strict_json
 from harness.provenance import keyless, keys, later
@@ -50,12 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predicate", type=Path, metavar="FILE", help="JSON file with the predicate")
     parser.add_argument("--predicate-type", metavar="URI", help="of a kind that is none of ours")
     who = parser.add_mutually_exclusive_group()
-    who.add_argument(
-        "--signing-key",
-        type=Path,
-        metavar="KEY",
-        help=f"private key (default: ${keys.ENVIRONMENT}, then yours)",
-    )
+    add_signing_key(who)
     who.add_argument("--keyless", action="store_true", help="sign by sigstore, with an identity token")
     parser.add_argument(
         "--sigstore-config",

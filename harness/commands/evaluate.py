@@ -26,7 +26,7 @@ from harness import environment
 from harness.commands import Outcome, evaluation
 from harness.commands.attest import UNVERIFIED
 from harness.commands.evaluation import Question
-from harness.commands.trust import add_trust, required
+from harness.commands.trust import add_signing_key, add_trust, required
 from harness.errors import EvidenceIncomplete, HarnessError, TrainingFailed, UsageError, storage_fault
 from harness.format import layout
 from harness.format.layout import RunFolder
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of answers that are drawn (0)")
     parser.add_argument(
-        "--folder", type=Path, help="folder of the run's config (the one it was trained with)"
+        "--folder", type=Path, metavar="DIR", help="folder of the run's config (the one it was trained with)"
     )
     for word in ("least", "most"):
         parser.add_argument(
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="do nothing when the same evaluation is signed there already (of several checkpoints: always)",
     )
     parser.add_argument("--items", type=Path, metavar="FILE", help="where the single results go")
-    parser.add_argument("--signing-key", type=Path, metavar="KEY", help="private key (default: yours)")
+    add_signing_key(parser)
     add_trust(parser)
 
 

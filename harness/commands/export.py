@@ -14,7 +14,7 @@ from pathlib import Path
 from harness.audit import croissant, prepared
 from harness.audit import export as exporting
 from harness.commands import Outcome
-from harness.commands.trust import add_trust, required
+from harness.commands.trust import add_signing_key, add_trust, required
 from harness.errors import visible
 from harness.provenance import keys
 from harness.provenance.policy import Policy
@@ -29,12 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "target", type=Path, metavar="TARGET", help="folder or .json file to write; must not exist"
     )
     add_trust(parser)
-    parser.add_argument(
-        "--sign-with",
-        type=Path,
-        metavar="FILE",
-        help="NAME.key that signs the export (default: $HARNESS_SIGNING_KEY, else your own key)",
-    )
+    add_signing_key(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
@@ -42,7 +37,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     policy = required(arguments, str(arguments.checkpoint), "only what verifies is exported")
     if prepared.is_corpus(arguments.checkpoint):
         return _croissant(arguments.checkpoint, arguments.target, policy)
-    path, reason = keys.signing_key_path(arguments.sign_with, arguments.target)
+    path, reason = keys.signing_key_path(arguments.signing_key, arguments.target)
     signer = keys.load_signer(path)
     made = exporting.export(arguments.checkpoint, arguments.target, policy, signer, quiet=arguments.json)
     (source,) = made.sources

@@ -16,7 +16,7 @@ from pathlib import Path
 from harness import environment
 from harness.audit import export
 from harness.commands import Outcome
-from harness.commands.trust import add_trust, required
+from harness.commands.trust import add_signing_key, add_trust, required
 from harness.errors import UsageError, visible
 from harness.provenance import keys
 
@@ -38,12 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", metavar="W,…", help="one decimal a checkpoint, as 0.7,0.3 (default: the same for all)"
     )
     add_trust(parser)
-    parser.add_argument(
-        "--sign-with",
-        type=Path,
-        metavar="FILE",
-        help="NAME.key that signs the merge (default: $HARNESS_SIGNING_KEY, else your own key)",
-    )
+    add_signing_key(parser)
 
 
 def run(arguments: argparse.Namespace) -> Outcome:
@@ -53,7 +48,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     environment.require_training()
     from harness.checkpoint import average
 
-    path, reason = keys.signing_key_path(arguments.sign_with, arguments.out)
+    path, reason = keys.signing_key_path(arguments.signing_key, arguments.out)
     signer = keys.load_signer(path)
     mix = export.Mix(tuple(map(str, weights)), partial(average.combine, weights))
     made = export.merge(arguments.checkpoints, arguments.out, policy, signer, mix, quiet=arguments.json)

@@ -100,7 +100,7 @@ def config_folder(facts: Mapping[str, Any]) -> Path:
 
 def _order(chosen: Segment, arguments: argparse.Namespace, ranks: int) -> dict[str, Any]:
     start = chosen.start
-    base = arguments.base or config_folder(chosen.facts)
+    base = arguments.folder or config_folder(chosen.facts)
     recorded = [step.facts for step in chosen.steps]
     return {
         "config": chosen.facts["config"]["text"],

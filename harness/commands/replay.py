@@ -23,7 +23,7 @@ from harness.audit.replay_verdict import Outcome as Replay
 from harness.audit.replay_verdict import Place, Repeated, Replayed
 from harness.audit.segment import Authentic, Segment
 from harness.commands import Outcome, reexecute, replay_floor
-from harness.commands.trust import add_trust, required
+from harness.commands.trust import add_signing_key, add_trust, required
 from harness.errors import EvidenceIncomplete, UsageError
 from harness.format import layout
 from harness.format.layout import RunFolder
@@ -57,8 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stack-differs", action="store_true", help="go on with another stack or world size")
     parser.add_argument("--processes", type=int, metavar="N", help="ranks (the signed number)")
-    parser.add_argument("--base", type=Path, metavar="DIR", help="folder in which the run's config lay")
-    parser.add_argument("--signing-key", type=Path, metavar="KEY", help="private key (default: yours)")
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", help="folder of the run's config (the one it was trained with)"
+    )
+    add_signing_key(parser)
     add_trust(parser)
 
 
@@ -71,9 +73,9 @@ def run(arguments: argparse.Namespace) -> Outcome:
         raise UsageError(f"--processes {arguments.processes} is no number of ranks", remedy="1 or more")
     if arguments.random is not None and arguments.random < 1:
         raise UsageError(f"--random {arguments.random} draws no segment", remedy="1 or more")
-    if arguments.base is not None and not arguments.base.is_dir():
+    if arguments.folder is not None and not arguments.folder.is_dir():
         raise UsageError(
-            "no such folder", where=f"--base {arguments.base}", remedy="where the run's config lay"
+            "no such folder", where=f"--folder {arguments.folder}", remedy="where the run's config lay"
         )
     run_folder = RunFolder(arguments.run)
     path, _ = keys.signing_key_path(arguments.signing_key, arguments.run)

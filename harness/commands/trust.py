@@ -1,4 +1,4 @@
-"""Whom to trust: ``--key`` and ``--policy``, as every verb of the auditing half takes them."""
+"""Whom to trust, ``--key`` and ``--policy``, and who signs, ``--signing-key``, as every verb takes them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.provenance import policy, policy_file
-from harness.provenance.keys import load_public
+from harness.provenance.keys import ENVIRONMENT, load_public
 from harness.provenance.policy import Policy
 
 
@@ -38,6 +38,16 @@ def add_ancestors(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="run or checkpoint folders that this one, or they, began with (start.checkpoint); "
         "lineage takes exported folders too",
+    )
+
+
+def add_signing_key(parser: argparse._ActionsContainer) -> None:
+    """Add ``--signing-key``: who signs what the verb makes."""
+    parser.add_argument(
+        "--signing-key",
+        type=Path,
+        metavar="KEY",
+        help=f"private key that signs (default: ${ENVIRONMENT}, else yours)",
     )
 
 

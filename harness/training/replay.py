@@ -184,7 +184,7 @@ def _refuse(changes: Sequence[tuple[str, Any]], accepted: bool) -> None:
         raise EvidenceIncomplete(
             f"this is not what the statement says: {in_words(refused)}",
             where="replay",
-            remedy="replay with the signed code, corpus and tokenizer (--base FOLDER: where the config lay)",
+            remedy="replay with the signed code, corpus and tokenizer (--folder DIR: where the config lay)",
         )
     if changes and not accepted:
         raise EvidenceIncomplete(
