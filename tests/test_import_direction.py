@@ -31,6 +31,7 @@ ROWS: tuple[frozenset[str], ...] = (
             "timestamp_url",
             "settings",
             "privacy",
+            "signals",
             "config",
             "config_errors",
             "config_reference",

@@ -26,13 +26,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from harness.data.order import Order
 from harness.errors import ConfigError, EnvironmentFault
+from harness.signals import STOP_SIGNALS
 
 Batch = tuple[Tensor, ...]
 
 # Positions computed at once when loading in the training process: permuting one costs 100 us, a thousand
 # not twice that.
 _BLOCK = 1024
-_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Source(Protocol):
@@ -225,5 +225,5 @@ def _unchanged(batch: Any) -> Any:
 
 def _ignore_signals(_worker: int) -> None:
     """The training process decides when loading ends; a signal to the whole group must not."""
-    for number in _IGNORED_SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -6,19 +6,17 @@ sweep that is stopped stops its members, which save; started again, each member 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
+from harness import signals
 from harness.errors import Interrupted
 from harness.report.lines import Tail
 from harness.sweeps.members import Member, reached
@@ -27,8 +25,6 @@ from harness.terminal import Progress
 CONSOLE = "console.log"
 _POLL_SECONDS = 0.2
 _INTERRUPTED = 75
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -65,17 +61,6 @@ class _Running:
     """Whether it was asked to stop."""
 
 
-@dataclass
-class _Stop:
-    """The first stop signal that reached this process, or 0."""
-
-    signal: int = 0
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler: note it; `run` passes it on."""
-        self.signal = self.signal or number
-
-
 def command(config: Path, member: Member, processes: int) -> tuple[str, ...]:
     """What starts ``member``: alone, or as ``processes`` ranks under torchrun."""
     launcher: tuple[str, ...] = (sys.executable,)
@@ -94,7 +79,7 @@ def run(
     every member has saved.
     """
     waiting, ended, running = deque(jobs), dict[str, Ended](), list[_Running]()
-    with _listening() as stop:
+    with signals.listening() as stop:
         while waiting or running:
             while waiting and len(running) < at_once and not stop.signal:
                 job = waiting.popleft()
@@ -115,7 +100,7 @@ def run(
                     one.told = True
             if stop.signal and not running:
                 raise Interrupted(
-                    f"{signal.Signals(stop.signal).name}: {len(ended)} of {len(jobs)} members are done, "
+                    f"{signals.name_of(stop.signal)}: {len(ended)} of {len(jobs)} members are done, "
                     "those that ran have saved",
                     remedy="restart with the same command",
                 )
@@ -132,25 +117,11 @@ def _start(job: Job, attempts: int) -> _Running:
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
-            # A terminal's Ctrl-C is passed on by `_Stop`, once.
+            # A terminal's Ctrl-C is passed on by `run`, once.
             start_new_session=True,
-            preexec_fn=_follow_parent(os.getpid()),
+            preexec_fn=signals.follow(os.getpid()),
         )
     return _Running(job, process, attempts, reached(job.member), Tail(folder / "metrics.jsonl"))
-
-
-def _follow_parent(parent: int) -> Callable[[], None] | None:
-    """On Linux, asks for SIGTERM when the sweep is killed: members that went on would hold their folders."""
-    if not sys.platform.startswith("linux"):
-        return None
-    library = ctypes.CDLL(None)
-
-    def ask() -> None:
-        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return ask
 
 
 def _follow(one: _Running, bar: Progress) -> None:
@@ -170,7 +141,7 @@ def _judge(
         ended[member.name] = Ended(member, one.attempts, None)
         say(f"{member.name}: complete")
         return None
-    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    how = f"killed by {signals.name_of(-code)}" if code < 0 else f"exit code {code}"
     # torchrun leaves with 1 whatever its workers say; what got further is not stuck.
     masked = "torch.distributed.run" in one.job.command
     passing = code < 0 or code == _INTERRUPTED or (masked and reached(member) > one.began_at)
@@ -191,14 +162,3 @@ def last_error(console: Path) -> str:
     own = [line for line in lines if line.startswith("harness: ")]
     shown = (own or [line for line in lines if line.strip()] or ["it printed nothing"])[-1]
     return "".join(letter for letter in shown.removeprefix("harness: ") if letter.isprintable())[:400]
-
-
-@contextmanager
-def _listening() -> Iterator[_Stop]:
-    stop = _Stop()
-    previous = {number: signal.signal(number, stop.receive) for number in _STOP_SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from harness import config
+from harness import config, signals
 from harness.checkpoint.snapshot import Arena
 from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
@@ -30,7 +30,6 @@ from harness.training import (
     launch,
     remote,
     session,
-    signals,
     startup,
     summary,
 )

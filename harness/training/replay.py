@@ -25,7 +25,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from harness import config
+from harness import config, signals
 from harness.checkpoint import restore, rng
 from harness.determinism import settings as determinism
 from harness.determinism.bit_sums import FORMAT
@@ -42,7 +42,6 @@ from harness.training import (
     localise,
     resume,
     session,
-    signals,
     startup,
 )
 from harness.training.facts import facts_of

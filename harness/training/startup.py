@@ -11,6 +11,7 @@ from harness.errors import TrainingFailed
 from harness.format import strict_json
 from harness.format.layout import RunFolder
 from harness.settings import Settings
+from harness.signals import StopRequest
 from harness.stores.client import ObjectStore
 from harness.tasks import build as tasks
 from harness.tasks.task import Batch, Task
@@ -18,7 +19,6 @@ from harness.training import distributed, failure
 from harness.training.desk import Desk
 from harness.training.doubling import Doubling
 from harness.training.session import Session
-from harness.training.signals import StopRequest
 from harness.training.watchdog import Watchdog
 from harness.workers import Workers
 

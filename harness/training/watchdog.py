@@ -26,9 +26,9 @@ from types import TracebackType
 import torch.distributed as dist
 
 from harness.errors import HarnessError, Interrupted, PeerLost
+from harness.signals import StopRequest
 from harness.training.distributed import attempt
 from harness.training.failure import is_lost_peer
-from harness.training.signals import StopRequest
 from harness.workers import ElsewhereError, Workers
 
 _INTERVAL = 1.0

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1 ask for a stop: at the next step boundary the loop saves and exits 75."""
+"""SIGTERM, SIGINT and SIGUSR1 ask a run or a sweep to stop: it saves at the next step and exits 75."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -55,15 +55,24 @@ def listening() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def follow_launcher() -> None:
-    """Ask Linux for SIGTERM when the launcher dies.
+def follow(parent: int) -> Callable[[], None]:
+    """What a child of the process ``parent`` calls for a SIGTERM when that one dies; on Linux only.
 
-    torchrun puts each worker into a session of its own, so a launcher that is killed would leave the workers
-    training, and holding the run folder, while the scheduler starts the job again.
+    torchrun puts each worker into a session of its own, and so does a sweep its members: if the parent is
+    killed, they would go on training, and hold the run folder, while the scheduler starts the job again.
     """
-    launcher = os.getppid()
     if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != launcher:
-        os.kill(os.getpid(), signal.SIGTERM)  # it died before the request
+        return lambda: None
+    library = ctypes.CDLL(None)  # here, since a child that was just forked should load nothing
+
+    def ask() -> None:
+        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)  # it died before the request
+
+    return ask
+
+
+def follow_launcher() -> None:
+    """`follow` the process that has started this one."""
+    follow(os.getppid())()
