@@ -27,8 +27,9 @@ from harness.provenance.policy import Policy
 from harness.report import claim_file, claims, html, markdown, report, runs, verified
 from harness.report.document import Block, Picture, Status
 from harness.report.judge import Judged
-from harness.report.study import Planned, study
+from harness.report.study import study
 from harness.sweeps import register
+from harness.sweeps.register import Plan
 
 EXAMPLE = "harness report runs/tiny --out runs/tiny-report"
 
@@ -129,19 +130,17 @@ def _corpus(folder: Path, whom: Policy | None, read: Sequence[runs.Run]) -> Corp
     return statement
 
 
-def _expanded(paths: Sequence[Path]) -> tuple[list[Path], list[Planned], list[str], list[str]]:
+def _expanded(paths: Sequence[Path]) -> tuple[list[Path], list[Plan], list[str], list[str]]:
     """Run folders, with a sweep's members for its folder; its plans; planned members that never began; runs
     that no sweep has."""
-    folders, plans, absent, alone = list[Path](), list[Planned](), list[str](), list[str]()
+    folders, plans, absent, alone = list[Path](), list[Plan](), list[str](), list[str]()
     for path in paths:
         found = register.read(path)
         if found is None:
             folders.append(path)
             alone.append(str(path))
             continue
-        plans += [
-            Planned(one.created, one.seeds, one.variants, one.finished, one.claims) for one in found.plans
-        ]
+        plans += found.plans
         for name in found.names:
             begun = (path / name / "metrics.jsonl").exists() or (path / name / "checkpoints").exists()
             folders += [path / name] if begun else []

@@ -15,20 +15,7 @@ from harness.report.document import Status
 from harness.report.judge import Judged
 from harness.report.measured import Measure
 from harness.report.runs import Evaluated, Run
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A launch of a sweep that planned something new, as its register tells."""
-
-    created: str
-    """UTC, ``2026-11-25T20:00:00Z``."""
-    seeds: tuple[int, ...]
-    variants: tuple[str, ...]
-    finished: int
-    """Members that had already finished."""
-    claims: str | None
-    """Hex sha256 of the claims file that it was given; None without one."""
+from harness.sweeps.register import Plan
 
 
 @dataclass(frozen=True)
@@ -44,7 +31,7 @@ class Study:
     """What the arms are compared by."""
     claims: Claims | None
     judged: tuple[Judged, ...]
-    plans: tuple[Planned, ...]
+    plans: tuple[Plan, ...]
     """Of the sweeps among the runs; empty when there is none."""
     absent: tuple[str, ...]
     """Planned members that never began."""
@@ -80,7 +67,7 @@ def study(
     runs: Sequence[Run],
     verdicts: Sequence[Status | None],
     claims: Claims | None = None,
-    plans: Sequence[Planned] = (),
+    plans: Sequence[Plan] = (),
     absent: Sequence[str] = (),
     unplanned: Sequence[str] = (),
     evidence: Sequence[Evidence] = (),
