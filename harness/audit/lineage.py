@@ -89,8 +89,7 @@ def read(path: Path, policy: Policy | None, beside: Sequence[Path] = ()) -> Pict
     """
     findings = Findings()
     paths = [path, *beside]
-    exports = [_export(each, policy, findings) for each in paths if exported.is_export(each)]
-    corpora = [_corpus(each, policy, findings) for each in paths if prepared.is_corpus(each)]
+    sealed = [_sealed(each, policy, findings) for each in paths if _is_sealed(each)]
     own = [] if _is_sealed(path) else _told(path, policy, findings)
     if not own and not _is_sealed(path):
         raise EvidenceIncomplete("the run holds no checkpoint", where=str(path))
@@ -101,12 +100,12 @@ def read(path: Path, policy: Policy | None, beside: Sequence[Path] = ()) -> Pict
         entries = history.in_order([_entry(each) for each in stories if each.kind in _COMMITS])
         history.check_starts(entries, (), findings, wanted=bool(others))
     members = [_member(each) for each in stories]
-    unreadable = [each for each in (*found, *exports, *corpora) if isinstance(each, Unreadable)]
+    unreadable = [each for each in (*found, *sealed) if isinstance(each, Unreadable)]
     drawn = graph(
         members,
         unreadable,
-        [each for each in exports if isinstance(each, Export)],
-        [each for each in corpora if isinstance(each, Corpus)],
+        [each for each in sealed if isinstance(each, Export)],
+        [each for each in sealed if isinstance(each, Corpus)],
     )
     return Picture(
         path, drawn, policy is not None, tuple(findings.ordered), tuple(findings.notes), findings.exit_code
@@ -118,28 +117,17 @@ def _is_sealed(path: Path) -> bool:
     return exported.is_export(path) or prepared.is_corpus(path)
 
 
-def _corpus(folder: Path, policy: Policy | None, findings: Findings) -> Corpus | Unreadable:
-    """What a prepared corpus says; with a policy every check but that of payload bytes is made."""
+def _sealed(folder: Path, policy: Policy | None, findings: Findings) -> Corpus | Export | Unreadable:
+    """What an exported folder or a prepared corpus says; with a policy every check but that of payload bytes
+    is made."""
     name, before = layout.name_of(folder), len(findings.failed)
+    corpus = prepared.is_corpus(folder)
     if policy is not None:
-        prepared.examine(folder, policy, findings)
+        (prepared if corpus else exported).examine(folder, policy, findings)
         if len(findings.failed) > before:
             return _unreadable(name, findings.failed[before].what)
     try:
-        return Corpus(name, prepared.claimed(folder))
-    except HarnessError as error:
-        return _unreadable(name, error.what)
-
-
-def _export(folder: Path, policy: Policy | None, findings: Findings) -> Export | Unreadable:
-    """What an exported folder says; with a policy every check but that of payload bytes is made."""
-    name, before = layout.name_of(folder), len(findings.failed)
-    if policy is not None:
-        exported.examine(folder, policy, findings)
-        if len(findings.failed) > before:
-            return _unreadable(name, findings.failed[before].what)
-    try:
-        return Export(name, exported.claimed(folder))
+        return Corpus(name, prepared.claimed(folder)) if corpus else Export(name, exported.claimed(folder))
     except HarnessError as error:
         return _unreadable(name, error.what)
 
