@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.provenance import statements
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from harness.provenance import envelope, keys, statements
+
+NOBODY = keys.Signer(Ed25519PrivateKey.from_private_bytes(bytes(32)), None)
+"""Whom no test trusts."""
 START = 1_795_000_000.0
 """Unix time of the first step; each takes half a second."""
 
@@ -89,14 +92,14 @@ def predicate(name: str, step: int, *, segment: int = 0, resumed_from: int | Non
 
 
 def write_checkpoint(run: Path, folder: str, facts: Mapping[str, Any]) -> Path:
-    """A checkpoint folder that holds an unsigned bundle around ``facts`` and nothing else."""
+    """A checkpoint folder that holds a bundle around ``facts`` and nothing else."""
     path = run / "checkpoints" / folder
     (path / "provenance").mkdir(parents=True)
     statement = statements.checkpoint_statement(
         subject_id="0" * 64, dir_hash="h1:", name=folder, predicate=facts
     )
-    bundle = {"dsseEnvelope": {"payload": base64.b64encode(statement).decode()}}
-    (path / "provenance" / "checkpoint.sigstore.json").write_text(json.dumps(bundle))
+    bundle = envelope.sign(statement, NOBODY.ed25519, keys.public_keys(NOBODY)[0])
+    (path / "provenance" / "checkpoint.sigstore.json").write_bytes(bundle)
     return path
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from harness.errors import visible
 from harness.report.lines import Line
-from harness.report.runs import Incident, printable
+from harness.report.runs import Incident
 from harness.words import human_seconds
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -64,7 +65,7 @@ def seconds_a_step(lines: Sequence[Line]) -> float | None:
 
 def draw(view: View, width: int) -> list[str]:
     """The screen's lines, each at most ``width`` characters, control characters replaced."""
-    return [_cut(printable(line), width) for line in _lines(view, width)]
+    return [_cut(visible(line), width) for line in _lines(view, width)]
 
 
 def _cut(line: str, width: int) -> str:

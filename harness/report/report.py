@@ -14,14 +14,14 @@ from typing import Any, Literal
 
 from harness.audit.kernels import not_looked_at
 from harness.audit.tier_text import lines as tier_lines
-from harness.errors import VerificationFailed
+from harness.errors import VerificationFailed, visible
 from harness.format import layout
 from harness.report import argument, checklist, claims, costs, data, evaluations
 from harness.report.argument import decimal
 from harness.report.arms import listed
 from harness.report.document import Block, Bullets, Heading, Paragraph, Source, Status, Table
 from harness.report.pictures import kernels, launches, pictures
-from harness.report.runs import Facts, Run, printable
+from harness.report.runs import Facts, Run
 from harness.report.study import Study
 from harness.words import counted
 
@@ -86,7 +86,7 @@ def summary(run: Run) -> str:
     resumes = [one for one in claims.segments(run) if one.resumed_from is not None]
     if resumes:
         shown.append(f"{counted(len(resumes), 'resume')} ({', '.join(one.kind for one in resumes)})")
-    return printable(f"{run.name}: {'; '.join(shown)}")
+    return visible(f"{run.name}: {'; '.join(shown)}")
 
 
 def _standing(study: Study) -> Iterator[Block]:

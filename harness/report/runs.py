@@ -6,7 +6,6 @@ and `harness.report.verified` puts what it has read in the place of what was rea
 
 from __future__ import annotations
 
-import base64
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,15 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.errors import HarnessError, UsageError, VerificationFailed
-from harness.format import layout, strict_json
+from harness.errors import HarnessError, UsageError, visible
+from harness.format import layout
 from harness.format.files import read_limited
 from harness.format.layout import RunFolder
-from harness.provenance import statements
+from harness.provenance import envelope, statements
 from harness.report.figure import Point
 from harness.report.lines import Line, read_all
 
-_BUNDLE_LIMIT = 16 * 1024 * 1024
 _CONFIG_LIMIT = 256 * 1024
 
 Facts = Mapping[str, Any]
@@ -125,7 +123,7 @@ class Run:
         """The run's name in its statements, else its folder's; its label if it has one."""
         if self.label is not None:
             return self.label
-        return printable(str(self.newest["run"]["name"])) if self.newest else self.root.resolve().name
+        return visible(str(self.newest["run"]["name"])) if self.newest else self.root.resolve().name
 
     @property
     def last_step(self) -> int:
@@ -189,7 +187,7 @@ def told_apart(found: Sequence[Run]) -> list[Run]:
 
 def _relabelled(found: Sequence[Run], label: Callable[[Run], str]) -> list[Run]:
     names = Counter(run.name for run in found)
-    return [replace(run, label=printable(label(run))) if names[run.name] > 1 else run for run in found]
+    return [replace(run, label=visible(label(run))) if names[run.name] > 1 else run for run in found]
 
 
 def step_lines(lines: Iterable[Line]) -> Iterable[Line]:
@@ -218,11 +216,9 @@ def incidents(events: Iterable[tuple[int, Line]]) -> Iterable[Incident]:
     for rank, line in events:
         if line.get("level") in ("warning", "error"):
             hidden = ("time", "level", "event", "traceback")
-            text = printable(
-                "; ".join(f"{name} {value}" for name, value in line.items() if name not in hidden)
-            )
+            text = visible("; ".join(f"{name} {value}" for name, value in line.items() if name not in hidden))
             clock = float(line["time"]) if is_clock(line.get("time")) else 0.0
-            event = printable(str(line.get("event", "")))
+            event = visible(str(line.get("event", "")))
             yield Incident(clock, rank, str(line["level"]), event, text[:400])
 
 
@@ -233,7 +229,7 @@ def energy(events: Iterable[tuple[int, Line]]) -> dict[str, float]:
         source, launch, joules = (line.get(name) for name in ("source", "launch", "joules"))
         numbers = all(isinstance(each, int | float) and math.isfinite(each) for each in (launch, joules))
         if line.get("event") == "energy" and isinstance(source, str) and numbers:
-            key = (rank, printable(source), float(launch or 0))
+            key = (rank, visible(source), float(launch or 0))
             largest[key] = max(largest.get(key, 0.0), float(joules or 0))
     sums: dict[str, float] = {}
     for (_, source, _), joules in largest.items():
@@ -241,19 +237,10 @@ def energy(events: Iterable[tuple[int, Line]]) -> dict[str, float]:
     return sums
 
 
-def printable(text: str) -> str:
-    """``text`` without control characters: what a run folder holds must not steer a terminal."""
-    return "".join(letter if letter.isprintable() else "·" for letter in text)
-
-
-def statement_facts(checkpoint: Path) -> Facts:
-    """The predicate of ``checkpoint``'s own statement, unverified. Raises `HarnessError` without one."""
+def _unverified(checkpoint: Path) -> Facts:
+    """The predicate of ``checkpoint``'s own statement. Raises `HarnessError` without one."""
     path = checkpoint / layout.CHECKPOINT_BUNDLE
-    bundle = strict_json.loads(read_limited(path, _BUNDLE_LIMIT), where=str(path))
-    try:
-        payload = base64.b64decode(bundle["dsseEnvelope"]["payload"], validate=True)
-    except (KeyError, TypeError, ValueError) as error:
-        raise VerificationFailed("no statement in this bundle", where=str(path)) from error
+    payload = envelope.unauthenticated_payload(read_limited(path, envelope.LIMIT), where=str(path))
     return statements.parse_checkpoint(payload, where=str(path)).predicate
 
 
@@ -271,7 +258,7 @@ def _checkpoints(folder: RunFolder) -> Iterable[Checkpoint]:
         if step is None:
             continue
         try:
-            yield Checkpoint(path.name, step, kind, statement_facts(path))
+            yield Checkpoint(path.name, step, kind, _unverified(path))
         except (HarnessError, OSError) as error:
             yield Checkpoint(path.name, step, kind, None, str(error))
 
