@@ -36,7 +36,7 @@ def record(count: int, parts_at: int) -> dict[int, Step]:
 
 @given(st.integers(1, 1000))
 def test_of_a_thousand_steps_the_first_that_differs_takes_ten_comparisons(place: int) -> None:
-    """Oracle: the step that was chosen; the limit of issue 5."""
+    """Oracle: the step that was chosen; log2 of the steps, rounded up."""
     found, queries = divergence.between(record(1000, 1001), record(1000, place))
     assert found is not None
     assert (found.step, found.parts) == (place, ("loss",))

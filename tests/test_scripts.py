@@ -43,7 +43,7 @@ def test_a_shell_script_stops_at_unset_variables_and_broken_pipes(script: Path) 
 
 
 def test_the_speedrun_is_a_page_long() -> None:
-    """Oracle: the limit of the first issue."""
+    """Oracle: the limit above."""
     assert len((ROOT / "speedrun.sh").read_text().splitlines()) <= SPEEDRUN_LINES
 
 

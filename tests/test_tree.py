@@ -58,7 +58,7 @@ def test_the_order_shows_in_these_leaves():
 
 @pytest.mark.parametrize("count", [1, 2, 8, 32])
 def test_a_counter_holds_no_more_lists_than_it_says(count: int):
-    """Oracle: the issue's bound, log2 of the leaves and one."""
+    """Oracle: log2 of the leaves and one."""
     counter, most = tree.Counter(), 1
     for leaf in leaves(count, 1)[:-1]:
         counter.add([leaf.clone()])

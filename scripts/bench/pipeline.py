@@ -45,7 +45,7 @@ TREE = ("harness", "scripts", "configs", "recipes", "speedrun.sh", "pyproject.to
         "requirements.lock")  # fmt: skip
 RUN = Path("runs/speedrun")
 LIMIT = 600.0
-"""Seconds that the whole may take: issue 7."""
+"""Seconds that the whole may take."""
 POLL_SECONDS = 0.05
 TRIES = 3
 """Starts for one kill, each with half of the seconds: where the machine is quicker now, a place is past."""
