@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import nonfinite_tasks
 import orjson
 import psutil
 import pytest
@@ -187,19 +188,35 @@ def test_workers_of_a_killed_launcher_save_and_leave(place: Place) -> None:
     assert place.harness("train", "toy.yaml", processes=2).code == 0
 
 
-def test_a_nan_stops_the_run_with_a_saved_state(place: Place) -> None:
-    """Oracle: exit code 1, a signed state before the step, and a verifier that does not call it good."""
-    # Six micro-batches a step: the 50th call is in step 9.
-    place.write("toy.yaml", config(place.run, task='{kind: "toy_task:Toy", options: {poison: 50}}'))
-    broken = place.harness("train", "toy.yaml")
+def test_a_nan_stops_all_ranks_with_a_saved_state_and_its_origin(place: Place) -> None:
+    """Oracle: exit code 1, a signed state before the step, and a verifier that does not call it good; the
+    rank and micro-batch to which the order gives the marked sample, and the operator that makes a NaN of it,
+    on every rank's screen and in the file that torchrun reads."""
+    shutil.copy(Path(nonfinite_tasks.__file__), place.root)
+    task = '{kind: "nonfinite_tasks:Ends", options: {fault: Logarithm}}'
+    place.write("toy.yaml", config(place.run, task=task, checkpoint="{every: 1}"))
+    told = place.root / "error.json"
+    broken = place.harness("train", "toy.yaml", processes=2, environ={"TORCHELASTIC_ERROR_FILE": str(told)})
     assert broken.code == 1
-    assert "step 9" in broken.last_line
-    aside = place.run / "checkpoints" / "nonfinite-step-00000008"
+    step, shard = nonfinite_tasks.first_seen(3)
+    rank, micro_batch = divmod(shard, nonfinite_tasks.ACCUMULATION // 2)
+    origin = (
+        f"micro-batch {micro_batch} of rank {rank} it came back with the same bits from aten.log in `fault`"
+    )
+    said = [line for line in broken.err.splitlines() if f"the loss of step {step} is nan" in line]
+    assert len(said) == 2
+    assert all(origin in line for line in said), said
+    assert origin in orjson.loads(told.read_bytes())["message"]["message"]
+    for number, words in ((rank, origin), (1 - rank, f"it began on rank {rank}")):
+        events = (place.run / "events" / f"rank-0000{number}.jsonl").read_text()
+        assert words in events
+    aside = place.run / "checkpoints" / f"nonfinite-step-0000000{step - 1}"
     assert predicate(aside)["outcome"] == "nonfinite"
-    assert place.steps()[-1] == 8
+    assert place.steps()[-1] == step - 1
     verified = place.harness("verify", str(place.run), *keys(place))
     assert verified.code == 0, verified.out
-    aside.rename(aside.with_name("step-00000008"))
+    shutil.rmtree(aside.with_name(f"step-0000000{step - 1}"))
+    aside.rename(aside.with_name(f"step-0000000{step - 1}"))
     assert place.harness("verify", str(place.run), *keys(place)).code == 1
 
 

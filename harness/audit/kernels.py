@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.errors import visible
-from harness.format.ledger import EVIDENCE, SUSPECTED, Coverage, Ledger, Row
+from harness.format.ledger import EVIDENCE, SUSPECTED, Coverage, Ledger, Row, foremost
 from harness.words import counted, listed
 
 _SHOWN_NAMES = 8
@@ -112,6 +112,11 @@ def _lines(ledger: Ledger) -> Iterator[str]:
             yield f"{kind}: {_MEANING[kind]}"
             for row in rows:
                 yield from _row(row)
+    if ledger.nonfinite:
+        yield ""
+        yield f"the run ended: {ledger.nonfinite[0].what}"
+        yield from (f"  rank {each.rank}: {each.told}" for each in ledger.nonfinite)
+        yield f"  next: {foremost(ledger.nonfinite)[0].remedy}"
     if ledger.mitigated:
         yield ""
         yield "made deterministic by a setting"

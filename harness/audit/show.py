@@ -199,6 +199,9 @@ def _result(story: Story) -> Iterator[Line]:
     values = [f"{name} {metrics[name]}" for name in ("loss", "grad_norm") if metrics[name] is not None]
     values += [f"{name} {value}" for name, value in metrics["evaluation"].items()]
     yield "metrics", (", ".join(values) or "none") + ("" if facts["outcome"] == "ok" else "  NON-FINITE")
+    ledger = facts["determinism"]["ledger"]
+    if ledger is not None and "nonfinite" in ledger["coverage"]:
+        yield "ended", str(ledger["coverage"]["nonfinite"])
     size = "no record" if seen is None else counted(seen["size"], "record")
     yield "created", f"{facts['created']} by the signer's clock; the log had {size}"
     if story.shown_at is not None:

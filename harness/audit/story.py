@@ -74,6 +74,16 @@ def newest(path: Path) -> Path:
     return complete[-1]
 
 
+def last(path: Path) -> Path:
+    """The same, or the state that a run has kept which became non-finite after its newest checkpoint."""
+    if layout.kind_of(path) == "checkpoint":
+        return path
+    run = RunFolder(path)
+    reached = max((layout.parse_checkpoint_name(each.name) or 0 for each in run.complete()), default=0)
+    kept = [folder for step, folder in run.nonfinite() if step >= reached]
+    return kept[-1] if kept else newest(path)
+
+
 def read(folder: Path, policy: Policy | None, *, logged: Path | None = None) -> Story:
     """The story of ``folder``. With a policy every check but that of payload bytes is made, and the first
     failure raised; a checkpoint whose payload was pruned has a story still.

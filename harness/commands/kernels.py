@@ -1,7 +1,8 @@
 """Print the nondeterminism ledger of a checkpoint: which order-dependent kernels ran, and what was looked at.
 
-PATH is a checkpoint folder, or a run folder, whose newest checkpoint is then read. The ledger counts as
-verified only with --key or --policy. Exit code 4 when nothing was observed.
+PATH is a checkpoint folder, or a run folder, whose newest checkpoint is then read, or the state that it kept
+when it became non-finite after that. The ledger counts as verified only with --key or --policy. Exit code 4
+when nothing was observed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read, check when a key was given, print."""
-    checkpoint = story.newest(arguments.path)
+    checkpoint = story.last(arguments.path)
     policy = trusted(arguments)
     data = _read(checkpoint)
     if policy is not None:

@@ -45,9 +45,9 @@ def batch_digest(batch: Sequence[Tensor], *, copy_from_device: bool = False) -> 
     return digest.hexdigest()
 
 
-def rng_digest() -> str:
-    """32 hex digits over the state of torch's CPU generator. Draws no number."""
-    return xxhash.xxh3_128_hexdigest(tensor_bytes(torch.get_rng_state()))
+def rng_digest(state: Tensor | None = None) -> str:
+    """32 hex digits over the state of torch's CPU generator, or over ``state`` of it. Draws no number."""
+    return xxhash.xxh3_128_hexdigest(tensor_bytes(torch.get_rng_state() if state is None else state))
 
 
 def _copied(tensor: Tensor, allowed: bool) -> Tensor:

@@ -41,7 +41,8 @@ REPEATS = 6
 """Executions that measure a difference once it was seen; a race may well come out alike in two of them."""
 MOST_GRADIENTS = 8
 """Parameters that are named when no operator can be; more would hide what matters."""
-_UNINITIALISED = "torch.zeros, or write all of it before it is read"
+UNINITIALISED = "torch.zeros, or write all of it before it is read"
+"""What to do instead of reading memory that nobody has written."""
 
 
 @dataclass(frozen=True)
@@ -284,18 +285,17 @@ def _operator(at: int, calls: Sequence[Call], kept: Sequence[_Outcome]) -> Diffe
     if call.uninitialised is not None:
         maker = calls[call.uninitialised]
         source = f"double execution: {call.op} reads memory that {maker.op} left uninitialised"
-        return _other(maker.op, maker, source, _UNINITIALISED)
-    place = _forward_of(calls, call)
+        return _other(maker.op, maker, source, UNINITIALISED)
+    module, site = traces.place_of(calls, call)
     if len({each.kept.inputs for each in kept}) > 1:
         source = f"double execution: what {call.op} was given differed, and no operator outside made it"
-        return _other("compiled region", place, source)
+        return replace(_other("compiled region", call, source), module=module, call_site=site)
     results = [each.kept.outputs for each in kept]
     distances = [largest_distance(versions) for versions in zip(*results, strict=False)]
-    site = None if place is None else place.site
     return Difference(
         op=call.op,
-        module=None if place is None else place.module,
-        call_site=f"{site} (backward)" if site is not None and call.backward else site,
+        module=module,
+        call_site=site,
         device=call.device,
         dtype=call.dtype,
         ulp=max((each for each in distances if each is not None), default=None),
@@ -307,13 +307,6 @@ def _other(op: str, place: Call | None, source: str, alternative: str | None = N
     device, dtype = ("cpu", "none") if place is None else (place.device, place.dtype)
     module, site = (None, None) if place is None else (place.module, place.site)
     return Difference(op, module, site, device, dtype, None, source, alternative)
-
-
-def _forward_of(calls: Sequence[Call], call: Call) -> Call | None:
-    """The forward call that made the autograd node which ``call`` runs for."""
-    if not call.backward:
-        return call
-    return next((each for each in calls if not each.backward and each.node == call.node), None)
 
 
 def largest_distance(versions: Sequence[Tensor]) -> int | None:

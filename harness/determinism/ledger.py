@@ -33,7 +33,7 @@ from harness.determinism.catalogue import STRICT, Entry, catalogue
 from harness.determinism.double import Checked, Difference
 from harness.determinism.settings import Mode
 from harness.format import ledger as document
-from harness.format.ledger import Budget, Catalogue, Coverage, Mitigated, Row, Source
+from harness.format.ledger import Budget, Catalogue, Coverage, Mitigated, NonFinite, Row, Source
 
 _NEVER = sys.maxsize
 _IDLE: AbstractContextManager[None] = nullcontext()
@@ -177,6 +177,10 @@ class Ledger:
     def _suspected(self) -> dict[str, Row]:
         """A row of each operator that something speaks against, or that nobody knows."""
         return {row.op: row for row in self._findings.rows if row.evidence in _REFUTABLE}
+
+    def ended(self, found: NonFinite) -> None:
+        """What executing the update again has shown that was not finite; the run ends with it."""
+        self._add(rows=[], nonfinite=(found,))
 
     def budgeted(self, budget: Budget) -> None:
         """What looking may cost, and has cost."""

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.checkpoint import rng
@@ -94,6 +95,10 @@ class Sandbox(AbstractContextManager["Sandbox"]):
     def changed(self) -> list[str]:
         """Large data of the holders that the passes wrote to, which cannot be put back."""
         return [name for kept in self._from.attributes for name in kept.overwritten()]
+
+    def moved(self) -> list[str]:
+        """After a pass: what it has changed that the next one reads, besides gradients and generators."""
+        return [name for kept in self._from.attributes for name in kept.moved()]
 
     def _state(self) -> _State:
         attributes = [_Attributes(module) for module in self._model.modules()]
@@ -171,6 +176,26 @@ class _Attributes:
                 tensor.copy_(kept)
         for name, kept in self._copies.items():
             _refill(self._plain[name], kept)
+
+    def moved(self) -> list[str]:
+        """Names of what is not as it was."""
+        owner = self._owner
+        if isinstance(owner, _BatchNorm) and owner.training:
+            return []  # writes its statistics and reads none of them
+        tensors = [(tensor, torch.equal(tensor, kept)) for tensor, kept in self._tensors]
+        changed = {id(tensor) for tensor, same in tensors if not same}
+        changed |= {
+            id(self._plain[name]) for name, kept in self._copies.items() if not _same(self._plain[name], kept)
+        }
+        before = {**self._buffers, **self._plain}
+        now = dict(owner._buffers) if isinstance(owner, nn.Module) else {}
+        now |= {name: value for name, value in _fields(owner) if name not in _TORCHS_OWN}
+        names = [
+            name
+            for name in before
+            if name not in now or now[name] is not before[name] or id(before[name]) in changed
+        ]
+        return [f"{type(owner).__name__}.{name}" for name in [*names, *(now.keys() - before.keys())]]
 
     def overwritten(self) -> list[str]:
         """Names of large tensors that were written to."""
@@ -251,6 +276,25 @@ def _refill(value: Any, kept: _Kept) -> None:
         _same_entries(value if isinstance(value, dict) else vars(value), kept.contents)
     for item, inner in kept.inner:
         _refill(item, inner)
+
+
+def _same(value: Any, kept: _Kept) -> bool:
+    """Whether a container holds what it held."""
+    if isinstance(value, np.ndarray):
+        return bool(np.array_equal(value, kept.contents))
+    if isinstance(value, Tensor):
+        return torch.equal(value, kept.contents)
+    contents = vars(value) if _is_own_object(value) else value
+    if isinstance(contents, set):
+        return bool(contents == kept.contents)
+    pairs = [
+        (list(each.items()) if isinstance(each, dict) else list(enumerate(each)))
+        for each in (contents, kept.contents)
+    ]
+    if len(pairs[0]) != len(pairs[1]):
+        return False
+    alike = all(one[0] == other[0] and one[1] is other[1] for one, other in zip(*pairs, strict=True))
+    return alike and all(_same(item, inner) for item, inner in kept.inner)
 
 
 def _same_entries(target: dict[Any, Any], wanted: Mapping[Any, Any]) -> None:

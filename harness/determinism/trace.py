@@ -24,7 +24,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import xxhash
@@ -74,13 +74,34 @@ class Kept:
     outputs: list[Tensor] = field(default_factory=list)
 
 
+class Onlooker(Protocol):
+    """Who looks at the values themselves."""
+
+    def given(self, call: Call, tensors: Sequence[Tensor], arguments: Sequence[Any]) -> None:
+        """Before ``call``: the tensors among its ``arguments``."""
+        ...
+
+    def made(self, call: Call, tensors: Sequence[Tensor]) -> None:
+        """After it: what it returned or has written to."""
+        ...
+
+    def travelling(self, tensors: Sequence[Tensor]) -> None:
+        """What a collective is given; what it brings may come later."""
+        ...
+
+
 class Trace(TorchDispatchMode):
     """Records calls while entered. ``keep``: number of the call whose results are kept."""
 
     supports_higher_order_operators = True
 
     def __init__(
-        self, fill: float | None = None, *, modules: Mapping[int, str] | None = None, keep: int | None = None
+        self,
+        fill: float | None = None,
+        *,
+        modules: Mapping[int, str] | None = None,
+        keep: int | None = None,
+        onlooker: Onlooker | None = None,
     ) -> None:
         """``modules``: identity of a module → its name; given, every forward call gets its place."""
         super().__init__()  # type: ignore[no-untyped-call]
@@ -91,6 +112,7 @@ class Trace(TorchDispatchMode):
         self._fill = fill
         self._modules = modules
         self._keep = keep
+        self._onlooker = onlooker
         self._blank: dict[int, int] = {}
         """Address of memory that nobody has written → number of the call that made it."""
 
@@ -112,7 +134,10 @@ class Trace(TorchDispatchMode):
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **keywords)
         kind = _kind(func)
-        if kind.view or kind.asynchronous:
+        if kind.view:
+            return func(*args, **keywords)
+        if kind.asynchronous:
+            self._travelling(plain_tensors([*args, *keywords.values()]))
             return func(*args, **keywords)
         started = perf_counter_ns()
         call = self._begin(func, [*args, *keywords.values()])
@@ -133,19 +158,28 @@ class Trace(TorchDispatchMode):
         call = Call(spelled(function._schema.name), node is not None, (), number)
         tensors = plain_tensors(arguments)
         if self._blank:
-            addresses = (_address(each) for each in tensors)
+            addresses = (address_of(each) for each in tensors)
             call.uninitialised = next((self._blank[at] for at in addresses if at in self._blank), None)
         if self._modules is not None and node is None:
             call.site, call.module = render(user_frame()), _module(self._modules)
         if len(self.calls) == self._keep:
             self.kept = Kept(inputs=tuple(digest(each) for each in tensors))
         self.calls.append(call)
+        if self._onlooker is not None:
+            self._onlooker.given(call, tensors, arguments)
         return call
+
+    def _travelling(self, tensors: Sequence[Tensor]) -> None:
+        """``tensors`` are sent or will be written by other ranks."""
+        for each in tensors:
+            self._blank.pop(address_of(each), None)
+        if self._onlooker is not None:
+            self._onlooker.travelling(tensors)
 
     def _made_blank(self, result: Any) -> None:
         for tensor in plain_tensors([result]):
             if tensor.numel():
-                self._blank[_address(tensor)] = len(self.calls) - 1
+                self._blank[address_of(tensor)] = len(self.calls) - 1
                 if self._fill is not None:
                     _fill(tensor, self._fill)
 
@@ -158,9 +192,11 @@ class Trace(TorchDispatchMode):
         call.outputs = tuple(digest(each) for each in made)
         if made:
             call.device, call.dtype = made[0].device.type, str(made[0].dtype).removeprefix("torch.")
+        if self._onlooker is not None:
+            self._onlooker.made(call, made)
         if self._blank and (not kind.written or kind.fills):
             for each in made:
-                self._blank.pop(_address(each), None)
+                self._blank.pop(address_of(each), None)
         if len(self.calls) - 1 == self._keep:
             self.kept.outputs = [each.detach().clone() for each in made]
 
@@ -191,11 +227,26 @@ class TraceOfCompiled(Trace):
 
 
 def take_trace(
-    fill: float | None = None, *, modules: Mapping[int, str] | None = None, keep: int | None = None
+    fill: float | None = None,
+    *,
+    modules: Mapping[int, str] | None = None,
+    keep: int | None = None,
+    onlooker: Onlooker | None = None,
 ) -> Trace:
     """A trace to enter, of the kind that fits this process."""
     kind = TraceOfCompiled if "torch._dynamo" in sys.modules else Trace
-    return kind(fill, modules=modules, keep=keep)
+    return kind(fill, modules=modules, keep=keep, onlooker=onlooker)
+
+
+def place_of(calls: Sequence[Call], call: Call) -> tuple[str | None, str | None]:
+    """Module and line of ``call``, one of placed ``calls``; in the backward pass those of the forward call
+    that made the autograd node which it runs for."""
+    if not call.backward:
+        return call.module, call.site
+    forward = next((each for each in calls if not each.backward and each.node == call.node), None)
+    if forward is None:
+        return None, None
+    return forward.module, None if forward.site is None else f"{forward.site} (backward)"
 
 
 def first_difference(one: Sequence[Call], other: Sequence[Call]) -> int | None:
@@ -271,7 +322,8 @@ def _kind(function: Any) -> _Kind:
     )
 
 
-def _address(tensor: Tensor) -> int:
+def address_of(tensor: Tensor) -> int:
+    """Of the memory that ``tensor`` shares with its views."""
     return tensor.untyped_storage().data_ptr()
 
 

@@ -55,6 +55,7 @@ TEMPORARY = ".tmp-"
 """Prefix of a save or a fetch that was cut off: readers ignore it, the next writer removes it."""
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
+_NONFINITE_NAME = re.compile(rf"{NONFINITE}step-(\d{{8,}})(?:-([1-9]\d*))?")
 
 
 def checkpoint_name(step: int) -> str:
@@ -124,6 +125,15 @@ class RunFolder:
         return sorted(
             entry for entry in entries if parse_checkpoint_name(entry.name.removeprefix(PRUNED)) is None
         )
+
+    def nonfinite(self) -> list[tuple[int, Path]]:
+        """Steps and folders of the states that were kept before a NaN or an infinity, by step and age."""
+        found = []
+        for entry in self.checkpoints.iterdir() if self.checkpoints.is_dir() else ():
+            match = _NONFINITE_NAME.fullmatch(entry.name)
+            if match is not None:
+                found.append((int(match[1]), int(match[2] or 1), entry))
+        return [(step, entry) for step, _, entry in sorted(found)]
 
     def free_aside(self, name: str) -> Path:
         """Where the folder ``name`` goes when it is set aside: ``damaged-NAME-1``, or the next number."""

@@ -9,6 +9,9 @@ Strict JSON without floats. Evidence kinds are kept apart:
   executions; it differs in at most 3/count of all, with 95 % confidence (the rule of three).
 - ``unknown``: an operator that no list says anything about ran.
 
+``nonfinite`` is in the ledger of a run that ended at a loss or gradient norm which was not finite: what came
+of executing that update again, on each rank, and where the value began.
+
 A document without rows says "deterministic" only as far as its ``coverage`` reaches; without coverage it
 says nothing. Counts are what the observers saw, not what the run executed: a census looks at one step in
 many, a scan of generated code counts places in the code.
@@ -41,7 +44,7 @@ MAX_ROWS = 100_000
 
 Record = TypeVar("Record")
 
-_LATER = frozenset({"module", "ulp", "budget", "not_executed_twice"})
+_LATER = frozenset({"module", "ulp", "budget", "not_executed_twice", "nonfinite"})
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,71 @@ class Budget:
     """Steps of the launch by then."""
 
 
+AGAIN = ("same bits", "other bits", "finite", "elsewhere", "not executed")
+"""What a rank's second execution of an update gave that was not finite: that again, with the losses it had or
+with others; finite numbers; finite numbers on this rank and not on another; or none was made."""
+
+
+COMPILED, COLLECTIVE = "compiled region", "collective"
+UNSEEN = (COMPILED, COLLECTIVE)
+"""What stands in place of an operator when none that could be seen has made a value that is not finite."""
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """A loss or gradient norm that was not finite, and what a rank's second execution has shown."""
+
+    step: int
+    what: str
+    """``the loss of step 9 is nan``."""
+    rank: int
+    again: str
+    """One of `AGAIN`."""
+    micro_batch: int | None
+    """Of the rank's, from 0, in which it came back, or that was looked at."""
+    op: str | None
+    """The first operator that returned it out of finite arguments or, when it did not come back, the one that
+    does not repeat its bits; None when neither was found."""
+    module: str | None
+    call_site: str | None
+    source: str
+    """How that is known, or why nothing is."""
+
+    @property
+    def place(self) -> str | None:
+        """``aten.log in `head` at model.py:12 forward``."""
+        if self.op is None:
+            return None
+        inside = "" if self.module is None else f" in `{self.module}`"
+        return f"{self.op}{inside}" + ("" if self.call_site is None else f" at {self.call_site}")
+
+    @property
+    def told(self) -> str:
+        """What the second execution has shown, in one sentence."""
+        where = "" if self.micro_batch is None else f" in micro-batch {self.micro_batch} of rank {self.rank}"
+        if self.again == "not executed":
+            return f"not executed again: {self.source}"
+        if self.again == "elsewhere":
+            return f"executed again on rank {self.rank} it did not come back: {self.source}"
+        if self.again == "finite":
+            but = "" if self.place is None else f"{self.place} does not repeat its bits: "
+            return f"executed again{where} it did not come back: {but}{self.source}"
+        bits = "the same bits" if self.again == "same bits" else self.again
+        place = "" if self.place is None else f" from {self.place}"
+        return f"executed again{where} it came back with {bits}{place}: {self.source}"
+
+    @property
+    def remedy(self) -> str:
+        """What to do next."""
+        if self.op is not None and ("uninitialised" in self.source or self.again == "finite"):
+            return (
+                "repair it, or use what `harness kernels` there names instead; then the same command goes on"
+            )
+        if self.op is not None:
+            return "look at what it is given; lower optimizer.lr or change the data, in a new run.dir"
+        return "look there; lower optimizer.lr or change the data, in a new run.dir"
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """Which list of nondeterministic operators was used: its digest and its sizes."""
@@ -150,6 +218,8 @@ class Ledger:
     """None when nothing limits what looking costs."""
     not_executed_twice: tuple[str, ...] = ()
     """Why no micro-step could be executed twice."""
+    nonfinite: tuple[NonFinite, ...] = ()
+    """Of each rank, when the run ended at a value that was not finite."""
 
     @property
     def observed_anything(self) -> bool:
@@ -196,6 +266,8 @@ def flat_coverage(ledger: Ledger) -> dict[str, str | int | bool]:
         flat |= {"budget_limit_ppm": ledger.budget.limit, "budget_spent_ppm": ledger.budget.spent}
     if ledger.not_executed_twice:
         flat["not_executed_twice"] = "; ".join(ledger.not_executed_twice)
+    if ledger.nonfinite:
+        flat["nonfinite"] = "; ".join(f"{each.what}; {each.told}" for each in foremost(ledger.nonfinite))
     for entry in ledger.coverage:
         flat[f"{entry.observer}_steps"] = entry.steps
         flat[f"{entry.observer}_first_step"] = entry.first_step
@@ -204,6 +276,14 @@ def flat_coverage(ledger: Ledger) -> dict[str, str | int | bool]:
         flat[f"{entry.observer}_microseconds"] = entry.microseconds
         flat[f"{entry.observer}_ranks"] = ",".join(str(rank) for rank in entry.ranks)
     return flat
+
+
+def foremost(found: Sequence[NonFinite]) -> list[NonFinite]:
+    """Those of the ranks on which the value began, at an operator that was seen if there is one; all when it
+    began on none."""
+    began = [each for each in found if each.again in AGAIN[:2] and each.op is not None]
+    seen = [each for each in began if each.op not in UNSEEN]
+    return seen or began or [each for each in found if each.again != "elsewhere"] or list(found)
 
 
 def merge(ledgers: Sequence[Ledger]) -> Ledger:
@@ -223,6 +303,9 @@ def merge(ledgers: Sequence[Ledger]) -> Ledger:
         coverage=merge_coverage(entry for ledger in ledgers for entry in ledger.coverage),
         budget=next((entry.budget for entry in reversed(ledgers) if entry.budget), None),
         not_executed_twice=tuple(sorted({why for each in ledgers for why in each.not_executed_twice})),
+        nonfinite=tuple(
+            sorted({one for each in ledgers for one in each.nonfinite}, key=lambda one: one.rank)
+        ),
     )
 
 
@@ -306,6 +389,9 @@ def _check(ledger: Ledger, where: str) -> None:
     for row in ledger.rows:
         if row.evidence not in EVIDENCE:
             raise VerificationFailed(f"unknown evidence `{row.evidence}`", where=where)
+    for one in ledger.nonfinite:
+        if one.again not in AGAIN:
+            raise VerificationFailed(f"unknown outcome `{one.again}` of a second execution", where=where)
     for name in [source.sha256 for source in ledger.sources]:
         if len(name) != 64 or set(name) - set("0123456789abcdef"):
             raise VerificationFailed(f"`{name[:80]}` is not a sha256", where=where)

@@ -19,8 +19,8 @@ from harness.errors import ConfigError, HarnessError, VerificationFailed
 from harness.format import layout
 from harness.format.files import read_limited
 from harness.format.layout import RunFolder
-from harness.format.ledger import Ledger
-from harness.report.runs import Run
+from harness.format.ledger import Ledger, foremost
+from harness.report.runs import Checkpoint, Run, printable
 from harness.strict_yaml import read as read_yaml
 
 _LEDGER_LIMIT = 64 << 20
@@ -69,12 +69,11 @@ def settings(config_text: str, where: str) -> dict[str, Any]:
 def ending(run: Run) -> Ending:
     """Finished, stopped, failed or gone non-finite; what is on disk decides."""
     planned, last = planned_steps(run.config_text, str(run.root)), run.last_step
-    broken = next((one for one in run.checkpoints if one.kind == "nonfinite"), None)
+    broken = _broken(run)
     reach = f"step {last:,}" if planned is None else f"step {last:,} of {planned:,}"
-    if broken is not None and last <= broken.step:
-        return Ending(
-            "bad", f"loss or gradients were not finite after {reach}; the state before is in `{broken.name}`"
-        )
+    if broken is not None:
+        said = f"loss or gradients were not finite after {reach}; the state before is in `{broken.name}`"
+        return Ending("bad", "; ".join([said, *_shown_again(run, broken)]))
     losses = run.curve("loss")
     if losses and not math.isfinite(losses[-1][1]):
         return Ending("bad", f"the loss was not finite at {reach}")
@@ -84,6 +83,21 @@ def ending(run: Run) -> Ending:
     if errors and (not run.lines or errors[-1].time >= float(run.lines[-1].get("time", 0.0))):
         return Ending("bad", f"failed after {reach}: {errors[-1].text}")
     return Ending("open", f"not finished: {reach}; still running, interrupted or killed")
+
+
+def _broken(run: Run) -> Checkpoint | None:
+    """The state that was kept when the run became non-finite, unless it has gone on since."""
+    kept = [one for one in run.checkpoints if one.kind == "nonfinite" and run.last_step <= one.step]
+    return kept[-1] if kept else None
+
+
+def _shown_again(run: Run, broken: Checkpoint) -> list[str]:
+    """What executing the update again has shown."""
+    try:
+        ledger = _ledger(run, broken)
+    except VerificationFailed as error:
+        return [f"its ledger cannot be read: {error}"]
+    return [] if ledger is None else [printable(each.told) for each in foremost(ledger.nonfinite)]
 
 
 def segments(run: Run) -> list[Segment]:
@@ -125,21 +139,28 @@ def missing_steps(run: Run) -> list[str]:
 
 
 def newest_ledger(run: Run) -> Ledger | None:
-    """The ledger of the newest complete checkpoint; None when there is none.
+    """The ledger of the newest complete checkpoint, or of the state that was kept when the run became
+    non-finite after it; None when there is none.
 
     Raises `VerificationFailed` for what is no ledger, and in a verified run for one that its statement does
     not name.
     """
-    for one in reversed(run.checkpoints):
-        path = RunFolder(run.root).checkpoints / one.name / layout.LEDGER
-        if one.kind != "complete" or not path.exists():
-            continue
-        data = read_limited(path, _LEDGER_LIMIT)
-        stated = None if one.facts is None else one.facts["determinism"]["ledger"]
-        if run.verified and (stated is None or stated["sha256"] != hashlib.sha256(data).hexdigest()):
-            raise VerificationFailed("changed after it was verified", where=str(path))
-        return Ledger.parse(data, str(path))
-    return None
+    broken = _broken(run)
+    complete = [one for one in reversed(run.checkpoints) if one.kind == "complete"]
+    found = (_ledger(run, one) for one in ([] if broken is None else [broken]) + complete)
+    return next((ledger for ledger in found if ledger is not None), None)
+
+
+def _ledger(run: Run, one: Checkpoint) -> Ledger | None:
+    """That of a checkpoint; raises as `newest_ledger` does."""
+    path = RunFolder(run.root).checkpoints / one.name / layout.LEDGER
+    if not path.exists():
+        return None
+    data = read_limited(path, _LEDGER_LIMIT)
+    stated = None if one.facts is None else one.facts["determinism"]["ledger"]
+    if run.verified and (stated is None or stated["sha256"] != hashlib.sha256(data).hexdigest()):
+        raise VerificationFailed("changed after it was verified", where=str(path))
+    return Ledger.parse(data, str(path))
 
 
 def could_vary(run: Run, tiers: Tiers) -> list[str]:

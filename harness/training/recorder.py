@@ -24,8 +24,9 @@ from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
 from harness.errors import HarnessError, TrainingFailed
 from harness.format import chain, layout, strict_json
+from harness.format.ledger import foremost
 from harness.settings import Settings
-from harness.training import record
+from harness.training import post_mortem, record
 from harness.training.desk import Desk
 from harness.training.exchange import FAILED, Told
 from harness.training.metrics import Events
@@ -161,16 +162,21 @@ class Recorder:
         self._arena.prepare(self._parts(tensors), tensors, niceness=niceness)
 
     def nonfinite(self, broken: NonFinite) -> TrainingFailed:
-        """Save the state before ``broken.step`` aside, signed, and return the error to raise."""
+        """Execute ``broken.step`` again, save the state before it aside, signed, with what that has shown;
+        returns the error to raise."""
         step = broken.step - 1
         self._wait(last=False)
+        found = post_mortem.examine(self._session, self._ledger, broken)
         self._writer.save(self._snapshot(step, "nonfinite"))
         self._wait()
-        self._events.write("nonfinite", "error", step=broken.step, reason=str(broken))
+        first, *others = foremost(found)
+        own = found[self._workers.rank]
+        self._events.write("nonfinite", "error", step=broken.step, reason=str(broken), again=own.told)
+        more = f" (and on rank {', '.join(str(each.rank) for each in others)})" if others else ""
         return TrainingFailed(
-            str(broken),
+            f"{broken}; {first.told}{more}",
             where=f"{layout.CHECKPOINTS}/nonfinite-{layout.checkpoint_name(step)} holds the state before it",
-            remedy="look there; lower optimizer.lr or change the data, in a new run.dir",
+            remedy=first.remedy,
         )
 
     def raise_failure(self) -> None:

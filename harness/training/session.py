@@ -6,7 +6,7 @@ The order is the whole secret of exact resume: build and warm-up passes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +32,7 @@ from harness.training.doubling import Doubling
 from harness.training.elastic import ShardSums
 from harness.training.exchange import Exchange, scalar_mean
 from harness.training.optimizer import Average, Precision
+from harness.training.remembered import Remembered
 from harness.training.schedule import LearningRate
 from harness.training.seeding import seed_rank, seed_shard
 from harness.training.step_digests import StepDigests, Sums
@@ -85,6 +86,7 @@ class Session:
         saved = set(self.model.state_dict()) if self._sharded else set()
         self._buffers = [buffer for name, buffer in self.model.named_buffers() if name in saved]
         self._shard_rng: list[bytes] = []
+        self.remembered = Remembered()
 
     @property
     def accumulation(self) -> int:
@@ -112,7 +114,7 @@ class Session:
         digests are off."""
         if self.sums is not None:
             return b"".join(self._shard_rng)
-        return bytes.fromhex(rng_digest()) if self.digests else b""
+        return self.remembered.rng_digest() if self.digests else b""
 
     def forward_backward(self, stream: Iterator[Batch], ledger: Ledger, digests: list[bytes]) -> Tensor:
         """Gradients of one update from the next ``accumulation`` micro-batches.
@@ -120,8 +122,9 @@ class Session:
         Returns the mean loss of all ranks, a detached scalar; appends each of this rank's micro-batches'
         digests to ``digests``.
         """
+        losses = self.remembered.begin(self.updates, self.task.generators)
         if self.sums is not None:
-            return self._tree(self.sums, stream, ledger, digests)
+            return self._tree(self.sums, stream, ledger, digests, losses)
         count = self.batches.accumulation
         total: Tensor | None = None
         for buffer in self._buffers:
@@ -138,6 +141,7 @@ class Session:
                 loss = self.doubling.execute(self.updates + 1, execute)
             else:
                 loss = self._backward(batch, count, ledger)
+            losses.append(loss)
             total = loss if total is None else total + loss
         if total is None:
             raise TrainingFailed("an update has no micro-batch")
@@ -152,7 +156,12 @@ class Session:
         return nullcontext()
 
     def _tree(
-        self, sums: ShardSums | ShardedSums, stream: Iterator[Batch], ledger: Ledger, digests: list[bytes]
+        self,
+        sums: ShardSums | ShardedSums,
+        stream: Iterator[Batch],
+        ledger: Ledger,
+        digests: list[bytes],
+        losses: list[Tensor],
     ) -> Tensor:
         """The same, every shard with generators of its own, and all of them added in one order."""
         count = self.batches.accumulation
@@ -165,6 +174,7 @@ class Session:
                 self._look_twice(batch)
             with sums.last() if number == count - 1 else nullcontext():
                 loss = self._backward(batch, of_all, ledger)
+            losses.append(loss)
             sums.take(loss)
             if self.digests:
                 self._shard_rng.append(bytes.fromhex(rng_digest()))
@@ -174,9 +184,25 @@ class Session:
         batch = next(stream)
         if self.digests:
             digests.append(bytes.fromhex(batch_digest(batch)))
-        if self._move:
-            batch = tuple(tensor.to(self.workers.device, non_blocking=True) for tensor in batch)
-        return batch
+        return self._moved(batch)
+
+    def _moved(self, batch: Batch) -> Batch:
+        if not self._move:
+            return batch
+        return tuple(tensor.to(self.workers.device, non_blocking=True) for tensor in batch)
+
+    def micro_steps(self, update: int, ledger: Ledger) -> Iterator[Callable[[], Tensor]]:
+        """The passes of this rank in the update after ``update`` others, to be made again in this order.
+
+        Nothing is reduced by them, except by FSDP2's own.
+        """
+        count = self.batches.accumulation
+        of_all = count if self.sums is None else count * self.workers.world_size
+        for number in range(count):
+            batch = self._moved(self.batches.numbered(update * count + number))
+            if self.sums is not None:
+                seed_shard(self.seed, self.batches.shard(number), update)
+            yield partial(self._backward, batch, of_all, ledger)
 
     def _look_twice(self, batch: Batch) -> None:
         """Before the first micro-batch of an update is used: execute it twice, when it is time to.

@@ -1,0 +1,87 @@
+"""What a run remembers of its newest updates, in case that their numbers turn out not to be finite.
+
+It costs a step nothing that could be measured: the losses are kept that were made in any case, and the state
+of torch's generator that its digest had taken.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from harness.checkpoint import rng
+from harness.checkpoint.rng import Generator
+from harness.determinism.digest import rng_digest
+
+_UPDATES = 3
+"""On a device, numbers are read one step late."""
+_TORCHS = "torch.cpu"
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """Of an update."""
+
+    update: int
+    """How many came before it."""
+    generator: Tensor | None
+    """State of torch's CPU generator before it; None when no digest was made of it."""
+    losses: list[Tensor]
+
+
+class Remembered:
+    """See the module; one of each launch."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        self._at_first: dict[str, Tensor] = {}
+        self._torchs: Tensor | None = None
+        self._passed: deque[_Passed] = deque(maxlen=_UPDATES)
+
+    def begin(self, update: int, generators: Callable[[], Mapping[str, Generator]]) -> list[Tensor]:
+        """Before the passes of the update after ``update`` others; returns the list for their losses."""
+        if self._first is None:
+            self._first, self._at_first = update, rng.capture(generators())
+        losses: list[Tensor] = []
+        self._passed.append(_Passed(update, self._torchs, losses))
+        return losses
+
+    def rng_digest(self) -> bytes:
+        """Digest of torch's CPU generator after the passes of an update, 16 bytes."""
+        self._torchs = torch.get_rng_state()
+        return bytes.fromhex(rng_digest(self._torchs))
+
+    def losses(self, update: int) -> list[Tensor] | None:
+        """Those of the update after ``update`` others; None when it is not remembered."""
+        return next((each.losses for each in self._passed if each.update == update), None)
+
+    def generators(
+        self, update: int, generators: Mapping[str, Generator]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Their states before that update, as `rng.capture` has them, and the kinds of those not known.
+
+        These are as they are now. All are known before the first update of a launch, later on torch's on the
+        CPU where its digest was taken, and those that nobody has drawn from since.
+        """
+        if update == self._first:
+            return self._at_first, []
+        now = rng.capture(generators)
+        known = {name: state for name, state in self._at_first.items() if _equal(state, now.get(name))}
+        torchs = next((each.generator for each in self._passed if each.update == update), None)
+        if torchs is not None:
+            known[_TORCHS] = torchs
+        return {**now, **known}, sorted({_kind(name) for name in now.keys() - known.keys()})
+
+
+def _equal(state: Tensor, other: Tensor | None) -> bool:
+    return other is not None and torch.equal(state, other)
+
+
+def _kind(name: str) -> str:
+    """``numpy`` of ``numpy.keys``; others go by their own names."""
+    first, _, rest = name.partition(".")
+    return first if first in ("python", "numpy") else rest if first == "generator" else name
