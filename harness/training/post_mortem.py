@@ -41,6 +41,7 @@ from harness.determinism.sandbox import Sandbox
 from harness.format.ledger import COMPILED, UNSEEN, NonFinite
 from harness.training import readback
 from harness.training.session import Session
+from harness.words import listed
 
 MOST = 4
 """Micro-batches that are executed twice when the value came back in none."""
@@ -227,8 +228,7 @@ class _PostMortem:
             return found("finite", looked.number, None, None, None, looked.refused)
         source = "nothing that was executed twice differed"
         if moved:
-            more = f" and {len(moved) - _NAMED} more" if len(moved) > _NAMED else ""
-            source += f"; it did not begin as the first had: {', '.join(moved[:_NAMED])}{more}"
+            source += f"; it did not begin as the first had: {listed(moved, _NAMED)}"
         elif mine.lost is not None or (rank == 0 and all(each.lost is None for each in everywhere)):
             self._ledger.doubled(self._broken.step, self._measured())
         return found("finite", mine.lost, None, None, None, source)
