@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from harness.audit import tier_text
 from harness.audit.tiers import Tiers
-from harness.errors import ConfigError, HarnessError, VerificationFailed
+from harness.errors import ConfigError, HarnessError, VerificationFailed, visible
 from harness.format import layout
 from harness.format.files import read_limited
 from harness.format.layout import RunFolder
 from harness.format.ledger import Ledger, foremost
-from harness.report.runs import Checkpoint, Run, printable
+from harness.report.runs import Checkpoint, Run
 from harness.strict_yaml import read as read_yaml
 
 _LEDGER_LIMIT = 64 << 20
@@ -97,7 +97,7 @@ def _shown_again(run: Run, broken: Checkpoint) -> list[str]:
         ledger = _ledger(run, broken)
     except VerificationFailed as error:
         return [f"its ledger cannot be read: {error}"]
-    return [] if ledger is None else [printable(each.told) for each in foremost(ledger.nonfinite)]
+    return [] if ledger is None else [visible(each.told) for each in foremost(ledger.nonfinite)]
 
 
 def segments(run: Run) -> list[Segment]:
