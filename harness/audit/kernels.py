@@ -66,9 +66,10 @@ def _gaps(ledger: Ledger, coverage: dict[str, Coverage]) -> Iterator[str]:
     if census is None:
         yield "operators: no census was taken"
     else:
+        took = f"{counted(census.steps, 'step')} between {census.first_step} and {census.last_step}"
+        took = f"step {census.first_step}" if census.first_step == census.last_step else took
         yield (
-            f"operators: the census took {counted(census.steps, 'step')} between {census.first_step} and "
-            f"{census.last_step} on {_ranks(census)}; other steps and ranks were not looked at"
+            f"operators: the census took {took} on {_ranks(census)}; other steps and ranks were not looked at"
         )
     if ledger.compiled_regions:
         yield _compiled_gap(ledger, coverage.get("codegen"))
@@ -86,10 +87,12 @@ def _double_gap(ledger: Ledger, double: Coverage | None) -> str:
         why = "; ".join(ledger.not_executed_twice) or "no micro-step was executed twice"
         return f"double execution: {why}, so differences of bits were not looked for"
     pairs = f"{counted(double.steps, 'micro-step')} executed twice on {_ranks(double)}"
-    return f"double execution: {pairs}; what differs in fewer than {bound(double.steps)} was likely missed"
+    if double.steps <= 3:
+        return f"double execution: {pairs}, too few to say how often bits differ"
+    return f"double execution: {pairs}; what differs in fewer than {_bound(double.steps)} was likely missed"
 
 
-def bound(clean: int) -> str:
+def _bound(clean: int) -> str:
     """Largest rate, with 95 % confidence, of what ``clean`` executions did not show: the rule of three."""
     return f"{min(1.0, 3 / clean):.2g} of all"
 
@@ -160,9 +163,9 @@ def _row(row: Row) -> Iterator[str]:
         yield f"      kernel   {row.kernel}"
     if row.module:
         yield f"      in       {row.module}"
-    steps = f"steps {row.first_step} to {row.last_step}"
+    steps = _steps(row)
     if row.evidence == "refuted":
-        rate = f"differs in at most {bound(row.count)} (95 %)"
+        rate = f"differs in at most {_bound(row.count)} (95 %)"
         yield f"      clean    {counted(row.count, 'time')}, {steps}: {rate}"
         return
     far = "" if row.ulp is None else f", by up to {counted(row.ulp, 'unit')} in the last place"
@@ -174,9 +177,15 @@ def _row(row: Row) -> Iterator[str]:
 def _coverage(entry: Coverage) -> str:
     seen = counted(entry.items, _ITEMS.get(entry.observer, "item"))
     return (
-        f"  {entry.observer}: {counted(entry.steps, 'time')}, steps {entry.first_step} to {entry.last_step}, "
+        f"  {entry.observer}: {counted(entry.steps, 'time')}, {_steps(entry)}, "
         f"{_ranks(entry)}, at most {seen} at a time, {entry.microseconds} µs of its own"
     )
+
+
+def _steps(entry: Row | Coverage) -> str:
+    if entry.first_step == entry.last_step:
+        return f"step {entry.first_step}"
+    return f"steps {entry.first_step} to {entry.last_step}"
 
 
 def _ranks(entry: Coverage) -> str:
