@@ -6,7 +6,6 @@ with their signed digests while they are read. One process, on the GPU where the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,18 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harness import config
 from harness.audit.opening import OpenedCheckpoint
 from harness.checkpoint import restore, state
 from harness.checkpoint.state import TrainingState
-from harness.errors import ConfigError, TrainingFailed, UsageError
+from harness.errors import ConfigError, UsageError
 from harness.settings import Settings
 from harness.tasks import build as tasks
-from harness.tasks.task import Batch, Task
+from harness.tasks.task import Task
 from harness.terminal import progress
 from harness.training import optimizer
+from harness.training.evaluate import finite, on_device
 from harness.training.optimizer import Precision
 from harness.training.seeding import seed_rank
 from harness.workers import Workers
@@ -86,10 +86,10 @@ def assess(opened: OpenedCheckpoint, base: Path, examples: int, *, quiet: bool) 
         progress(len(batches), "examples", "evaluate", quiet=quiet) as bar,
     ):
         for batch in batches:
-            rows.append(task.evaluate(model, _to(batch, device)).double().cpu())
+            rows.append(task.evaluate(model, on_device(batch, device)).double().cpu())
             bar.advance(1)
     return Assessment(
-        _finite(task.metrics(torch.stack(rows).sum(dim=0))),
+        finite(task.metrics(torch.stack(rows).sum(dim=0))),
         tuple(task.metrics(row) for row in rows),
         machine(settings, device),
         Suite(str(facts["kind"]), "held-out", facts["corpus_sha256"]),
@@ -145,17 +145,6 @@ def _require_same(task: Task, settings: Settings, base: Path, opened: OpenedChec
             where=str(base),
             remedy="check out the code that the statement names (harness show)",
         )
-
-
-def _finite(metrics: Mapping[str, float]) -> Mapping[str, float]:
-    broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if broken:
-        raise TrainingFailed(f"the evaluation gave a non-finite {', '.join(broken)}")
-    return metrics
-
-
-def _to(batch: Batch, device: torch.device) -> tuple[Tensor, ...]:
-    return tuple(tensor.to(device) for tensor in batch)
 
 
 def _short(digest: str | None) -> str:

@@ -27,9 +27,10 @@ from harness.data.loader import MicroBatches
 from harness.data.order import Order
 from harness.errors import ConfigError, EnvironmentFault
 from harness.settings import Settings
-from harness.tasks.task import Task
+from harness.tasks.task import Batch, Task
 from harness.training import elastic, optimizer
 from harness.training.elastic import ShardSums
+from harness.training.evaluate import on_device
 from harness.training.optimizer import Average
 from harness.training.schedule import LearningRate
 from harness.training.seeding import seed_rank, seed_shard
@@ -220,9 +221,7 @@ def _warm_up(session: Session, size: int) -> None:
     """Forward and backward passes that leave nothing behind but DDP's final bucket layout."""
     kept = {name: buffer.clone() for name, buffer in session.model.named_buffers()}
     generators = rng.capture(session.task.generators())
-    indices = np.arange(size, dtype=np.int64) % session.task.samples
-    batch = session.task.batch(indices, np.zeros(size, dtype=np.int64))
-    batch = tuple(tensor.to(session.workers.device) for tensor in batch)
+    batch = _first_samples(session, size)
     for _ in range(_WARM_UP_PASSES):
         with session.autocast():
             loss = session.task.loss(session.wrapped, batch)
@@ -236,13 +235,18 @@ def _warm_up(session: Session, size: int) -> None:
 
 def _first_shard(session: Session, size: int) -> None:
     """The gradients of samples 0 to ``size``, as the first shard of the first update draws."""
-    indices = np.arange(size, dtype=np.int64) % session.task.samples
-    batch = session.task.batch(indices, np.zeros(size, dtype=np.int64))
-    batch = tuple(tensor.to(session.workers.device) for tensor in batch)
+    batch = _first_samples(session, size)
     seed_shard(session.seed, 0, 0)
     with session.autocast():
         loss = session.task.loss(session.wrapped, batch)
     loss.backward()
+
+
+def _first_samples(session: Session, size: int) -> Batch:
+    """Samples 0 to ``size``, from the first again where there are fewer, on the device."""
+    indices = np.arange(size, dtype=np.int64) % session.task.samples
+    batch = session.task.batch(indices, np.zeros(size, dtype=np.int64))
+    return on_device(batch, session.workers.device)
 
 
 def _checkpoint_activations(model: nn.Module) -> None:

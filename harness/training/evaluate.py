@@ -8,19 +8,19 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from harness.checkpoint import rng
 from harness.checkpoint.cut import is_sharded
 from harness.errors import TrainingFailed
-from harness.tasks.task import Task
+from harness.tasks.task import Batch, Task
 from harness.workers import Workers
 
 
 def evaluate(
     task: Task,
     model: nn.Module,
-    batches: Sequence[tuple[Tensor, ...]],
+    batches: Sequence[Batch],
     workers: Workers,
     autocast: AbstractContextManager[Any],
 ) -> dict[str, float]:
@@ -35,12 +35,12 @@ def evaluate(
     try:
         with torch.no_grad(), autocast:
             rows = {
-                position: task.evaluate(model, _to(batches[position], workers.device)).double().cpu()
+                position: task.evaluate(model, on_device(batches[position], workers.device)).double().cpu()
                 for position in range(workers.rank, len(batches), workers.world_size)
             }
             if is_sharded(model) and len(rows) < -(-len(batches) // workers.world_size):
                 # The shards are gathered in every pass, so each rank must make as many as the others.
-                task.evaluate(model, _to(batches[0], workers.device))
+                task.evaluate(model, on_device(batches[0], workers.device))
     finally:
         model.train(was_training)
         rng.restore(state, {})
@@ -50,14 +50,17 @@ def evaluate(
     for position, row in rows.items():
         table[position] = row
     metrics = task.metrics(workers.sum_float64(table).sum(dim=0))
+    return finite(metrics, "look at the last checkpoint's loss; lower the learning rate")
+
+
+def finite(metrics: dict[str, float], remedy: str = "") -> dict[str, float]:
+    """``metrics``. Raises `TrainingFailed` with the ``remedy`` when one is not finite."""
     broken = [name for name, value in metrics.items() if not math.isfinite(value)]
     if broken:
-        raise TrainingFailed(
-            f"the evaluation gave a non-finite {', '.join(broken)}",
-            remedy="look at the last checkpoint's loss; lower the learning rate",
-        )
+        raise TrainingFailed(f"the evaluation gave a non-finite {', '.join(broken)}", remedy=remedy)
     return metrics
 
 
-def _to(batch: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The tensors of ``batch`` on ``device``; a copy from pinned memory to a GPU waits for nothing."""
     return tuple(tensor.to(device, non_blocking=True) for tensor in batch)

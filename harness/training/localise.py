@@ -14,6 +14,7 @@ from torch import Tensor
 
 from harness.determinism.double import Difference, Double
 from harness.tasks.task import Batch
+from harness.training.evaluate import on_device
 from harness.training.session import Session
 
 MOST = 4
@@ -49,8 +50,7 @@ def located(current: Session, batches: Sequence[Batch]) -> list[dict[str, Any]]:
 
 def _pass(current: Session, batch: Batch) -> Tensor:
     """Forward and backward of one micro-batch."""
-    device = current.workers.device
     with current.autocast():
-        loss = current.task.loss(current.wrapped, tuple(each.to(device) for each in batch))
+        loss = current.task.loss(current.wrapped, on_device(batch, current.workers.device))
     loss.backward()
     return loss.detach()
