@@ -423,3 +423,31 @@ def test_a_nonfinite_state_is_drawn_aside_and_verifies(tmp_path: Path) -> None:
     (node,) = [node for node in outcome.document["nodes"] if node["state"] == "nonfinite"]
     assert node["facts"]["step"] == 20
     assert drawn(run.root, *key_words(run.root)).exit_code == 0
+
+
+def test_a_long_stretch_is_one_node_and_what_else_happened_is_not_in_it(tmp_path: Path) -> None:
+    """Oracle: the steps, of which each is drawn or counted once; a resume and a failure end a stretch."""
+    run = run_folder.SampleRun(tmp_path / "run", run_folder.identity(tmp_path / "me"))
+    run.advance(*range(1, 25))
+    run.resume("exact", at=24)
+    run.advance(*range(25, 53))
+    broken = run.saved[48].folder / "provenance" / "checkpoint.sigstore.json"
+    broken.write_bytes(broken.read_bytes().replace(b'"sig":"', b'"sig":"AAAA'))
+    words = key_words(run.root)
+    text = drawn(run.root, *words).text
+    assert re.findall(r"\* step (\d+ to \d+  \d+ checkpoints)  loss (\S+ to \S+)", text) == [
+        ("28 to 43  16 checkpoints", "1.03571 to 1.02326"),
+        ("5 to 20  16 checkpoints", "1.2 to 1.05"),
+    ]
+    alone = {int(step) for step in re.findall(r"\* step (\d+)  [0-9a-f]{12}", text)}
+    assert alone == set(range(1, 53)) - set(range(28, 44)) - set(range(5, 21)) - {48}
+    assert (
+        "32 checkpoints between which nothing else happened are drawn as 2 nodes; --every draws each" in text
+    )
+    every = drawn(run.root, *words, "--every")
+    assert len(re.findall(r"\* step \d+  [0-9a-f]{12}", every.text)) == 51
+    assert "nothing else happened" not in every.text
+    page = drawn(run.root, *words, "--format", "html").text
+    assert page.count("<circle") == 52 - 32 + 2 * 3 + 1  # three of a pile; 48 as a name, and as a parent
+    assert all(f"<code>{saved.checkpoint}</code>" in page for step, saved in run.saved.items() if step != 48)
+    assert drawn(run.root, *words, "--format", "mermaid").text.count("16 checkpoints") == 2

@@ -8,6 +8,7 @@ from html import escape
 
 from harness.audit import lineage_cards, lineage_svg
 from harness.audit.lineage import Picture
+from harness.audit.lineage_fold import folded
 from harness.errors import visible
 from harness.provenance.lineage import Graph
 
@@ -61,18 +62,22 @@ summary{cursor:pointer;margin:12px 0}
 
 _LEGEND = (
     "Newest on top. Filled: complete, green when it was verified and grey when not; dashed: pruned, only its "
-    "signatures are left; red: something is wrong, or set aside; yellow: not here. Blue dashes: resumed "
-    "from, or began with another run's weights; green dots: exported; red dots: skipped by a resume. Click, "
-    "or Tab and Enter, for everything that is known of a node."
+    "signatures are left; a pile: many between which nothing else happened; red: something is wrong, or set "
+    "aside; yellow: not here. Blue dashes: resumed from, or began with another run's weights; green dots: "
+    "exported; red dots: skipped by a resume. Click, or Tab and Enter, for everything that is known of a "
+    "node."
 )
 
 _MOST_MARKED = 1000
 """Nodes of a page on which the one whose card is open is marked: each needs a rule of its own."""
 
 
-def render(picture: Picture) -> str:
-    """The whole page."""
+def render(picture: Picture, *, every: bool = False) -> str:
+    """The whole page; unless ``every``, a node may stand for many checkpoints, and a table names each."""
     title = visible(f"Lineage of {picture.path}")
+    table = _table(picture.graph)
+    if not every:
+        picture = folded(picture)
     state = "good" if picture.verified else "bad" if picture.exit_code == 1 else "open"
     ids = lineage_cards.anchors(picture.graph)
     drawing = lineage_svg.svg(picture.graph, ids, lineage_cards.bad(picture))
@@ -83,7 +88,7 @@ def render(picture: Picture) -> str:
         *(f'<p class="status open">{escape(visible(note))}</p>' for note in picture.notes),
         f'<div class="scroll" id="graph" tabindex="-1">{drawing}</div>',
         f"<p>{_LEGEND}</p>",
-        f'<details><summary>Every checkpoint with its id</summary><div class="scroll">{_table(picture.graph)}'
+        f'<details><summary>Every checkpoint with its id</summary><div class="scroll">{table}'
         "</div></details>",
         *lineage_cards.cards(picture, ids),
     ]

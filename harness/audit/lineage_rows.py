@@ -31,7 +31,8 @@ def rows(graph: Graph) -> list[Row]:
 
 def lonely(graph: Graph) -> list[Node]:
     """Checkpoints of which nothing is known but a name: in no row."""
-    return [node for node in graph.of_kind("checkpoint") if node.key not in _connected(graph)]
+    connected = _connected(graph)
+    return [node for node in graph.of_kind("checkpoint") if node.key not in connected]
 
 
 def _connected(graph: Graph) -> set[str]:

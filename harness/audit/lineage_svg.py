@@ -169,13 +169,20 @@ def _box(box: Box) -> Iterator[str]:
 
 def _point(node: Node, points: Mapping[str, tuple[float, float]]) -> Iterator[str]:
     x, y = points[node.key]
-    facts = words.checkpoint(node)
-    shown = [each for each in facts if each != node.facts.get("created")]  # the day is in the card
-    yield f"<title>{_text('  '.join([node.title, *facts]))}</title>"
-    yield f'<circle class="{node.state}" stroke-width="2.5" cx="{x:.1f}" cy="{y:.1f}" r="8"/>'
+    facts, told = node.facts, words.checkpoint(node)
+    shown = [each for each in told if each != facts.get("created")]  # the day is in the card
+    yield f"<title>{_text('  '.join([node.title, *told]))}</title>"
+    if "checkpoints" in facts:  # a node for many looks like a pile
+        for below in (8, 4):
+            yield _circle(node, x, y + below)
+    yield _circle(node, x, y)
     yield f'<text class="name" x="4" y="{y - 3:.1f}">{_text(_cut(node.title))}</text>'
     second = _cut(" · ".join(shown), _CHARACTERS + 4)
     yield f'<text class="soft" x="4" y="{y + 13:.1f}">{_text(second)}</text>'
+
+
+def _circle(node: Node, x: float, y: float) -> str:
+    return f'<circle class="{node.state}" stroke-width="2.5" cx="{x:.1f}" cy="{y:.1f}" r="8"/>'
 
 
 def _text(value: str) -> str:

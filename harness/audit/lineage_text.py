@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from harness.audit import lineage_words as words
 from harness.audit.lineage import Picture
+from harness.audit.lineage_fold import folded
 from harness.audit.lineage_rows import Row, lonely, rows
 from harness.errors import visible
 from harness.provenance.lineage import Edge, Graph, Node, State
@@ -40,8 +41,10 @@ _CLASSES = {
 }
 
 
-def text(picture: Picture) -> str:
-    """The tree for a terminal."""
+def text(picture: Picture, *, every: bool = False) -> str:
+    """The tree for a terminal; unless ``every``, a line may stand for many checkpoints."""
+    if not every:
+        picture = folded(picture)
     trust: Style = "green" if picture.verified else "red" if picture.exit_code == 1 else "yellow"
     graph = picture.graph
     lines = [style(picture.trust, trust), *_header(graph), ""]
@@ -109,8 +112,13 @@ def _mark(node: Node) -> str:
     return style(mark, colour)
 
 
-def mermaid(picture: Picture) -> str:
-    """The graph as a Mermaid flowchart; labels hold nothing that Mermaid or HTML could take for syntax."""
+def mermaid(picture: Picture, *, every: bool = False) -> str:
+    """The graph as a Mermaid flowchart; labels hold nothing that Mermaid or HTML could take for syntax.
+
+    Unless ``every``, a box may stand for many checkpoints.
+    """
+    if not every:
+        picture = folded(picture)
     graph = picture.graph
     keys = {node.key: f"n{number}" for number, node in enumerate(graph.nodes)}
     lines = ["flowchart TB", f"  %% {_comment(picture.trust)}"]

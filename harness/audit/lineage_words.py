@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.provenance.lineage import Graph, Node
+from harness.words import counted
 
 _MOST_CHANGES = 4
 
@@ -13,6 +14,8 @@ _MOST_CHANGES = 4
 def checkpoint(node: Node) -> list[str]:
     """Short facts of a checkpoint, the id first."""
     facts = node.facts
+    if "checkpoints" in facts:
+        return _stretch(node)
     words = [short(facts.get("id"))] if facts.get("id") else []
     if node.state not in ("complete", "elsewhere"):
         words.append(node.state)
@@ -26,6 +29,17 @@ def checkpoint(node: Node) -> list[str]:
     if facts.get("reason"):
         words.append(str(facts["reason"]))
     return words
+
+
+def _stretch(node: Node) -> list[str]:
+    """The same of a node for many (`harness.audit.lineage_fold`)."""
+    facts = node.facts
+    words = [counted(facts["checkpoints"], "checkpoint")]
+    if node.state not in ("complete", "elsewhere"):
+        words.append(node.state)
+    if None not in (facts["first loss"], facts["last loss"]):
+        words.append(f"loss {decimal(facts['first loss'])} to {decimal(facts['last loss'])}")
+    return [*words, f"{facts['first created']} to {facts['last created']}"]
 
 
 def launch(node: Node, graph: Graph, names: Mapping[str, str]) -> list[str]:

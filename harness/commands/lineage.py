@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="text",
         help="text: a tree, newest on top; html: one page that needs nothing else (default: %(default)s)",
     )
+    parser.add_argument(
+        "--every",
+        action="store_true",
+        help="draw each checkpoint; without, the middle of a long stretch is one node where nothing else "
+        "happened (json has each in any case)",
+    )
     add_trust(parser)
     add_ancestors(parser)
 
@@ -37,12 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read, check when a key or a policy was given, draw."""
     picture = lineage.read(arguments.path, trusted(arguments), arguments.beside)
-    return Outcome(picture.document(), _render(picture, arguments.format), picture.exit_code)
+    return Outcome(picture.document(), _render(picture, arguments.format, arguments.every), picture.exit_code)
 
 
-def _render(picture: Picture, form: str) -> str:
+def _render(picture: Picture, form: str, every: bool) -> str:
     if form == "json":
         return json_text(picture.document(), indent=1)
     if form == "html":
-        return lineage_html.render(picture)
-    return lineage_text.mermaid(picture) if form == "mermaid" else lineage_text.text(picture)
+        return lineage_html.render(picture, every=every)
+    draw = lineage_text.mermaid if form == "mermaid" else lineage_text.text
+    return draw(picture, every=every)
