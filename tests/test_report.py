@@ -505,17 +505,25 @@ def test_a_config_with_a_code_fence_stays_inside_its_own() -> None:
 @pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
 def test_a_browser_asks_for_nothing_else_and_nothing_overflows(tmp_path: Path) -> None:
     """Oracle: a real browser's requests, and the width of the page at that of a desktop, a phone and a sheet
-    of paper; printed, the configs are unfolded."""
+    of paper; every word of a picture lies inside of it and can be read; printed, the configs are unfolded."""
     made = [scored(tmp_path / f"a-rather-long-name-of-a-run-{seed}", 1.0, seed=seed) for seed in range(2)]
     page = tmp_path / "report.html"
     failed = Status("bad", f"FAILED: other bytes than were signed: /a/{'long/path/' * 9}model.safetensors")
     page.write_text(html.render(report.compose(study(made, [None, failed])), "t"))
+    cut = """[...document.querySelectorAll('figure text')].filter(e => e.getClientRects().length).map(e =>
+        [e.getBoundingClientRect(), e.closest('svg').getBoundingClientRect(), e.textContent]).filter(
+        ([a, b]) => a.left < b.left || a.right > b.right + 1 || a.bottom > b.bottom || a.height < 11).map(
+        each => each[2])"""
+    shown = "[...document.querySelectorAll('figure svg')].filter(e => e.getClientRects().length).length"
     window = Browser()
     try:
         for width in (1280, 390, 720):
             window.open(page, width)
             assert window.evaluate("document.documentElement.scrollWidth") <= width
             assert window.requests == [page.as_uri()]
+            assert window.evaluate(cut) == []
+            assert window.evaluate(shown) == window.evaluate("document.querySelectorAll('figure').length") > 2
+            assert window.evaluate("document.querySelector('figure').scrollWidth") <= width
         window.call("Emulation.setEmulatedMedia", media="print")
         assert window.evaluate("document.documentElement.scrollWidth") <= width
         assert window.evaluate("document.querySelector('details pre').offsetHeight") > 0

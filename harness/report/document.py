@@ -62,6 +62,8 @@ class Picture:
     """An SVG; the page holds it, and it also stands alone in ``file`` beside the Markdown."""
 
     svg: str
+    narrow: str
+    """The same for a phone."""
     file: str
     alternative: str
 

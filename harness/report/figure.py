@@ -14,18 +14,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
+from textwrap import wrap
 
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 760, 340
+NARROW = 362
+"""Pixels across a picture that a phone shows whole, its letters as large as the page's."""
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 62, 46
 LIMIT = 1e30
 """A value beyond it is named, not drawn: it would flatten everything else."""
 BINS = 360
 """A curve of more points than twice this is drawn by the lowest and highest value of each bin."""
 
-_LEGEND_ROW = 18
+LETTER = 7.0
+"""Pixels of a letter of a label, at most on average."""
+LINE = 18
+"""Pixels from one row of a legend or title to the next."""
+_TITLE_LETTER = 9.2
 _LONGEST_NAME = 90
+_BETWEEN_TICKS = 85
+"""Pixels, about."""
+_SAMPLE = 26
+"""Pixels of the piece of a curve before its name."""
+_ASIDE = 5
+"""Pixels between a vertical line and its label."""
 
 # Okabe and Ito's palette, distinguishable for colour-blind readers; the second value is for dark pages.
 _COLOURS = (
@@ -171,11 +184,10 @@ def _window_means(values: Sequence[float], window: int) -> Iterator[float]:
         ends = [*reversed([*accumulate(reversed(block))]), 0.0]
 
 
-def draw(figure: Figure) -> str:
-    """The chart as one ``<svg>`` element."""
-    across, up = _scales(figure)
-    legend, rows = _legend(figure.series)
-    lower = _LEGEND_ROW * max(rows - 1, 0)
+def draw(figure: Figure, width: int = WIDTH) -> str:
+    """The chart as one ``<svg>`` element, ``width`` pixels across."""
+    across, up = _scales(figure, width)
+    legend, rows = _legend(figure.series, width)
     body = [
         *_frame(figure, across, up),
         *_marks(figure.marks, across),
@@ -186,29 +198,39 @@ def draw(figure: Figure) -> str:
             for text in _curve(series, across, up)
         ),
     ]
-    lowered = f'<g transform="translate(0 {lower})">{"".join(body)}</g>'
-    return page(figure.title, HEIGHT + lower, [*legend, lowered])
+    lower = LINE * (rows - 1)
+    return page(figure.title, width, HEIGHT + lower, [*legend, *moved(body, lower)])
 
 
-def page(title: str, height: int, body: Sequence[str]) -> str:
+def page(title: str, width: int, height: int, body: Sequence[str]) -> str:
     """``body`` as one ``<svg>`` element, in the colours of all pictures, under its title."""
     dark = "".join(f".hf .c{index}{{stroke:{pair[1]};fill:{pair[1]}}}" for index, pair in enumerate(_COLOURS))
     light = "".join(
         f".hf .c{index}{{stroke:{pair[0]};fill:{pair[0]}}}" for index, pair in enumerate(_COLOURS)
     )
     style = f"{light}{_RULES}@media(prefers-color-scheme:dark){{{dark}{_DARK_RULES}.hf .curve{{fill:none}}}}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="hf" viewBox="0 0 {WIDTH} {height}" '
-        f'width="{WIDTH}" height="{height}" role="img" aria-label="{escape(title)}">'
-        f'<style>{style}</style><text class="title" x="{LEFT}" y="24">{escape(title)}</text>'
-        f"{''.join(body)}</svg>"
+    lines = wrap(title, int((width - LEFT) / _TITLE_LETTER))
+    words = "".join(
+        f'<text class="title" x="{LEFT}" y="{24 + LINE * number}">{escape(line)}</text>'
+        for number, line in enumerate(lines)
     )
+    lower = LINE * (len(lines) - 1) if lines else 0
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="hf" viewBox="0 0 {width} {height + lower}" '
+        f'width="{width}" height="{height + lower}" role="img" aria-label="{escape(title)}">'
+        f"<style>{style}</style>{words}{''.join(moved(body, lower))}</svg>"
+    )
+
+
+def moved(body: Sequence[str], lower: int) -> Sequence[str]:
+    """``body``, so many pixels further down."""
+    return [f'<g transform="translate(0 {lower})">', *body, "</g>"] if lower else body
 
 
 def steps(across: Scale, base: int) -> Iterator[str]:
     """The axis below, ``base`` pixels from the top, with its labels."""
-    yield f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>'
-    for value in ticks(across.low, across.high, 8):
+    yield f'<line class="axis" x1="{across.start}" x2="{across.end}" y1="{base}" y2="{base}"/>'
+    for value in ticks(across.low, across.high, max(4, round((across.end - across.start) / _BETWEEN_TICKS))):
         x = across(value)
         yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{base}" y2="{base + 5}"/>'
         yield label(x, base + 19, number(value, across.high), "middle")
@@ -217,6 +239,24 @@ def steps(across: Scale, base: int) -> Iterator[str]:
 def label(x: float, y: float, words: str, anchor: str) -> str:
     """``words`` at a place."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def shortened(words: str, room: float) -> str:
+    """``words``, or their end, which tells names apart, where they take more than ``room`` pixels."""
+    most = max(1, int(room / LETTER))
+    return words if len(words) <= most else f"…{words[len(words) + 1 - most :]}"
+
+
+def flow(widths: Sequence[float], right: float) -> list[tuple[float, int]]:
+    """Where things of ``widths`` pixels lie, in rows from `LEFT` to ``right``: x, and the row."""
+    places: list[tuple[float, int]] = []
+    x, row = float(LEFT), 0
+    for width in widths:
+        if x > LEFT and x + width > right:
+            x, row = float(LEFT), row + 1
+        places.append((x, row))
+        x += width
+    return places
 
 
 def _drawable(value: float) -> bool:
@@ -231,7 +271,7 @@ def _finite(series: Sequence[Series]) -> list[Point]:
     return [point for one in series for point in one.points if _drawable(point[1])]
 
 
-def _scales(figure: Figure) -> tuple[Scale, Scale]:
+def _scales(figure: Figure, width: int) -> tuple[Scale, Scale]:
     every = [point for one in figure.series for point in one.points]
     edges = [(x, y) for band in figure.bands for x, *pair in band.points for y in pair if _drawable(y)]
     finite = _finite(figure.series) + edges
@@ -239,7 +279,7 @@ def _scales(figure: Figure) -> tuple[Scale, Scale]:
     y_low, y_high = _span([y for _, y in finite] + ([0.0] if figure.from_zero else []))
     room = (y_high - y_low) * 0.05
     bottom = y_low if figure.from_zero else y_low - room
-    across = Scale(x_low, x_high, LEFT, WIDTH - RIGHT)
+    across = Scale(x_low, x_high, LEFT, width - RIGHT)
     return across, Scale(bottom, y_high + room, HEIGHT - BOTTOM, TOP)
 
 
@@ -256,11 +296,11 @@ def _frame(figure: Figure, across: Scale, up: Scale) -> Iterator[str]:
     """Grid, axes and their labels."""
     for value in ticks(up.low, up.high):
         y = up(value)
-        yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        yield label(LEFT - 8, y + 4, number(value, up.high), "end")
+        yield f'<line class="grid" x1="{across.start}" x2="{across.end}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield label(across.start - 8, y + 4, number(value, up.high), "end")
     base = HEIGHT - BOTTOM
     yield from steps(across, base)
-    yield label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, figure.x_label, "middle")
+    yield label((across.start + across.end) / 2, HEIGHT - 8, figure.x_label, "middle")
     height = (TOP + base) / 2
     yield (
         f'<text x="16" y="{height}" text-anchor="middle" transform="rotate(-90 16 {height})">'
@@ -273,12 +313,15 @@ def _marks(marks: Sequence[Mark], across: Scale) -> Iterator[str]:
     for mark in sorted(marks, key=lambda one: one.x):
         x = across(mark.x)
         yield f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        before, behind = x - across.start - _ASIDE, across.end - x - _ASIDE
+        right = behind >= min(LETTER * len(mark.label), before)
+        words = shortened(mark.label, behind if right else before)
+        left = x + _ASIDE if right else x - _ASIDE - LETTER * len(words)
         # Labels that would overlap are left out; the lines stay.
-        if x - last > 8 * len(mark.label):
-            anchor = "end" if x > WIDTH - RIGHT - 8 * len(mark.label) else "start"
-            shift = -5 if anchor == "end" else 5
-            yield label(x + shift, TOP + 12, mark.label, anchor)
-            last = x
+        if left > last:
+            anchor, shift = ("start", _ASIDE) if right else ("end", -_ASIDE)
+            yield label(x + shift, TOP + 12, words, anchor)
+            last = left + LETTER * len(words)
 
 
 def _curve(series: Series, across: Scale, up: Scale) -> Iterator[str]:
@@ -295,7 +338,9 @@ def _curve(series: Series, across: Scale, up: Scale) -> Iterator[str]:
     for x, y in points:
         if not _drawable(y):
             words = f"✕ beyond {LIMIT:g}" if math.isfinite(y) else "✕ not finite"
-            yield label(across(x), HEIGHT - BOTTOM - 6, words, "middle")
+            half = LETTER * len(words) / 2
+            middle = min(max(across(x), across.start + half), across.end - half)
+            yield label(middle, HEIGHT - BOTTOM - 6, words, "middle")
 
 
 def _area(band: Band, across: Scale, up: Scale) -> Iterator[str]:
@@ -321,20 +366,17 @@ def _unbroken(points: Sequence[Point]) -> Iterator[list[Point]]:
         yield part
 
 
-def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
+def _legend(series: Sequence[Series], width: int) -> tuple[list[str], int]:
     """The names of the curves in as many rows as they need, and the number of rows."""
+    room = min(width - LEFT - _SAMPLE, LETTER * _LONGEST_NAME)
+    named = [(one, shortened(one.name, room)) for one in series if one.name]
+    places = flow([_SAMPLE + 20 + LETTER * len(name) for _, name in named], width + 20)
     drawn: list[str] = []
-    x, row = float(LEFT), 0
-    for one in (one for one in series if one.name):
-        name = one.name if len(one.name) <= _LONGEST_NAME else f"…{one.name[1 - _LONGEST_NAME :]}"
-        width = 46 + 6.6 * len(name)
-        if x > LEFT and x + width > WIDTH:
-            x, row = float(LEFT), row + 1
-        y, kind = 44 + _LEGEND_ROW * row, f"c{one.colour % len(_COLOURS)}"
+    for (one, name), (x, row) in zip(named, places, strict=True):
+        y, kind = 44 + LINE * row, f"c{one.colour % len(_COLOURS)}"
         faint = " faint" if one.faint else ""
         drawn.append(f'<line class="curve {kind}{faint}" x1="{x:.1f}" x2="{x + 20:.1f}" y1="{y}" y2="{y}"/>')
         if one.dots:
             drawn.append(f'<circle class="{kind}" cx="{x + 10:.1f}" cy="{y}" r="3"/>')
-        drawn.append(label(x + 26, y + 4, name, "start"))
-        x += width
-    return drawn, row + 1
+        drawn.append(label(x + _SAMPLE, y + 4, name, "start"))
+    return drawn, max((row for _, row in places), default=0) + 1

@@ -49,7 +49,7 @@ def _block(block: Block) -> str:
             return "\n".join(f"- {text(item)}" for item in items)
         case Status(kind, words):
             return f"> {_SIGNS[kind]} **{text(words)}**"
-        case Picture(_, file, alternative):
+        case Picture(_, _, file, alternative):
             return f"![{text(alternative)}]({file})"
         case Source(title, body):
             # Inside of HTML nothing is Markdown, so its escapes would not count.

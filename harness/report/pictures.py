@@ -107,7 +107,8 @@ def _slug(name: str) -> str:
 
 
 def _picture(drawn: Figure, file: str) -> Picture:
-    return Picture(figure.draw(drawn), file, f"{drawn.title} over {drawn.x_label}s")
+    pair = figure.draw(drawn), figure.draw(drawn, figure.NARROW)
+    return Picture(*pair, file, f"{drawn.title} over {drawn.x_label}s")
 
 
 def _evaluation_figure(study: Study, name: str) -> Figure:
@@ -170,7 +171,10 @@ def kernels(study: Study) -> Iterator[Block]:
 
 def _chart(study: Study, title: str, file: str, rows: Sequence[Row], kinds: Sequence[str]) -> Iterator[Block]:
     last = max(run.last_step for run in study.runs)
-    yield Picture(spans.draw(title, rows[:_MOST_ROWS], kinds, last), file, f"{title}, over steps")
+    wide, narrow = (
+        spans.draw(title, rows[:_MOST_ROWS], kinds, last, width) for width in (figure.WIDTH, figure.NARROW)
+    )
+    yield Picture(wide, narrow, file, f"{title}, over steps")
     if len(rows) > _MOST_ROWS:
         yield Paragraph(f"The first {_MOST_ROWS} of {len(rows):,} rows; the tables have all.")
 

@@ -6,11 +6,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from harness.report.figure import LEFT, RIGHT, WIDTH, Scale, label, page, steps
+from harness.report.figure import (
+    LEFT,
+    LETTER,
+    LINE,
+    RIGHT,
+    WIDTH,
+    Scale,
+    flow,
+    label,
+    moved,
+    page,
+    shortened,
+    steps,
+)
 
 _ROW, _BAR, _TOP, _BELOW = 34, 10, 62, 46
-_LETTER = 6.6
-"""Pixels of a letter, about."""
+_BOX = 18
+"""Pixels of a colour before its name in the legend."""
 _LEAST = 3.0
 """Pixels of the shortest bar: one step of many must be seen."""
 
@@ -33,26 +46,27 @@ class Row:
     spans: tuple[Span, ...]
 
 
-def draw(title: str, rows: Sequence[Row], kinds: Sequence[str], last: int) -> str:
-    """The chart of steps up to ``last`` as one ``<svg>`` element; ``kinds`` in the order of their colours."""
+def draw(title: str, rows: Sequence[Row], kinds: Sequence[str], last: int, width: int = WIDTH) -> str:
+    """The chart of steps up to ``last`` as one ``<svg>`` element, ``width`` pixels across; ``kinds`` in the
+    order of their colours."""
     reached = max((span.end for row in rows for span in row.spans), default=0.0)
-    across = Scale(0.0, max(reached, last, 1.0), LEFT, WIDTH - RIGHT)
+    across = Scale(0.0, max(reached, last, 1.0), LEFT, width - RIGHT)
     base = _TOP + _ROW * len(rows)
     used = {span.kind for row in rows for span in row.spans}
+    legend, lower = _legend([(number, kind) for number, kind in enumerate(kinds) if kind in used], width)
     body = [
-        *_legend([(number, kind) for number, kind in enumerate(kinds) if kind in used]),
         *(text for number, row in enumerate(rows) for text in _row(row, _TOP + _ROW * number, across, kinds)),
         *steps(across, base),
-        label((LEFT + WIDTH - RIGHT) / 2, base + _BELOW - 8, "step", "middle"),
+        label((across.start + across.end) / 2, base + _BELOW - 8, "step", "middle"),
     ]
-    return page(title, base + _BELOW, body)
+    return page(title, width, base + _BELOW + lower, [*legend, *moved(body, lower)])
 
 
 def _row(row: Row, top: int, across: Scale, kinds: Sequence[str]) -> Iterator[str]:
-    yield label(LEFT, top + 12, row.name, "start")
+    yield label(LEFT, top + 12, shortened(row.name, across.end + RIGHT - LEFT), "start")
     for span in row.spans:
         start, end = across(span.start), across(span.end)
-        start = min(start, WIDTH - RIGHT - _LEAST)
+        start = min(start, across.end - _LEAST)
         yield (
             f'<rect class="c{kinds.index(span.kind)}" x="{start:.1f}" y="{top + 17}" '
             f'width="{max(end - start, _LEAST):.1f}" height="{_BAR}">'
@@ -60,9 +74,12 @@ def _row(row: Row, top: int, across: Scale, kinds: Sequence[str]) -> Iterator[st
         )
 
 
-def _legend(kinds: Sequence[tuple[int, str]]) -> Iterator[str]:
-    x = float(LEFT)
-    for number, kind in kinds:
-        yield f'<rect class="c{number}" x="{x:.1f}" y="39" width="12" height="{_BAR}"/>'
-        yield label(x + 18, 48, kind, "start")
-        x += 40 + _LETTER * len(kind)
+def _legend(kinds: Sequence[tuple[int, str]], width: int) -> tuple[list[str], int]:
+    """The meaning of the colours, and how many pixels it takes beyond one row."""
+    places = flow([_BOX + 22 + LETTER * len(kind) for _, kind in kinds], width + 22)
+    drawn: list[str] = []
+    for (number, kind), (x, row) in zip(kinds, places, strict=True):
+        y = 39 + LINE * row
+        drawn.append(f'<rect class="c{number}" x="{x:.1f}" y="{y}" width="12" height="{_BAR}"/>')
+        drawn.append(label(x + _BOX, y + 9, kind, "start"))
+    return drawn, LINE * max((row for _, row in places), default=0)
