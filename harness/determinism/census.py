@@ -38,9 +38,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.determinism.catalogue import TAG, Entry, catalogue
 from harness.determinism.graph import GRADIENTS
 
-NEUTRAL = hasattr(TorchDispatchMode, "ignore_compile_internals")
-"""Whether this torch build has what keeps a census from changing compiled code; without it none is taken."""
-
 # Absent from torch's stubs; both are what torch's own profiler and module tracker use.
 sequence_number: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 
@@ -128,10 +125,24 @@ CONDITIONS: Mapping[str, Callable[[Call], bool]] = {
 """The conditions that entries of the catalogue name."""
 
 
-class Census(TorchDispatchMode):
-    """Counts operators while entered; results are valid after the exit."""
+class ObserverMode(TorchDispatchMode):
+    """A mode that only looks: of a compiled region it sees what that calls."""
 
     supports_higher_order_operators = True
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled regions run as compiled."""
+        return True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch would import dynamo, which takes seconds, only to keep it from looking at this class."""
+        return False
+
+
+class Census(ObserverMode):
+    """Counts operators while entered; results are valid after the exit."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -143,16 +154,6 @@ class Census(TorchDispatchMode):
         self.paused = False
         """Whether what runs now is no part of the step, and not counted."""
         self._sites: dict[int, tuple[str, CodeType, int]] = {}
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """Compiled regions run as compiled."""
-        return True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Torch would import dynamo, which takes seconds, only to keep it from looking at this class."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -144,7 +144,7 @@ class Double:
         started = perf_counter_ns()
         self._sandbox.begin_here()
         spent = perf_counter_ns() - started
-        trace = traces.take_trace() if fine and traces.NEUTRAL else None
+        trace = traces.take_trace() if fine else None
         with nullcontext() if trace is None else trace:
             loss = execute()
         started = perf_counter_ns()
@@ -171,7 +171,7 @@ class Double:
         obstacles = self._sandbox.obstacles()
         if obstacles:
             return Checked(fine, (), frozenset(), 0, perf_counter_ns() - started, tuple(obstacles))
-        wishes = [_Wish(fine and traces.NEUTRAL, fill) for fill in (traces.FILLS if poison else (None, None))]
+        wishes = [_Wish(fine, fill) for fill in (traces.FILLS if poison else (None, None))]
         with self._sandbox as sandbox:
             pair = [] if own is None else [own.outcome]
             pair += [self._once(sandbox, execute, wish) for wish in wishes[len(pair) :]]
@@ -232,7 +232,7 @@ class Double:
         differs = bool(names) or (at is not None and not _reads_blank(pair[0].calls, at))
         if not self._agree(differs):
             return []
-        look = [replace(wish, fine=traces.NEUTRAL) for wish in wishes]
+        look = [replace(wish, fine=True) for wish in wishes]
         first = self._once(sandbox, execute, replace(look[0], places=True, gradients=names))
         again = [
             self._once(sandbox, execute, replace(look[number % 2], reference=first.gradients))

@@ -97,8 +97,6 @@ class Ledger:
         return self._observe(step)
 
     def _observe(self, step: int) -> AbstractContextManager[None]:
-        if not census.NEUTRAL:
-            return _IDLE
         self._next_step = step + self._every - step % self._every
         if not self._wanted and not self.affords(step):
             return _IDLE

@@ -29,14 +29,10 @@ from typing import Any, Protocol
 import torch
 import xxhash
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.determinism.bit_sums import weighted_sum
-from harness.determinism.census import render, sequence_number, spelled, user_frame
+from harness.determinism.census import ObserverMode, render, sequence_number, spelled, user_frame
 from harness.determinism.digest import tensor_bytes
-
-NEUTRAL = hasattr(TorchDispatchMode, "ignore_compile_internals")
-"""Whether this torch build lets a mode look on without changing compiled code; see `census`."""
 
 _ASYNCHRONOUS = frozenset({"c10d", "_c10d_functional", "c10d_functional", "fsdp", "symm_mem", "_dtensor"})
 _EMPTY = frozenset({"empty", "empty_like", "empty_strided", "empty_permuted"})
@@ -90,10 +86,8 @@ class Onlooker(Protocol):
         ...
 
 
-class Trace(TorchDispatchMode):
+class Trace(ObserverMode):
     """Records calls while entered. ``keep``: number of the call whose results are kept."""
-
-    supports_higher_order_operators = True
 
     def __init__(
         self,
@@ -115,16 +109,6 @@ class Trace(TorchDispatchMode):
         self._onlooker = onlooker
         self._blank: dict[int, int] = {}
         """Address of memory that nobody has written → number of the call that made it."""
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        """Compiled regions run as compiled."""
-        return True
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Torch would import dynamo, which takes seconds, only to keep it from looking at this class."""
-        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -174,8 +174,6 @@ class _PostMortem:
         return looked
 
     def _origin(self, inner: Sandbox, execute: Callable[[], Tensor]) -> Origin | None:
-        if not traces.NEUTRAL:
-            return None
         inner.rewind()
         found = first_origin(execute, self._current.model)
         compiled = "torch._dynamo" in sys.modules and (found is None or found.op == COMPILED)
