@@ -19,7 +19,7 @@ from harness.errors import TrainingFailed
 from harness.format import layout
 from harness.format.ledger import Ledger, NonFinite
 from harness.provenance import keys
-from harness.report import claims, runs
+from harness.report import facts, runs
 from harness.training.loop import train
 from harness.training.remembered import Remembered
 
@@ -165,11 +165,11 @@ def test_kernels_and_report_show_it_and_the_statement_signs_it(ended: Ended) -> 
     assert shown.document["nonfinite"][0]["op"] == "aten.log"
     assert f"the run ended: {ended.found.what}\n  rank 0: {ended.found.told}" in shown.text
     run = runs.read(ended.run)
-    assert claims.ending(run).text.endswith(ended.found.told)
-    assert claims.newest_ledger(run) == ended.ledger
-    facts = run.checkpoints[-1].facts
-    assert facts is not None
-    assert ended.found.told in facts["determinism"]["ledger"]["coverage"]["nonfinite"]
+    assert facts.ending(run).text.endswith(ended.found.told)
+    assert facts.newest_ledger(run) == ended.ledger
+    signed = run.checkpoints[-1].facts
+    assert signed is not None
+    assert ended.found.told in signed["determinism"]["ledger"]["coverage"]["nonfinite"]
 
 
 def test_the_generators_that_are_remembered_are_those_before_the_update() -> None:

@@ -28,7 +28,7 @@ from harness.audit import tiers
 from harness.commands.watch import Follower
 from harness.errors import UsageError
 from harness.format.ledger import Coverage, Ledger, Row
-from harness.report import checklist, claims, figure, frame, html, markdown, pictures, report, runs
+from harness.report import checklist, facts, figure, frame, html, markdown, pictures, report, runs
 from harness.report.document import Bullets, Heading, Link, Paragraph, Picture, Source, Status, Table, anchor
 from harness.report.figure import Figure, Mark, Series
 from harness.report.study import study
@@ -197,7 +197,7 @@ def test_a_run_is_read_with_its_evaluations_and_resumes(tmp_path: Path) -> None:
     assert (run.name, run.last_step, run.unit) == ("alpha", 60, "token")
     assert run.evaluation_names == ("loss", "bits_per_byte")
     assert [x for x, _ in run.evaluation("loss")] == [10, 20, 30, 40, 50, 60]
-    assert [(one.kind, one.resumed_from, one.last) for one in claims.segments(run)] == [
+    assert [(one.kind, one.resumed_from, one.last) for one in facts.segments(run)] == [
         ("genesis", None, 20),
         ("exact", 20, 60),
     ]
@@ -224,7 +224,7 @@ def test_a_whole_line_that_is_no_json_is_counted(tmp_path: Path) -> None:
     (root / "metrics.jsonl").write_text("".join([*text[:10], "garbage\n", *text[11:]]))
     run = runs.read(root)
     assert run.unreadable == 1
-    assert claims.missing_steps(run) == ["steps 11 to 11 have no line"]
+    assert facts.missing_steps(run) == ["steps 11 to 11 have no line"]
 
 
 @given(st.binary(max_size=400))
@@ -285,7 +285,7 @@ def test_no_types_of_metrics_or_events_stop_a_report_or_a_frame(data: st.DataObj
 
 def test_a_finished_run_is_said_to_be_finished(tmp_path: Path) -> None:
     """Oracle: train.steps of run.yaml and the last line."""
-    ending = claims.ending(runs.read(fake_runs.finished(tmp_path / "a")))
+    ending = facts.ending(runs.read(fake_runs.finished(tmp_path / "a")))
     assert (ending.kind, ending.text) == ("good", "finished: 60 of 60 steps")
 
 
@@ -293,7 +293,7 @@ def test_a_run_that_was_killed_is_open_not_good(tmp_path: Path) -> None:
     """Oracle: fewer lines than train.steps."""
     root = fake_runs.finished(tmp_path / "a")
     fake_runs.write_metrics(root, fake_runs.lines(33))
-    ending = claims.ending(runs.read(root))
+    ending = facts.ending(runs.read(root))
     assert ending.kind == "open"
     assert "step 33 of 60" in ending.text
 
@@ -303,7 +303,7 @@ def test_a_run_that_went_nan_is_bad_and_its_last_state_is_named(tmp_path: Path) 
     root = fake_runs.finished(tmp_path / "a")
     fake_runs.write_metrics(root, fake_runs.lines(33))
     fake_runs.write_checkpoint(root, "nonfinite-step-00000033", fake_runs.predicate("a", 33))
-    ending = claims.ending(runs.read(root))
+    ending = facts.ending(runs.read(root))
     assert ending.kind == "bad"
     assert "nonfinite-step-00000033" in ending.text
 
@@ -314,7 +314,7 @@ def test_a_loss_that_is_null_is_bad(tmp_path: Path) -> None:
     made = fake_runs.lines(60)
     made[-1]["loss"] = None
     fake_runs.write_metrics(root, made)
-    assert claims.ending(runs.read(root)).kind == "bad"
+    assert facts.ending(runs.read(root)).kind == "bad"
 
 
 def test_a_failure_after_the_last_step_is_the_ending(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_failure_after_the_last_step_is_the_ending(tmp_path: Path) -> None:
     fake_runs.write_metrics(root, fake_runs.lines(30))
     event = {"time": fake_runs.START + 99, "level": "error", "event": "failure", "error": "out of memory"}
     fake_runs.write_events(root, [event])
-    ending = claims.ending(runs.read(root))
+    ending = facts.ending(runs.read(root))
     assert ending.kind == "bad"
     assert "out of memory" in ending.text
 
@@ -335,7 +335,7 @@ def test_a_failure_that_a_later_launch_overcame_is_no_ending(tmp_path: Path) -> 
         root, [{"time": fake_runs.START, "level": "error", "event": "failure", "error": "x"}]
     )
     run = runs.read(root)
-    assert claims.ending(run).kind == "good"
+    assert facts.ending(run).kind == "good"
     assert len(run.incidents) == 1
 
 
@@ -350,7 +350,7 @@ def test_control_characters_of_a_run_folder_do_not_reach_the_terminal(tmp_path: 
 
 def test_without_a_ledger_nothing_is_called_deterministic(tmp_path: Path) -> None:
     """Oracle: the words; absence of evidence is said as such."""
-    told = claims.could_vary(runs.read(fake_runs.finished(tmp_path / "a")), UNKNOWN)
+    told = facts.could_vary(runs.read(fake_runs.finished(tmp_path / "a")), UNKNOWN)
     assert "no observer looked for order-dependent kernels" in told
 
 
@@ -361,7 +361,7 @@ def test_rows_of_the_ledger_are_named_among_what_could_vary(tmp_path: Path) -> N
     ledger = Ledger("warn", rows=(row,), coverage=(Coverage("census", 2, 1, 50, (0,), 100, 5),))
     (root / "checkpoints" / "step-00000060" / "ledger.json").write_bytes(ledger.to_bytes())
     run = runs.read(root)
-    assert "order-dependent kernels ran: `aten.index_put` (observed)" in claims.could_vary(run, UNKNOWN)
+    assert "order-dependent kernels ran: `aten.index_put` (observed)" in facts.could_vary(run, UNKNOWN)
     assert any("aten.index_put" in cell for cell in cells(report.compose(study([run], [None]))))
 
 
@@ -378,7 +378,7 @@ def cells(blocks: list[report.Block]) -> list[str]:
 def test_seeds_get_a_mean_and_a_sample_deviation(tmp_path: Path) -> None:
     """Oracle: 1 and 3 have mean 2 and sample standard deviation √2."""
     both = [scored(tmp_path / f"s{seed}", 1.0 + 2 * seed, seed=seed) for seed in (0, 1)]
-    assert claims.no_spread(both) is None
+    assert facts.no_spread(both) is None
     rows = [list(row) for block in report.compose(study(both, [None] * 2)) for row in rows_of(block)]
     assert ["held-out score", "all runs", "2", "2.0000", "1.4142"] in [row[:5] for row in rows]
 
@@ -388,14 +388,14 @@ def test_runs_that_differ_in_more_than_the_seed_get_no_spread(tmp_path: Path) ->
     both = [
         runs.read(fake_runs.finished(tmp_path / name, steps=steps)) for name, steps in (("a", 60), ("b", 40))
     ]
-    assert claims.differing_settings(both) == [("train.steps", ["60", "40"])]
-    assert "more than their seed" in (claims.no_spread(both) or "")
+    assert facts.differing_settings(both) == [("train.steps", ["60", "40"])]
+    assert "more than their seed" in (facts.no_spread(both) or "")
 
 
 def test_runs_of_the_same_seed_get_no_spread(tmp_path: Path) -> None:
     """Oracle: two runs of seed 0; a spread of none would read as certainty."""
     both = [runs.read(fake_runs.finished(tmp_path / name)) for name in ("a", "b")]
-    assert "the same seed" in (claims.no_spread(both) or "")
+    assert "the same seed" in (facts.no_spread(both) or "")
 
 
 def test_settings_that_differ_are_written_as_yaml_has_them(tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_settings_that_differ_are_written_as_yaml_has_them(tmp_path: Path) -> No
         with (run.root / "run.yaml").open("a") as file:
             file.write(f"data:\n  files: {extra}\n")
     both = [runs.read(run.root) for run in both]
-    assert claims.differing_settings(both) == [("data.files", ["null", '["x"]'])]
+    assert facts.differing_settings(both) == [("data.files", ["null", '["x"]'])]
 
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from harness.format.layout import RunFolder
 from harness.format.manifest import Manifest
 from harness.provenance import history, keys, log
 from harness.provenance.heads import Kept
-from harness.report import claims
+from harness.report import facts
 from harness.settings import Data, Model, Tokenizer
 from harness.stores import fetch as fetching
 from harness.tasks.language import Language
@@ -289,11 +289,11 @@ def test_a_ledger_that_is_exchanged_after_the_verification_is_not_shown(
     """Oracle: the ledger as it was verified, which is shown."""
     _, judged = found = report._read(run.root, trusted(run.signer))
     assert judged is not None
-    assert claims.newest_ledger(found[0]) is not None
+    assert facts.newest_ledger(found[0]) is not None
     path = run.saved[20].folder / "ledger.json"
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(VerificationFailed, match="changed after it was verified"):
-        claims.newest_ledger(found[0])
+        facts.newest_ledger(found[0])
 
 
 def wanted(path: str) -> bool:

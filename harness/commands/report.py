@@ -24,7 +24,7 @@ from harness.provenance import later
 from harness.provenance.corpora import CorpusStatement
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
-from harness.report import claim_file, claims, html, markdown, report, runs, verified
+from harness.report import claim_file, facts, html, markdown, report, runs, verified
 from harness.report.document import Block, Picture, Status
 from harness.report.judge import Judged
 from harness.report.study import study
@@ -215,10 +215,10 @@ def _document(one: runs.Run, verdict: Status | None, told: Tiers) -> dict[str, A
     return {
         "run": one.name,
         "folder": str(one.root),
-        "ending": claims.ending(one).text,
+        "ending": facts.ending(one).text,
         "last_step": one.last_step,
-        "evaluation": {name: claims.final(one, name) for name in one.evaluation_names},
-        "resumes": [item.kind for item in claims.segments(one) if item.resumed_from is not None],
+        "evaluation": {name: facts.final(one, name) for name in one.evaluation_names},
+        "resumes": [item.kind for item in facts.segments(one) if item.resumed_from is not None],
         "verification": "not verified" if verdict is None else verdict.text,
         "repeatability": tier_text.document(told),
     }

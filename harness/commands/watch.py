@@ -18,7 +18,7 @@ from typing import Any
 from harness.commands import Outcome
 from harness.errors import UsageError
 from harness.format.layout import RunFolder, parse_checkpoint_name
-from harness.report import claims, frame, runs
+from harness.report import facts, frame, runs
 from harness.report.frame import View
 from harness.report.lines import Line, Tail
 from harness.report.runs import Incident
@@ -87,7 +87,7 @@ class Follower:
         complete = self._folder.complete()
         return View(
             name=self._root.resolve().name,
-            planned=claims.planned_steps(runs.config_text(self._root), str(self._folder.run_config)),
+            planned=facts.planned_steps(runs.config_text(self._root), str(self._folder.run_config)),
             lines=self._lines,
             unreadable=self._unreadable,
             checkpoint=_newest(complete),

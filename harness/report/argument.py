@@ -7,8 +7,7 @@ import statistics as plain
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from harness.report import claims as facts
-from harness.report import statistics
+from harness.report import facts, statistics
 from harness.report.arms import Arm, seeds_named
 from harness.report.document import Block, Bullets, Heading, Paragraph, Status, Table
 from harness.report.judge import ERROR_RATE, Judged

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.report import claims
+from harness.report import facts
 from harness.report.runs import Run
 
 APART = (
@@ -38,12 +38,12 @@ class Arm:
 
 def chosen(runs: Sequence[Run], settings: Mapping[str, Any]) -> Arm:
     """The runs whose config has ``settings``."""
-    label = ", ".join(f"{name} {claims.shown(value)}" for name, value in settings.items())
+    label = ", ".join(f"{name} {facts.shown(value)}" for name, value in settings.items())
     return Arm(label or "all runs", tuple(run for run in runs if _has(run, settings)))
 
 
 def _has(run: Run, settings: Mapping[str, Any]) -> bool:
-    table = claims.settings(run.config_text, str(run.root))
+    table = facts.settings(run.config_text, str(run.root))
     return all(name in table and table[name] == value for name, value in settings.items())
 
 
@@ -56,9 +56,9 @@ def group(runs: Sequence[Run]) -> list[Arm]:
         key = json.dumps(table, sort_keys=True, default=str)
         members.setdefault(key, []).append(run)
         settings[key] = table
-    varying = [name for name, _ in claims.differing_settings(runs) if any(name in table for table in tables)]
+    varying = [name for name, _ in facts.differing_settings(runs) if any(name in table for table in tables)]
     labels = {
-        key: ", ".join(f"{name} {claims.shown(table.get(name, '—'))}" for name in varying)
+        key: ", ".join(f"{name} {facts.shown(table.get(name, '—'))}" for name in varying)
         for key, table in settings.items()
     }
     return [Arm(_label(labels[key], found), tuple(found)) for key, found in members.items()]
@@ -86,5 +86,5 @@ def seeds_named(seeds: Iterable[int]) -> str:
 
 
 def _kept(run: Run) -> dict[str, Any]:
-    table = claims.settings(run.config_text, str(run.root))
+    table = facts.settings(run.config_text, str(run.root))
     return {name: value for name, value in table.items() if not name.startswith(APART)}

@@ -22,8 +22,7 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from harness.audit.tiers import Claim as Supported
-from harness.report import claims as facts
-from harness.report import measured, statistics
+from harness.report import facts, measured, statistics
 from harness.report.arms import APART, Arm, chosen, seeds_named
 from harness.report.claim_file import Claim
 from harness.report.document import Status

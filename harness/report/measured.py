@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.report import claims as facts
+from harness.report import facts
 from harness.report.arms import Arm
 from harness.report.claim_file import TRAIN_LOSS, Claim, Settings
 from harness.report.runs import Evaluated, Run

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from harness.errors import VerificationFailed
 from harness.format.ledger import EVIDENCE
-from harness.report import claims, figure, spans
+from harness.report import facts, figure, spans
 from harness.report.arms import Arm
 from harness.report.document import Block, Paragraph, Picture
 from harness.report.figure import Band, Figure, Mark, Point, Series
@@ -51,7 +51,7 @@ def _banded(
     """Means over the runs that finished; one that did not would cut them off, and has a line of its own."""
     series, bands = [], []
     for index, arm in enumerate(arms):
-        whole = [run for run in arm.runs if claims.ending(run).kind == "good"] or list(arm.runs)
+        whole = [run for run in arm.runs if facts.ending(run).kind == "good"] or list(arm.runs)
         series += [
             Series(f"{run.name} (not finished)", curve_of(run), index, faint=True)
             for run in arm.runs
@@ -145,7 +145,7 @@ def launches(study: Study) -> Iterator[Block]:
     """Which launch made which steps of each run, unless each had one that went to the end."""
     rows = []
     for run in study.runs:
-        found = claims.segments(run)
+        found = facts.segments(run)
         bars = tuple(Span(float(one.resumed_from or 0), float(one.last), one.kind) for one in found)
         if bars:
             rows.append(Row(run.name, bars))
@@ -158,7 +158,7 @@ def kernels(study: Study) -> Iterator[Block]:
     seen: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for run in study.runs:
         with contextlib.suppress(VerificationFailed):  # the section says so itself
-            ledger = claims.newest_ledger(run)
+            ledger = facts.newest_ledger(run)
             for row in () if ledger is None else ledger.rows:
                 seen.setdefault((row.op, row.evidence), []).append((row.first_step, row.last_step))
     rows = [
@@ -191,6 +191,6 @@ def _resume_marks(runs: Sequence[Run]) -> tuple[Mark, ...]:
             f"{run.name}: resume ({one.kind})" if len(runs) > 1 else f"resume ({one.kind})",
         )
         for run in runs
-        for one in claims.segments(run)
+        for one in facts.segments(run)
         if one.resumed_from is not None
     )

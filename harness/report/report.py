@@ -16,7 +16,7 @@ from harness.audit.kernels import not_looked_at
 from harness.audit.tier_text import lines as tier_lines
 from harness.errors import VerificationFailed, visible
 from harness.format import layout
-from harness.report import argument, checklist, claims, costs, data, evaluations
+from harness.report import argument, checklist, costs, data, evaluations, facts
 from harness.report.argument import decimal
 from harness.report.arms import listed
 from harness.report.document import Block, Bullets, Heading, Paragraph, Source, Status, Table
@@ -78,12 +78,12 @@ def compose(study: Study) -> list[Block]:
 
 def summary(run: Run) -> str:
     """One run in one line for a terminal."""
-    loss = claims.final(run, "loss (train)")
-    shown = [claims.ending(run).text]
+    loss = facts.final(run, "loss (train)")
+    shown = [facts.ending(run).text]
     if loss is not None:
         shown.append(f"training loss {decimal(loss)}")
-    shown += [f"{name} {decimal(claims.final(run, name))}" for name in run.evaluation_names]
-    resumes = [one for one in claims.segments(run) if one.resumed_from is not None]
+    shown += [f"{name} {decimal(facts.final(run, name))}" for name in run.evaluation_names]
+    resumes = [one for one in facts.segments(run) if one.resumed_from is not None]
     if resumes:
         shown.append(f"{counted(len(resumes), 'resume')} ({', '.join(one.kind for one in resumes)})")
     return visible(f"{run.name}: {'; '.join(shown)}")
@@ -93,7 +93,7 @@ def _standing(study: Study) -> Iterator[Block]:
     """How each run ended and what verification says; runs of which the same is true share a line."""
     told: dict[tuple[str, str], list[str]] = {}
     for run, verdict in zip(study.runs, study.verdicts, strict=True):
-        end = claims.ending(run)
+        end = facts.ending(run)
         for status in (Status(end.kind, end.text), verdict):
             if status is not None:
                 text = status.text.removeprefix(f"{run.name}: ")
@@ -129,14 +129,14 @@ def _results(runs: Sequence[Run]) -> Table:
     ]
     rows = []
     for run in runs:
-        rate = claims.rate(run)
+        rate = facts.rate(run)
         rows.append(
             [
                 run.name,
-                str(claims.seed(run)),
+                str(facts.seed(run)),
                 f"{run.last_step:,}",
-                decimal(claims.final(run, "loss (train)")),
-                *(decimal(claims.final(run, name)) for name in names),
+                decimal(facts.final(run, "loss (train)")),
+                *(decimal(facts.final(run, name)) for name in names),
                 "—" if rate is None else f"{rate:,.0f} {run.unit}s",
             ]
         )
@@ -149,7 +149,7 @@ _SECTIONS = ("task", "model", "data", "optimizer", "schedule", "evaluate")
 
 def _setup(run: Run) -> list[Block]:
     """What was trained, on what, and how; without the seed."""
-    table = claims.settings(run.config_text, str(run.root))
+    table = facts.settings(run.config_text, str(run.root))
     parameters = processes = "not recorded"
     began = ""
     if run.newest is not None:
@@ -173,22 +173,20 @@ def _said(table: Mapping[str, Any], section: str) -> str:
     """The settings of a section that are set, in one line; packages are those of wheels alone."""
     hidden = {"data.packages"} if table.get("data.kind") != "wheel" else set()
     return ", ".join(
-        f"{key.removeprefix(f'{section}.').replace('_', ' ')} {claims.shown(value)}"
+        f"{key.removeprefix(f'{section}.').replace('_', ' ')} {facts.shown(value)}"
         for key, value in table.items()
-        if key.startswith(f"{section}.")
-        and key not in hidden
-        and claims.shown(value) not in (*_NOTHING, "{}")
+        if key.startswith(f"{section}.") and key not in hidden and facts.shown(value) not in (*_NOTHING, "{}")
     )
 
 
 def _shown(table: Mapping[str, Any], key: str) -> str:
-    return claims.shown(table.get(key, "—"))
+    return facts.shown(table.get(key, "—"))
 
 
 def _settings(study: Study) -> Iterator[Block]:
     """What differs between configs, a column each; which seeds they had is in the results."""
     arms = study.arms
-    differing = claims.differing_settings([arm.runs[0] for arm in arms])
+    differing = facts.differing_settings([arm.runs[0] for arm in arms])
     # With several seeds in an arm, the seed of its first run says nothing.
     hidden = set() if len(arms) == len(study.runs) else {"run.seed"}
     # A section that one config lacks has keys that say nothing in the other.
@@ -201,7 +199,7 @@ def _settings(study: Study) -> Iterator[Block]:
 
 
 def _protocol(run: Run) -> list[Block]:
-    table = claims.settings(run.config_text, str(run.root))
+    table = facts.settings(run.config_text, str(run.root))
     points = {name: len(run.evaluation(name)) for name in run.evaluation_names}
     if not points:
         return [Paragraph("No evaluation was recorded.")]
@@ -243,7 +241,7 @@ def _signed(run: Run) -> Iterator[list[str]]:
 
 
 def _launches(run: Run) -> list[Block]:
-    found = claims.segments(run)
+    found = facts.segments(run)
     if not found:
         return [Paragraph("No checkpoint with a readable statement.")]
     head = ["launch", "class", "resumed from", "checkpoints", "processes", "launcher", "precision"]
@@ -275,9 +273,9 @@ def _launches(run: Run) -> list[Block]:
 
 def _kernels(run: Run) -> list[Block]:
     try:
-        ledger = claims.newest_ledger(run)
+        ledger = facts.newest_ledger(run)
     except VerificationFailed as error:
-        return [Status("bad", claims.problem(error))]
+        return [Status("bad", facts.problem(error))]
     if ledger is None:
         return [Paragraph("No checkpoint holds a ledger.")]
     blocks: list[Block] = []
@@ -302,7 +300,7 @@ def _kernels(run: Run) -> list[Block]:
 
 
 def _incidents(run: Run) -> list[Block]:
-    notes = claims.missing_steps(run)
+    notes = facts.missing_steps(run)
     if not run.lines_signed:
         notes.append(f"{layout.METRICS} is signed by no checkpoint: determinism.step_digests was off")
     if run.unsigned:
@@ -332,7 +330,7 @@ def _variations(study: Study, run: Run) -> list[Block]:
         Status(kind, f"repeatability: {told[0]}"),
         *([Bullets(told[1:])] if told[1:] else []),
         Heading(4, "Reasons"),
-        Bullets(claims.could_vary(run, tiers)),
+        Bullets(facts.could_vary(run, tiers)),
     ]
 
 

@@ -23,7 +23,7 @@ from harness import config
 from harness.audit.verify import verify_run
 from harness.provenance import keys
 from harness.provenance.policy import from_keys
-from harness.report import claim_file, claims, judge, runs, statistics
+from harness.report import claim_file, facts, judge, runs, statistics
 from harness.report.document import Status
 from harness.report.judge import Judged
 from harness.report.runs import Run
@@ -86,7 +86,7 @@ def train(root: Path, lr: str, seed: int) -> Run:
 
 def mean_difference(treatment: Sequence[Run], baseline: Sequence[Run]) -> float:
     """Of the last accuracies."""
-    one, other = ([claims.final(run, "accuracy") or 0.0 for run in arm] for arm in (treatment, baseline))
+    one, other = ([facts.final(run, "accuracy") or 0.0 for run in arm] for arm in (treatment, baseline))
     return fmean(one) - fmean(other)
 
 
@@ -112,7 +112,7 @@ def repeated(root: Path, repetitions: int, seeds: int) -> tuple[int, int]:
         first = 1000 + 2 * seeds * repetition
         values = {}
         for seed in range(first, first + 2 * seeds):
-            value = claims.final(train(root, "3e-3", seed), "accuracy")
+            value = facts.final(train(root, "3e-3", seed), "accuracy")
             assert value is not None
             values[seed] = value
         halves = [
