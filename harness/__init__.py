@@ -21,12 +21,12 @@ def verify(
     head: Sequence[str | PathLike[str]] = (),
     since: str | PathLike[str] | None = None,
 ) -> Report:
-    """Check a checkpoint folder or a run folder, as `harness verify` does, for gates in other programs.
+    """Check a run, checkpoint, export or prepared corpus as `harness verify` does, for other programs' gates.
 
     ``policy``: a policy file, or what `harness.provenance.policy` makes of keys. ``head``, ``since``:
     files of `harness head`, as in `harness verify --head` and ``--since``. A folder that fails is no
     exception: see ``exit_code``, ``verdict``, ``findings`` of the report. Raises `harness.errors.UsageError`
-    for a path that is neither or a policy that cannot be read, `EnvironmentFault` for a disk that cannot.
+    for a path that is none of these or a policy that cannot be read, `EnvironmentFault` for a bad disk.
     """
     # Here, so that `import harness` costs nothing.
     from harness.audit import verify as audit

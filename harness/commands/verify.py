@@ -22,7 +22,7 @@ EXAMPLE = "harness verify runs/tiny --key alice.ed25519.pub --key alice.p256.pub
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """PATH, whom to trust, and the runs that it began with."""
-    parser.add_argument("path", type=Path, metavar="PATH", help="run folder or checkpoint folder")
+    parser.add_argument("path", type=Path, metavar="PATH", help="run, checkpoint, export or prepared corpus")
     add_trust(parser)
     add_ancestors(parser)
     parser.add_argument(
