@@ -131,19 +131,25 @@ def state_of(model: Diary) -> list[object]:
     return [*(each.tolist() for each in tensors), *plain, hasattr(model, "late"), numbers]
 
 
+def diary() -> tuple[Diary, torch.Generator, Callable[[], Tensor]]:
+    """A model, its own generator and a pass of it: twins each time, at the same random numbers."""
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
+    generator = torch.Generator().manual_seed(3)
+    model = Diary(generator)
+
+    def execute() -> Tensor:
+        loss = model(torch.ones(6, 4)).pow(3).sum()
+        loss.backward()
+        return loss.detach()
+
+    return model, generator, execute
+
+
 def test_nothing_is_left_of_two_executions() -> None:
     """Oracle: a twin that was not executed: values, identities, and the next random numbers."""
     made: list[list[object]] = []
     for looked in (True, False):
-        torch.manual_seed(0), np.random.seed(0), random.seed(0)
-        generator = torch.Generator().manual_seed(3)
-        model, x = Diary(generator), torch.ones(6, 4)
-
-        def execute(model: Diary = model, x: Tensor = x) -> Tensor:
-            loss = model(x).pow(3).sum()
-            loss.backward()
-            return loss.detach()
-
+        model, generator, execute = diary()
         model.linear.weight.grad = gradient = torch.ones(4, 4)
         held = [model.rebound, model.loose, model.notes, gradient]
         if looked:
@@ -161,15 +167,7 @@ def test_the_runs_own_pass_goes_on_as_if_it_had_not_been_executed_again(fine: bo
     """Oracle: a twin that was executed once: values, gradients, loss, and the next random numbers."""
     made: list[list[object]] = []
     for twice in (True, False):
-        torch.manual_seed(0), np.random.seed(0), random.seed(0)
-        generator = torch.Generator().manual_seed(3)
-        model, x = Diary(generator), torch.ones(6, 4)
-
-        def execute(model: Diary = model, x: Tensor = x) -> Tensor:
-            loss = model(x).pow(3).sum()
-            loss.backward()
-            return loss.detach()
-
+        model, generator, execute = diary()
         if twice:
             double = Double(model, model, {"own": generator})
             own = double.own(execute, fine=fine)
