@@ -15,7 +15,7 @@ from types import ModuleType
 
 from harness.commands import Outcome
 from harness.errors import HarnessError, storage_fault
-from harness.terminal import give_up, json_text, open_streams
+from harness.terminal import INTERRUPTED, STOPPED, give_up, json_text, keyboard, open_streams
 
 VERBS = {
     "train": "start a run, or continue it when its folder holds a checkpoint",
@@ -77,11 +77,12 @@ def _verb_parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line ``arguments`` (``sys.argv[1:]`` by default) and return the exit code."""
     open_streams()
-    try:
-        return _main(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:
-        print("harness: stopped by the keyboard", file=sys.stderr)
-        return 130
+    with keyboard():
+        try:
+            return _main(list(sys.argv[1:] if arguments is None else arguments))
+        except KeyboardInterrupt:
+            print(STOPPED, file=sys.stderr)
+            return INTERRUPTED
 
 
 def _main(words: list[str]) -> int:

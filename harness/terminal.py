@@ -1,4 +1,4 @@
-"""Colour and progress on a terminal, and neither where nobody looks.
+"""Colour, progress and Ctrl-C on a terminal, and neither colour nor progress where nobody looks.
 
 Colour obeys https://no-color.org and appears only on a terminal. Progress goes to stderr.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import IO, Any, Literal
 
 from harness.words import human_bytes
@@ -19,6 +22,12 @@ from harness.words import human_bytes
 Style = Literal["red", "green", "yellow", "bold", "dim"]
 
 _CODES: dict[Style, str] = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
+STOPPED = "harness: stopped by the keyboard"
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code after Ctrl-C, as the shell gives it."""
+
+_IMPORTING = "<frozen importlib._bootstrap>"
+"""The file that frames of Python's import system name."""
 _REDRAW_SECONDS = 0.1
 _BAR_WIDTH = 24
 
@@ -47,6 +56,43 @@ def give_up(stream: IO[str]) -> None:
     Else the interpreter would write it at its end once more, and fail once more.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def keyboard() -> Iterator[None]:
+    """Ctrl-C within the block raises `KeyboardInterrupt`, once, where this process can bear it.
+
+    While a module is imported it ends the process with one line: the C++ of torch imports Python modules, and
+    aborts at an exception from there. So does a second Ctrl-C, after which nobody waits for what the first
+    one cleans up. Where Ctrl-C is ignored or has another handler, it stays so.
+    """
+    heard = False
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        if heard or _imports(frame):
+            # stderr may be in the middle of a line of its own, and must not be entered twice.
+            os.write(2, f"{STOPPED}\n".encode())
+            os._exit(INTERRUPTED)
+        heard = True
+        raise KeyboardInterrupt
+
+    mine = threading.current_thread() is threading.main_thread()
+    if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, receive)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether ``frame`` was called, over however many others, by the import of a module."""
+    while frame is not None and frame.f_code.co_filename != _IMPORTING:
+        frame = frame.f_back
+    return frame is not None
 
 
 def coloured(stream: IO[str]) -> bool:

@@ -155,3 +155,15 @@ def test_ctrl_c_while_a_verb_is_imported_is_one_line(
     monkeypatch.setattr("importlib.import_module", interrupted)
     assert main(["keys", "show", "x"]) == 130
     assert capsys.readouterr().err == "harness: stopped by the keyboard\n"
+
+
+def test_ctrl_c_while_torch_is_imported_is_one_line(tmp_path: Path) -> None:
+    """Oracle: the same line and code, although an exception would abort the process: this torch does what
+    C++ does with one that comes from a Python module that it imports."""
+    lines = ["import os, signal", "try:", "    os.kill(os.getpid(), signal.SIGINT)"]
+    (tmp_path / "torch.py").write_text("\n".join([*lines, "except BaseException:", "    os.abort()"]))
+    command = [sys.executable, "-m", "harness", "plan", str(ROOT / "configs" / "tiny.yaml")]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environ = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    assert (done.returncode, done.stderr) == (130, "harness: stopped by the keyboard\n")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import run_folder
 from attack import flip, trusted
 
 from harness.audit import many, opening, verify
+from harness.cli import main
 from harness.errors import EnvironmentFault
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks on Linux only")
@@ -80,6 +84,44 @@ def test_a_disk_that_fails_in_a_process_is_told(
     monkeypatch.setattr(opening, "_read", failing)
     with pytest.raises(EnvironmentFault, match=r"Input/output error.*step-00000040; check the disk"):
         verify.verify(root, trusted(signer), quiet=True)
+    assert forking == [2]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "harness: stopped by the keyboard"),
+        (signal.SIGKILL, 3, "harness: a process that verifies died; look for the out-of-memory killer"),
+    ],
+    ids=["ctrl-c", "killed"],
+)
+def test_what_ends_a_process_is_told_in_one_line(
+    number: int,
+    code: int,
+    said: str,
+    tmp_path: Path,
+    forking: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Oracle: the exit codes of DESIGN.md section 2; a terminal sends Ctrl-C to every process."""
+    signer = run_folder.identity(tmp_path / "me")
+    root = run_folder.build(tmp_path / "run", signer, steps=range(10, 70, 10))
+    keys = [str(tmp_path / f"me.{each}.pub") for each in ("ed25519", "p256")]
+    me, read = os.getpid(), opening._read
+
+    def ended(folder: Path, *words: Any) -> Any:
+        if folder.name.endswith("60") and os.getpid() != me:
+            time.sleep(0.2)  # until the other process waits for work
+            every = [me, *(each.pid for each in psutil.Process(me).children())]
+            for pid in every if number == signal.SIGINT else [os.getpid()]:
+                os.kill(pid, number)
+        return read(folder, *words)
+
+    monkeypatch.setattr(opening, "_read", ended)
+    assert main(["verify", str(root), "--key", *keys]) == code
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(said)
     assert forking == [2]
 
 

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -131,18 +132,34 @@ def test_what_was_dropped_is_counted_by_filter_and_the_rest_is_split_without_ove
 def test_a_start_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     made: tuple[Place, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Oracle: the manifest of the undisturbed preparation; SIGKILL to the parent alone, whose processes must
+    """Oracle: the manifest of the undisturbed preparation; Ctrl-C, which a terminal sends to every process
+    and one of them tells of, while another begins, then SIGKILL to the parent alone, whose processes must
     leave by themselves."""
     place, told = made
     shutil.copytree(place.root / "raw", tmp_path / "raw")
     shutil.copy(place.root / "recipe.yaml", tmp_path)
     other = Place(tmp_path)
-    for pattern in ("corpus.parts/read-00001.json", "corpus.parts/tokens-00000.json"):
+
+    def another_begins(pid: int) -> bool:
+        children = [
+            each for each in psutil.Process(pid).children() if "--multiprocessing-fork" in each.cmdline()
+        ]
+        return any("numpy" in Path(f"/proc/{each.pid}/maps").read_text() for each in children)
+
+    def one_part_is_done(pid: int) -> bool:
+        return (tmp_path / "corpus.parts" / "tokens-00000.json").exists()
+
+    for reached, send, number, code in (
+        (another_begins, os.killpg, signal.SIGINT, 130),
+        (one_part_is_done, os.kill, signal.SIGKILL, -signal.SIGKILL),
+    ):
         process = other.start(["prepare", "recipe.yaml", "workers=1"], fresh=True)
-        while process.poll() is None and not list(tmp_path.glob(pattern)):
+        while process.poll() is None and not reached(process.pid):
             time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate(timeout=60)  # ends only when every process has let go of the pipes
+        send(process.pid, number)
+        _, err = process.communicate(timeout=60)  # ends only when every process has let go of the pipes
+        assert process.returncode == code
+        assert code < 0 or err == "harness: stopped by the keyboard\n"
         assert not (tmp_path / "corpus").exists()
     done = other.harness("prepare", "recipe.yaml", "--json")
     assert done.code == 0, done.err

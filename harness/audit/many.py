@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import multiprocessing
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +54,8 @@ def examine(
     *,
     quiet: bool,
 ) -> list[OpenedCheckpoint | None]:
-    """`opening.examine_folder` of each of ``folders``. Raises `EnvironmentFault` for a bad disk."""
+    """`opening.examine_folder` of each of ``folders``. Raises `EnvironmentFault` for a bad disk and for a
+    process that was killed."""
     processes = min(process_cpu_count(), len(folders) // _WORTH_IT + 1) if _may_fork() else 1
     opened: list[OpenedCheckpoint | None] = []
     with progress(len(folders), "checkpoints", "verify", quiet=quiet) as bar:
@@ -76,21 +78,33 @@ def _may_fork() -> bool:
 
 
 def _in_processes(task: _Task, processes: int) -> Iterator[tuple[list[OpenedCheckpoint | None], Findings]]:
-    from concurrent.futures import ProcessPoolExecutor  # most verifications need none
+    # Here, since most verifications need none.
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
     global _task
     _task = task
     starts = range(0, len(task.folders), _AT_ONCE)
     fork = multiprocessing.get_context("fork")
     try:
-        with ProcessPoolExecutor(processes, fork, gc.disable) as pool:
+        with ProcessPoolExecutor(processes, fork, _begin) as pool:
             for opened, findings, fault in pool.map(_examine, starts):
                 if fault is not None:
                     pool.shutdown(cancel_futures=True)
                     raise fault
                 yield opened, findings
+    except BrokenProcessPool as error:
+        raise EnvironmentFault(
+            "a process that verifies died", remedy="look for the out-of-memory killer, then verify again"
+        ) from error
     finally:
         _task = None
+
+
+def _begin() -> None:
+    """First in a process. Ctrl-C reaches all of the terminal's processes, and one of them tells of it."""
+    gc.disable()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _examine(start: int) -> _Result:

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.audit import prepared
 from harness.data import chat
 from harness.data.corpus import files_of
 from harness.data.documents import Document
 from harness.data.filters import Sieve, formatted
 from harness.data.recipe import Recipe
-from harness.data.tokenizer import BpeEncoder, ByteEncoder, Encoder, Tokens
+from harness.data.tokenizer import BpeEncoder, ByteEncoder, Encoder, Tokens, train_bpe
 from harness.errors import VerificationFailed
 from harness.format import files, safetensors_header, strict_json
 
@@ -57,6 +58,11 @@ class Workplace:
         """The name that says that a part was tokenized."""
         return self.scratch / f"tokens-{number:05d}.json"
 
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer that was trained."""
+        return self.scratch / prepared.TOKENIZER
+
     def shard(self, split: str, number: int) -> Path:
         """The shard of a part, if it has documents of that split."""
         return self.shards / f"{split}-{number:05d}.safetensors"
@@ -71,14 +77,15 @@ class Part:
     """Name to hex sha256, in the order of use."""
 
 
-def leave_with_parent() -> None:
-    """End this process when the one that started it is gone: a kill -9 of that tells nobody."""
+def leave_with_parent(stopped: connection.Connection) -> None:
+    """End this process when the one that started it is gone, since a kill -9 of that tells nobody, or closes
+    the other end of ``stopped``."""
     parent = parent_process()
     if parent is None:
         return
 
     def watch() -> None:
-        connection.wait([parent.sentinel])
+        connection.wait([parent.sentinel, stopped])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -146,6 +153,17 @@ def documents_of(place: Workplace, number: int, again: Sequence[int], split: str
             text = stream.read(int(size))
             if place_in_part not in repeated and SPLITS[int(outside[place_in_part])] == split:
                 yield Document(f"part {number}, document {place_in_part}", text)
+
+
+def train_tokenizer(place: Workplace, again: Sequence[Sequence[int]]) -> None:
+    """Train the tokenizer on the train split; ``again`` holds, for each part, the places of documents that
+    were there before. Raises as `train_bpe`."""
+    documents = (
+        document
+        for number, repeated in enumerate(again)
+        for document in documents_of(place, number, repeated, SPLITS[0])
+    )
+    files.write_durable(place.tokenizer, train_bpe(documents, place.recipe.tokenizer.vocabulary))
 
 
 def tokenize(place: Workplace, number: int, again: Sequence[int], tokenizer: bytes | None) -> None:

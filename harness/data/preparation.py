@@ -3,7 +3,7 @@
 1. every raw file is digested: the snapshot (``sources.json``)
 2. parts of neighbouring files are read, formatted and filtered, each in a process (`harness.data.parts`)
 3. documents whose bytes were there before, in the order of the files, are found over all parts
-4. the tokenizer is trained on the train split, unless the recipe gives one or takes bytes
+4. the tokenizer is trained on the train split, in a process, unless the recipe gives one or takes bytes
 5. the parts are tokenized, each in a process, into one shard of each split
 6. the folder gets its lists, MANIFEST.json, model.sig and statement, and appears by one rename
 
@@ -20,6 +20,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -38,7 +39,7 @@ from harness.data.corpus import Files, WheelFiles, files_digest, files_of
 from harness.data.filters import Sieve
 from harness.data.parts import SPLITS, Digests, Part, Workplace
 from harness.data.recipe import Recipe, text_of
-from harness.data.tokenizer import BpeEncoder, library_version, read_tokenizer, train_bpe
+from harness.data.tokenizer import BpeEncoder, library_version, read_tokenizer
 from harness.errors import ConfigError, EnvironmentFault, ResumeRefused
 from harness.format import files, moments, strict_json
 from harness.format.layout import CHAT_TEMPLATE
@@ -129,7 +130,7 @@ def _made(
         digests = [parts.digests_of(place, part.number) for part in work]
         again = _repeated(digests) if recipe.filters.duplicates == "drop" else [()] * len(work)
         _require_documents(recipe, digests)
-        tokenizer = given if recipe.tokenizer.kind == "bytes" or given else _trained(place, again)
+        tokenizer = given if recipe.tokenizer.kind == "bytes" or given else _trained(place, again, pool)
         jobs = [
             (parts.tokenize, (place, part.number, again[part.number], tokenizer))
             for part in work
@@ -286,41 +287,45 @@ def _require_documents(recipe: Recipe, digests: Sequence[Digests]) -> None:
         )
 
 
-def _trained(place: Workplace, again: Sequence[Sequence[int]]) -> bytes:
-    """The tokenizer.json, trained once."""
-    path = place.scratch / prepared.TOKENIZER
+def _trained(place: Workplace, again: Sequence[Sequence[int]], pool: _Processes) -> bytes:
+    """The tokenizer.json, trained once, in a process: `tokenizers` hears no Ctrl-C while it trains."""
+    path = place.tokenizer
     if not path.exists():
-        documents = (
-            document
-            for number, repeated in enumerate(again)
-            for document in parts.documents_of(place, number, repeated, SPLITS[0])
-        )
-        files.write_durable(path, train_bpe(documents, place.recipe.tokenizer.vocabulary))
+        pool.run("training the tokenizer", [(parts.train_tokenizer, (place, again))])
     return path.read_bytes()
 
 
 class _Processes:
-    """Processes that end with this one."""
+    """Processes that end with this one, and when it is interrupted."""
 
     def __init__(self, place: Workplace, quiet: bool) -> None:
         self._quiet = quiet
+        spawn = multiprocessing.get_context("spawn")
+        self._stopped, self._stop = spawn.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(
             place.recipe.workers or process_cpu_count(),
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=spawn,
             initializer=parts.leave_with_parent,
+            initargs=(self._stopped,),
         )
 
     def __enter__(self) -> _Processes:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not issubclass(kind, Exception):
+            self._stop.close()
         self._pool.shutdown(cancel_futures=True)
+        self._stop.close()
+        self._stopped.close()
 
     def run(self, label: str, jobs: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
         """Do ``jobs`` in any order. Raises the first failure."""
         with progress(len(jobs), "parts", label, quiet=self._quiet) as bar:
             try:
-                for future in as_completed([self._pool.submit(work, *words) for work, words in jobs]):
+                with _ctrl_c_held_back():
+                    futures = [self._pool.submit(work, *words) for work, words in jobs]
+                for future in as_completed(futures):
                     future.result()
                     bar.advance(1)
             except BrokenProcessPool as error:
@@ -328,6 +333,16 @@ class _Processes:
                     "a process that prepares data died",
                     remedy="look for the out-of-memory killer, or lower workers; the same command goes on",
                 ) from error
+
+
+@contextlib.contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Processes that are started in the block never get one; it reaches this process after the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(frozen=True)
