@@ -269,6 +269,18 @@ def _repository(folder: Path) -> dict[str, Plain]:
     }
 
 
+def refused_checkout(folder: Path | None = None) -> str | None:
+    """The repository around ``folder`` that git does not read since another user owns it; else None."""
+    try:
+        _git(folder or Path.cwd(), time.monotonic() + _GIT_SECONDS, "rev-parse", "--git-dir")
+    except subprocess.CalledProcessError as error:
+        found = re.search(r"dubious ownership in repository at '(.+)'", os.fsdecode(error.stderr))
+        return found[1] if found else None
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return None
+
+
 def _git(folder: Path, deadline: float, *arguments: str) -> bytes:
     """Output of a git command. Raises when git is absent, refuses, or is not done by ``deadline``."""
     environ = {name: value for name, value in os.environ.items() if name not in _GIT_VARIABLES}

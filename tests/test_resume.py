@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 import pytest
 
 from harness import config
-from harness.errors import HarnessError, ResumeRefused
+from harness.errors import EnvironmentFault, HarnessError, ResumeRefused
 from harness.format import strict_json
 from harness.format.layout import RunFolder
 from harness.settings import Settings
-from harness.training import resume
+from harness.training import replay, resume
 from harness.training.record import RunFacts, Segment
 
 SETTINGS = {
@@ -99,6 +100,23 @@ def test_another_run_is_refused_until_its_kind_is_accepted(name: str) -> None:
     found, differences = resume.classify(before, now, (kind,))
     assert found == "accepted"
     assert len(differences) == 1
+
+
+def test_a_checkout_that_git_refuses_to_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: git itself, told by a variable of its own tests that the repository is somebody else's; by a
+    resume and by a replay, exit code 3 with what git says to do. Who accepts other code goes on."""
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    before, now = statement(facts()), facts(code={"git_commit": None})
+    with pytest.raises(ResumeRefused, match=r"code\.git_commit: a → None"):
+        resume.classify(before, now, ())
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    told = f"git refuses to read this checkout.*--add safe.directory {tmp_path}"
+    with pytest.raises(EnvironmentFault, match=told):
+        resume.classify(before, now, ())
+    with pytest.raises(EnvironmentFault, match=told):
+        replay._refuse(list(resume.changes(before, now)), accepted=True)
+    assert resume.classify(before, now, ("code",))[0] == "accepted"
 
 
 def test_everything_that_differs_is_listed() -> None:

@@ -180,6 +180,7 @@ def _steps(order: Order, current: Session, answer: Answer) -> None:
 def _refuse(changes: Sequence[tuple[str, Any]], accepted: bool) -> None:
     refused = [each for kind, each in changes if kind in resume.ACCEPTABLE]
     if refused:
+        resume.require_readable_code(refused)
         raise EvidenceIncomplete(
             f"this is not what the statement says: {in_words(refused)}",
             where="replay",

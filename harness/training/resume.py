@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import config
+from harness import config, environment
 from harness.checkpoint.publisher import Commit
 from harness.checkpoint.restore import Found, Skipped
 from harness.errors import (
@@ -136,11 +136,13 @@ def classify(
 ) -> tuple[str, list[Difference]]:
     """The class of a resume and what differs, from the predicate ``before`` and the ``facts`` of this launch.
 
-    Raises `ResumeRefused` with the differences that ``accept`` does not cover.
+    Raises `ResumeRefused` with the differences that ``accept`` does not cover, and as `require_readable_code`
+    does.
     """
     found = list(changes(before, facts))
     refused = [difference for kind, difference in found if kind in ACCEPTABLE and kind not in accept]
     if refused:
+        require_readable_code(refused)
         kinds = sorted({kind for kind, _ in found if kind in ACCEPTABLE and kind not in accept})
         raise ResumeRefused(
             f"the folder holds another run: {in_words(refused)}",
@@ -223,6 +225,19 @@ def changes(before: Mapping[str, Any], facts: RunFacts) -> Iterator[tuple[str, D
     stack, stack_now = before["environment"].get("stack", {}), facts.environment.get("stack", {})
     for name in sorted({*stack, *stack_now}):
         yield from _compared("same-data", f"stack.{name}", stack.get(name), stack_now.get(name))
+
+
+def require_readable_code(refused: Sequence[Difference]) -> None:
+    """Raise `EnvironmentFault` when the commit is among ``refused`` because git does not say which one it is:
+    the checkout belongs to somebody else."""
+    commit = [each for each in refused if each.what == "code.git_commit" and each.after == str(None)]
+    checkout = environment.refused_checkout() if commit else None
+    if checkout is not None:
+        raise EnvironmentFault(
+            "git refuses to read this checkout, which belongs to another user, so its commit is not known",
+            where=checkout,
+            remedy=f"start as that user, or trust it: git config --global --add safe.directory {checkout}",
+        )
 
 
 def _compared(kind: str, what: str, before: Any, after: Any) -> Iterator[tuple[str, Difference]]:
