@@ -42,8 +42,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Obey the option."""
+    """Obey the option. Processes hear Ctrl-C also where a shell started the tests in the background, which
+    would be inherited."""
     fork_server.possible &= not config.getoption("--fresh")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
