@@ -21,10 +21,10 @@ from harness.audit import attest, verify
 from harness.audit.attest import Added
 from harness.audit.opening import OpenedCheckpoint
 from harness.commands import Outcome
-from harness.commands.trust import add_signing_key, add_trust, required
+from harness.commands.trust import add_signing_key, add_trust, required, signer_of
 from harness.errors import HarnessError, UsageError, VerificationFailed
 from harness.format import files, layout, moments, strict_json
-from harness.provenance import keyless, keys, later
+from harness.provenance import keyless, later
 from harness.provenance.findings import raise_first
 from harness.provenance.keyless import KeylessSigner
 from harness.provenance.keys import Signer
@@ -100,8 +100,7 @@ def _signer(arguments: argparse.Namespace) -> tuple[Signer | KeylessSigner, str]
             raise UsageError(
                 "--sigstore-config is of --keyless alone", remedy="add --keyless, or leave it out"
             )
-        path, reason = keys.signing_key_path(arguments.signing_key, arguments.checkpoint)
-        signer = keys.load_signer(path)
+        signer, reason = signer_of(arguments.signing_key, arguments.checkpoint)
         return signer, f"ed25519 {signer.ed25519_id[:16]}… ({reason})"
     file: Path | None = arguments.sigstore_config
     found = keyless.load_signer(None if file is None else files.read_limited(file, keyless.ROOT_LIMIT))

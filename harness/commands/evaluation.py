@@ -17,9 +17,10 @@ from harness.audit.opening import OpenedCheckpoint
 from harness.commands import Outcome
 from harness.commands.attest import verified
 from harness.commands.reexecute import config_folder
+from harness.commands.trust import signer_of
 from harness.errors import UsageError
 from harness.format import files, layout, moments
-from harness.provenance import keys, later
+from harness.provenance import later
 from harness.provenance.policy import Policy
 from harness.provenance.verifier import Added
 
@@ -74,8 +75,7 @@ def evaluate(folder: Path, question: Question, whom: Policy) -> Outcome:
     Raises `VerificationFailed` or `EvidenceIncomplete` for a checkpoint that ``whom`` does not vouch for, and
     what `assess`, `converse` and `run_tasks` of ``harness.training`` raise.
     """
-    path, reason = keys.signing_key_path(question.signing_key, folder)
-    signer = keys.load_signer(path)
+    signer, reason = signer_of(question.signing_key, folder)
     opened = verified(folder, whom, quiet=question.quiet)
     there = _there(opened, question) if question.once else None
     if there is not None:

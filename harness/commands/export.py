@@ -14,9 +14,8 @@ from pathlib import Path
 from harness.audit import croissant, prepared
 from harness.audit import export as exporting
 from harness.commands import Outcome
-from harness.commands.trust import add_signing_key, add_trust, required
+from harness.commands.trust import add_signing_key, add_trust, required, signer_of
 from harness.errors import visible
-from harness.provenance import keys
 from harness.provenance.policy import Policy
 
 EXAMPLE = "harness export runs/tiny/checkpoints/step-00000060 out/tiny --key me.ed25519.pub me.p256.pub"
@@ -37,8 +36,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     policy = required(arguments, str(arguments.checkpoint), "only what verifies is exported")
     if prepared.is_corpus(arguments.checkpoint):
         return _croissant(arguments.checkpoint, arguments.target, policy)
-    path, reason = keys.signing_key_path(arguments.signing_key, arguments.target)
-    signer = keys.load_signer(path)
+    signer, reason = signer_of(arguments.signing_key, arguments.target)
     made = exporting.export(arguments.checkpoint, arguments.target, policy, signer, quiet=arguments.json)
     (source,) = made.sources
     document = {

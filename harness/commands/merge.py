@@ -16,9 +16,8 @@ from pathlib import Path
 from harness import environment
 from harness.audit import export
 from harness.commands import Outcome
-from harness.commands.trust import add_signing_key, add_trust, required
+from harness.commands.trust import add_signing_key, add_trust, required, signer_of
 from harness.errors import UsageError, visible
-from harness.provenance import keys
 
 EXAMPLE = (
     "harness merge runs/a/checkpoints/step-00000060 runs/b/checkpoints/step-00000060 "
@@ -48,8 +47,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     environment.require_training()
     from harness.checkpoint import average
 
-    path, reason = keys.signing_key_path(arguments.signing_key, arguments.out)
-    signer = keys.load_signer(path)
+    signer, reason = signer_of(arguments.signing_key, arguments.out)
     mix = export.Mix(tuple(map(str, weights)), partial(average.combine, weights))
     made = export.merge(arguments.checkpoints, arguments.out, policy, signer, mix, quiet=arguments.json)
     document = {

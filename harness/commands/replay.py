@@ -23,11 +23,11 @@ from harness.audit.replay_verdict import Outcome as Replay
 from harness.audit.replay_verdict import Place, Repeated, Replayed
 from harness.audit.segment import Authentic, Segment
 from harness.commands import Outcome, reexecute, replay_floor
-from harness.commands.trust import add_signing_key, add_trust, required
+from harness.commands.trust import add_signing_key, add_trust, required, signer_of
 from harness.errors import EvidenceIncomplete, UsageError
 from harness.format import layout
 from harness.format.layout import RunFolder
-from harness.provenance import keys, later
+from harness.provenance import later
 from harness.provenance.policy import Policy
 
 EXAMPLE = "harness replay runs/tiny --from 20 --to 40 --key alice.ed25519.pub alice.p256.pub"
@@ -78,8 +78,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
             "no such folder", where=f"--folder {arguments.folder}", remedy="where the run's config lay"
         )
     run_folder = RunFolder(arguments.run)
-    path, _ = keys.signing_key_path(arguments.signing_key, arguments.run)
-    signer = keys.load_signer(path)
+    signer, _ = signer_of(arguments.signing_key, arguments.run)
     known = segment.authentic(run_folder, whom)
     parted = None if arguments.against is None else _parted(known, whom, arguments)
     chosen = _chosen(known, arguments) if parted is None else [known.around(parted.step)]

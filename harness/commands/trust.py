@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.provenance import policy, policy_file
-from harness.provenance.keys import ENVIRONMENT, load_public
+from harness.provenance import keys, policy, policy_file
+from harness.provenance.keys import Signer
 from harness.provenance.policy import Policy
 
 
@@ -47,7 +47,7 @@ def add_signing_key(parser: argparse._ActionsContainer) -> None:
         "--signing-key",
         type=Path,
         metavar="KEY",
-        help=f"private key that signs (default: ${ENVIRONMENT}, else yours)",
+        help=f"private key that signs (default: ${keys.ENVIRONMENT}, else yours)",
     )
 
 
@@ -55,7 +55,7 @@ def trusted(arguments: argparse.Namespace) -> Policy | None:
     """The policy that the arguments mean; None when they name neither key nor policy."""
     if arguments.policy is not None:
         return policy_file.load(arguments.policy)
-    return policy.from_keys([load_public(path) for path in arguments.key]) if arguments.key else None
+    return policy.from_keys([keys.load_public(path) for path in arguments.key]) if arguments.key else None
 
 
 def required(arguments: argparse.Namespace, where: str, why: str = "") -> Policy:
@@ -66,3 +66,12 @@ def required(arguments: argparse.Namespace, where: str, why: str = "") -> Policy
         remedy = "give --key NAME.ed25519.pub (and NAME.p256.pub) of its maker, or --policy FILE"
         raise UsageError(f"whom to trust is not said{why and f', and {why}'}", where=where, remedy=remedy)
     return whom
+
+
+def signer_of(signing_key: Path | None, folder: Path) -> tuple[Signer, str]:
+    """Who signs, and why it is that key; ``signing_key`` as typed, ``folder``: where the signature goes.
+
+    Raises as `keys.signing_key_path` and `keys.load_signer`.
+    """
+    path, reason = keys.signing_key_path(signing_key, folder)
+    return keys.load_signer(path), reason if signing_key is None else "--signing-key"
