@@ -228,8 +228,10 @@ def _same_stack(evidence: Evidence, replays: Sequence[Replay]) -> Tier:
     if done < all_of_them:
         reach += f"; drawn at random, they find a single altered one with a chance of {done}/{all_of_them}"
     steps = {step for each in whole for step in range(each.steps[0] + 1, each.steps[1] + 1)}
-    bound = f"{counted(len(steps), 'step')} repeated without a difference: at most {3 / len(steps):.1%} of "
-    return Tier("1a", tuple(each.says for each in whole), (), (reach, f"{bound}steps vary (95 %)"))
+    repeated = f"{counted(len(steps), 'step')} repeated without a difference"
+    # The rule of three, which says nothing of three or fewer.
+    vary = f": at most {300 / len(steps):.1f} % of steps vary (95 %)" if len(steps) > 3 else ""
+    return Tier("1a", tuple(each.says for each in whole), (), (reach, repeated + vary))
 
 
 def _no_replay(evidence: Evidence, replays: Sequence[Replay], equal: Sequence[Replay]) -> str:
