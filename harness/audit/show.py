@@ -211,11 +211,12 @@ def _result(story: Story) -> Iterator[Line]:
 def _ledger_summary(summary: Mapping[str, Any] | None) -> str:
     if summary is None:
         return "none"
-    kinds = ", ".join(f"{summary[kind]} {kind}" for kind in EVIDENCE if kind in summary)
+    kinds = ", ".join(f"{summary[kind]} {kind}" for kind in EVIDENCE if summary.get(kind))
+    kinds = f" ({kinds})" if kinds else ""
     if not summary["coverage"].get("observed", False):
-        return f"not observed ({kinds})"
+        return f"not observed{kinds}"
     suspected = sum(summary[kind] for kind in SUSPECTED)
-    return f"{counted(suspected, 'order-dependent operator')} seen ({kinds})"
+    return f"{counted(suspected, 'order-dependent operator')} seen{kinds}"
 
 
 def _variations(story: Story, facts: Mapping[str, Any]) -> Iterator[str]:
