@@ -2,7 +2,7 @@
 
 >>> mine, other = ["a", "b", "c", "d"], ["a", "b", "x", "y"]
 >>> first_difference(4, lambda at: mine[at] == other[at])
-(2, 2)
+(2, 3)
 """
 
 from __future__ import annotations
