@@ -116,7 +116,7 @@ class GPT(nn.Module):
         """Logits (batch, time, vocabulary) for int64 ``tokens`` (batch, time), time at most the context."""
         length = tokens.shape[1]
         cosine, sine = self.cosine[:length], self.sine[:length]
-        x = self.embedding(tokens)
+        x = self.embedding(tokens)  # (batch, time, width)
         for block in self.blocks:
             if self._checkpointing and self.training:
                 x = checkpoint(block, x, cosine, sine, use_reentrant=False, preserve_rng_state=True)
@@ -172,6 +172,7 @@ class Attention(nn.Module):
         batch, time, width = x.shape
         heads, kv_heads = self._heads, self._kv_heads
         qkv = self.qkv(x).view(batch, time, heads + 2 * kv_heads, self._head_size)
+        # (batch, time, head, head size): the heads of the queries, of the keys, of the values.
         # Queries and keys share one norm and one rotation: half the operations of doing each alone.
         qk = _rotate(self._normalise(qkv[:, :, : heads + kv_heads]), cosine, sine).transpose(1, 2)
         y = F.scaled_dot_product_attention(

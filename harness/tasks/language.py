@@ -166,6 +166,6 @@ def shape_of(model: Model, context: int, vocabulary: int) -> Shape:
 
 
 def _nats(model: nn.Module, tokens: Tensor, reduction: str) -> Tensor:
-    """Cross entropy in fp32 of each token of a window given those before it."""
+    """Cross entropy in fp32 of each token of ``tokens`` (batch, length + 1) given those before it."""
     logits = model(tokens[:, :-1])
     return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].reshape(-1), reduction=reduction)
