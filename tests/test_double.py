@@ -14,6 +14,7 @@ from test_ledger import Varied
 from torch import Tensor, nn
 
 from harness.determinism.double import Checked, Double, distance
+from harness.determinism.sandbox import Sandbox
 
 
 @pytest.fixture
@@ -160,6 +161,20 @@ def test_nothing_is_left_of_two_executions() -> None:
         assert torch.equal(gradient, torch.ones(4, 4))
         made.append([*state_of(model), torch.rand(1, generator=generator).item()])
     assert made[0] == made[1]
+
+
+def test_what_a_pass_has_moved_on_is_named() -> None:
+    """Oracle: the attributes that the diary's code changes; batch statistics are written and never read."""
+    torch.manual_seed(0)
+    model = Diary(torch.Generator().manual_seed(1))
+    with Sandbox(model, model, {"own": model.generator}) as sandbox:
+        sandbox.rewind()
+        assert sandbox.moved() == []
+        model(torch.ones(4, 4))
+        changed = {"calls", "notes", "table", "loose", "rebound", "late"}
+        assert sorted(sandbox.moved()) == sorted(f"Diary.{name}" for name in changed)
+        sandbox.rewind()
+        assert sandbox.moved() == []
 
 
 @pytest.mark.parametrize("fine", [True, False])

@@ -279,11 +279,11 @@ def flat_coverage(ledger: Ledger) -> dict[str, str | int | bool]:
 
 
 def foremost(found: Sequence[NonFinite]) -> list[NonFinite]:
-    """Those of the ranks on which the value began, at an operator that was seen if there is one; all when it
-    began on none."""
-    began = [each for each in found if each.again in AGAIN[:2] and each.op is not None]
-    seen = [each for each in began if each.op not in UNSEEN]
-    return seen or began or [each for each in found if each.again != "elsewhere"] or list(found)
+    """Those of the ranks on which the value began, at an operator that was seen if there is one."""
+    here = [each for each in found if each.again != "elsewhere"]
+    named = [each for each in here if each.op is not None]
+    seen = [each for each in named if each.op not in UNSEEN]
+    return seen or named or here or list(found)
 
 
 def merge(ledgers: Sequence[Ledger]) -> Ledger:

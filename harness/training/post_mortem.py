@@ -79,8 +79,8 @@ class _Looked:
 def examine(current: Session, ledger: Ledger, broken: readback.NonFinite) -> list[NonFinite]:
     """What is found on each rank, in their order; this rank's is added to ``ledger``. All ranks call alike.
 
-    Afterwards the generators are as they were before the update, as far as that is known. No exception of the
-    model is raised: it is why nothing was found.
+    Afterwards the generators are as they were before the update, as far as that is known. An exception of the
+    model is why nothing was found, and raised only under FSDP2, where the other ranks would wait.
     """
     found = _PostMortem(current, ledger, broken).found()
     ledger.ended(found)
@@ -149,7 +149,7 @@ class _PostMortem:
             self._drop_gradients()
         if made.back is None and made.lost is None and math.isfinite(self._broken.loss):
             total = sum(sum(each.values()) for each in norms) * self._current.workers.world_size
-            if total**2 > torch.finfo(torch.float32).max:
+            if total > math.sqrt(torch.finfo(torch.float32).max):
                 made.back = max(range(len(norms)), key=lambda number: max(norms[number].values()))
                 made.large = max(norms[made.back], key=lambda name: norms[made.back or 0][name])
         return made
@@ -210,6 +210,9 @@ class _PostMortem:
         back = [number for number, each in enumerate(everywhere) if each.back is not None]
         if mine.back is None and back:
             return found("elsewhere", None, None, None, None, f"it began on rank {back[0]}")
+        lost = [number for number, each in enumerate(everywhere) if each.lost is not None]
+        if mine.back is None and mine.lost is None and lost:
+            return found("elsewhere", None, None, None, None, f"it had begun on rank {lost[0]}")
         difference = looked.differences[0] if looked.differences else None
         if mine.back is not None:
             return self._came_back(
@@ -227,7 +230,7 @@ class _PostMortem:
         source = "nothing that was executed twice differed"
         if moved:
             source += f"; it did not begin as the first had: {listed(moved, _NAMED)}"
-        elif mine.lost is not None or (rank == 0 and all(each.lost is None for each in everywhere)):
+        elif mine.lost is not None or rank == 0:
             self._ledger.doubled(self._broken.step, self._measured())
         return found("finite", mine.lost, None, None, None, source)
 
@@ -278,8 +281,7 @@ class _PostMortem:
             each.grad = None
 
     def _caught(self, function: Callable[[], Any], otherwise: Any) -> Any:
-        """What ``function`` returns, or ``otherwise`` with the reason why it could not; where ranks execute
-        alike, the error of one is not kept from the others."""
+        """What ``function`` returns, or ``otherwise`` with the reason why it could not."""
         try:
             return function()
         except Exception as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ _UPDATES = 3
 _TORCHS = "torch.cpu"
 
 
-@dataclass(frozen=True)
-class _Passed:
+class _Passed(NamedTuple):
     """Of an update."""
 
     update: int

@@ -1,6 +1,7 @@
 """Planted faults: whether the ledger flags each and names the right place, and whether it cries wolf.
 
-python scripts/bench/planted.py [--trials 10] [--runs 3] [--clean 200] [--compiled] [--seed 0] [--json FILE]
+python scripts/bench/planted.py [--trials 10] [--runs 3] [--clean 200] [--compiled] [--only TEXT] [--seed 0]
+                                [--json FILE]
 
 The models of tests/planted_models.py train for up to `STEPS` steps under a ledger, with a double execution at
 the steps of `DOUBLE`, on two threads: indexing whose gradient adds atomically, an operator that flips a last
@@ -11,7 +12,8 @@ warn_only=True) in one step of the same model. A changed number of threads must 
 changed seed in the digest of the gradients of the first step.
 
 --runs of each fault go through `harness train` for `STEPS` steps as it is by default, budget and all: the
-ledger of its last checkpoint is what a user would read. The budget leaves one double execution there.
+ledger of its last checkpoint, or of the state that was kept before a NaN, is what a user would read. The
+budget leaves one double execution there.
 
 Then --clean double executions of sound models, the first of each pair as the run's own pass, half of them
 looking at every operator: any difference is a false row. Bits are compared, so a busy machine changes nothing
@@ -303,6 +305,7 @@ def main() -> None:
     parser.add_argument(
         "--compiled", action="store_true", help="also the compiled embedding; needs a C++ compiler"
     )
+    parser.add_argument("--only", default="", metavar="TEXT", help="faults whose name has this text")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial, for slices of a long run")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -310,6 +313,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     outcomes: dict[str, Outcome] = {}
     faults = (*FAULTS, *((COMPILED,) if arguments.compiled else ()))
+    faults = tuple(each for each in faults if arguments.only in each.name)
     for fault in faults if arguments.trials else ():
         outcome = outcomes[fault.name] = Outcome()
         for number in range(arguments.trials):
