@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import statistics
 import tempfile
 import xml.etree.ElementTree as ElementTree
@@ -19,9 +20,11 @@ import browser
 import fake_runs
 import orjson
 import pytest
+import run_folder
 from browser import Browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_folder import Predicate
 
 from harness import cli
 from harness.audit import tiers
@@ -422,7 +425,7 @@ def test_a_run_whose_verification_failed_is_in_no_mean(tmp_path: Path) -> None:
     blocks = report.compose(study(three, [good, good, bad]))
     rows = [list(row) for block in blocks for row in rows_of(block)]
     assert ["held-out score", "all runs", "2", "2.0000", "1.4142"] in [row[:5] for row in rows]
-    assert any(row[0] == "s2" and "50.0000" in row for row in rows)
+    assert any(row[0] == "s2 (verification failed)" and "50.0000" in row for row in rows)
     notes = [item for block in blocks if isinstance(block, Bullets) for item in block.items]
     assert "left out, since their verification failed: s2" in notes
     assert "no run" in str(report.compose(study(three, [bad] * 3))).lower()
@@ -435,6 +438,55 @@ def test_a_run_that_was_cut_off_does_not_cut_the_mean_of_the_others(tmp_path: Pa
     shown = pictures.loss_figure(study([*made[:2], runs.read(tmp_path / "s2")], [None] * 3)).series
     ends = {series.name: series.points[-1][0] for series in shown}
     assert ends == {"s2 (not finished)": 30, "all runs (mean of 2 runs)": 60}
+
+
+def test_a_run_that_kept_no_state_but_its_last_is_told_from_that(tmp_path: Path) -> None:
+    """Oracle: the statement of a run that became non-finite before its first checkpoint, verified by the
+    command without a log, which it has none of; the words of its config, its place among the artefacts."""
+    signer = run_folder.identity(tmp_path / "me")
+    root = run_folder.build(tmp_path / "run", signer, steps=(10,), tweak=not_finite)
+    (root / "checkpoints" / "step-00000010").rename(root / "checkpoints" / "nonfinite-step-00000010")
+    shutil.rmtree(root / "log")
+    keys = [str(tmp_path / f"me.{kind}.pub") for kind in ("ed25519", "p256")]
+    assert cli.main(["report", str(root), "--out", str(tmp_path / "out"), "--key", *keys]) == 4
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "signed by no checkpoint: the run has none" in page
+    assert "step\\_digests" not in page.partition("## Configs")[0]
+    assert "| updates | 30 of 8 samples |" in page
+    key = signer.ed25519_id[:16]
+    assert re.search(rf"\| sample \| `nonfinite-step-00000010` \| nonfinite \|.*\(ed25519 {key}…\) \|", page)
+
+
+def not_finite(_: int, facts: Predicate) -> None:
+    """A sample run's checkpoint as the state before a loss that is not finite."""
+    facts["outcome"] = "nonfinite"
+
+
+def test_arms_without_a_finished_run_are_no_baseline_and_configs_are_shown_once(tmp_path: Path) -> None:
+    """Oracle: a first arm that was cut off, then two finished ones of two seeds; one config each, and what
+    the arms share told once; a verification that failed is no signature."""
+    made = [
+        scored(tmp_path / f"w{width}-{seed}", 2.0, seed=seed, settings=f"model: {{width: {width}}}\n")
+        for width in (1, 2, 3)
+        for seed in range(2)
+    ]
+    for run in made[:2]:
+        fake_runs.write_metrics(run.root, fake_runs.lines(30))
+    made = [runs.read(run.root) for run in made]
+    verdicts = [*[Status("good", "verified")] * 5, Status("bad", "FAILED")]
+    page = markdown.render(report.compose(study(made, verdicts)))
+    assert "first arm with a finished run: model.width 2." in page
+    assert "- model.width 1 is not compared: no run of it has finished" in page
+    assert re.findall(r"<summary>(.*?)</summary>", page) == [
+        f"w{width}-0: run.yaml; w{width}-1: the same but for run.dir, run.name, run.seed"
+        for width in (1, 2, 3)
+    ]
+    assert page.count("| updates | 60 of — samples |") == 1
+    (row,) = (line for line in page.splitlines() if line.startswith("| w3-1 | `step-"))
+    assert row.endswith("| verification failed |")
+    assert "- held-out score ended at 2 in all 3 runs" in page
+    assert "energy not recorded" in page
+    assert "energy of 0" not in page
 
 
 def test_what_was_measured_once_has_no_picture(tmp_path: Path) -> None:

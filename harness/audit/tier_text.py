@@ -37,6 +37,8 @@ def lines(tiers: Tiers) -> Iterator[tuple[str, str]]:
         yield from (("", f"- {text}") for text in (*each.evidence[:_SHOWN], *each.reaches))
     if tiers.contradicted:
         yield from (("", f"- {text}") for text in tiers.contradicted[:_SHOWN])
+    elif tiers.nothing is not None:
+        yield "next tier", f"no evidence counts: {tiers.nothing}"
     elif tiers.next is not None:
         yield "next tier", f"{tiers.next.name} needs: {'; '.join(tiers.next.missing[:_SHOWN])}"
 
@@ -46,8 +48,11 @@ def could_vary(tiers: Tiers) -> Iterator[str]:
     same, world, floor, _ = tiers.tiers
     if tiers.contradicted:
         yield f"a replay gave other bits than the record: {tiers.contradicted[0]}"
+    elif tiers.nothing is not None:
+        yield f"the same stack may give other bits; no evidence counts: {tiers.nothing}"
     elif not same.held:
-        yield f"the same stack may give other bits: {'; '.join(same.missing[:_SHOWN])}"
+        lacking = "; ".join(same.missing[:_SHOWN])
+        yield f"the same stack may give other bits; showing that it does not takes {lacking}"
     else:
         yield f"the same stack has given the same bits, no further than this: {'; '.join(same.reaches)}"
     if not world.held:

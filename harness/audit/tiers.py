@@ -188,7 +188,9 @@ class Tiers:
             return " and ".join(f"tier {each.name}" for each in self.told)
         if self.contradicted:
             return f"none: contradicted by {self.contradicted[0].partition(':')[0]}"
-        return "none: not observed" if not self.observed else f"none: {self.tiers[0].missing[0]}"
+        return (
+            "none: not observed" if not self.observed else f"none: it would take {self.tiers[0].missing[0]}"
+        )
 
     @property
     def next(self) -> Tier | None:

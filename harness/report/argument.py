@@ -37,6 +37,7 @@ def question(study: Study) -> Iterator[Block]:
             yield Paragraph(f"Hypothesis: {study.claims.hypothesis}")
         yield Bullets([f"{claim.name}: {claim.says}" for claim in study.claims.claims])
     if study.plans:
+        yield Paragraph("The plan, as `sweep.json` of the sweep has it; no signature covers that file:")
         yield Bullets([*_plan(study)])
 
 
@@ -125,8 +126,8 @@ def _spread(arm: Arm, measure: Measure) -> Iterator[list[str]]:
     if not values:
         return
     mean = plain.fmean(values)
-    whole = len(values) == len(arm.runs)
-    count = str(len(values)) if whole else f"{len(values)} of {len(arm.runs)}"
+    seeds = len({facts.seed(run) for run in arm.runs})
+    count = str(len(values)) if len(values) == seeds else f"{len(values)} of {seeds}"
     if len(values) == 1:
         yield [measure.label, arm.label, count, decimal(mean), "—", "—", "—"]
         return
@@ -146,16 +147,20 @@ def comparison(study: Study) -> Iterator[Block]:
     """Every arm against the first."""
     if len(study.arms) < 2:
         return
-    baseline, *others = study.arms
+    empty = [arm for arm in study.arms if not any(each.side(arm).values for each in study.measures)]
+    baseline = next((arm for arm in study.arms if arm not in empty), study.arms[0])
+    others = [arm for arm in study.arms if arm is not baseline and arm not in empty]
     pairs = [
         (measure, measure.side(arm), measure.side(baseline)) for measure in study.measures for arm in others
     ]
     rows = [row for pair in pairs for row in _compared(*pair)]
     yield Heading(2, "Comparison with the baseline")
     yield Paragraph(
-        f"The baseline is the first arm: {baseline.label}. A difference is an arm minus the baseline."
+        f"The baseline is the first arm{' with a finished run' if baseline is not study.arms[0] else ''}: "
+        f"{baseline.label}. A difference is an arm minus the baseline."
     )
-    refused = [text for pair in pairs for text in _refused(*pair)]
+    refused = [f"{arm.label} is not compared: no run of it has finished" for arm in empty]
+    refused += [text for pair in pairs for text in _refused(*pair)]
     if not rows:
         yield Paragraph("No arm has the two finished runs that an interval needs.")
         if refused:
@@ -218,8 +223,8 @@ def conclusion(study: Study) -> Iterator[Block]:
     inferring = sum(one.claim.scope.seeds == "any" for one in study.judged)
     if inferring > 1:
         yield Paragraph(
-            f"{inferring} claims share an error rate of {ERROR_RATE:.0%}: their intervals have the level "
-            f"{100 * (1 - ERROR_RATE / inferring):.4g} % (Bonferroni)."
+            f"{inferring} claims share an error rate of {100 * ERROR_RATE:g} %: their intervals have the "
+            f"level {100 * (1 - ERROR_RATE / inferring):.4g} % (Bonferroni)."
         )
 
 
@@ -280,7 +285,9 @@ def observations(study: Study) -> Iterator[Block]:
         finite = sorted((each.value, each.run.name) for each in found if each.value is not None)
         if len(finite) > 1:
             (low, first), (high, second) = finite[0], finite[-1]
-            noted.append(f"{measure.label} ended between {low:.4g} ({first}) and {high:.4g} ({second})")
+            between = f"between {low:.4g} ({first}) and {high:.4g} ({second})"
+            alike = f"at {low:.4g} in all {len(finite)} runs"
+            noted.append(f"{measure.label} ended {alike if f'{low:.4g}' == f'{high:.4g}' else between}")
     for run in study.runs:
         for name in run.evaluation_names:
             points = [(value, step) for step, value in run.evaluation(name) if math.isfinite(value)]

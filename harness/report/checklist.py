@@ -103,7 +103,10 @@ def _selection(study: Study) -> Item:
     if study.planned:
         later = sum(bool(plan.finished) for plan in study.plans)
         changed = f", changed {later} times after members had finished" if later else ""
-        told = f"{len(study.arms)} configs of a sweep that was registered before it ran{changed}"
+        told = (
+            f"{len(study.arms)} configs, all reported, of a sweep that was registered before it "
+            f"ran{changed}; no signature covers its register"
+        )
     return Item(
         "the range of hyperparameters considered and how the best were chosen",
         "yes" if study.planned else "not recorded",
@@ -116,7 +119,8 @@ def _number(study: Study) -> Item:
     return Item(
         "the exact number of training and evaluation runs",
         "yes" if study.planned else "not recorded",
-        f"{len(study.runs)} runs, {len(study.absent)} planned ones never began, all listed"
+        f"{len(study.runs)} runs, {len(study.absent)} planned ones never began, {len(study.evaluations)} "
+        "signed evaluations: all listed"
         if study.planned
         else f"{len(study.runs)} runs were given to this report; whether there are others is not known",
         "Results",
@@ -145,11 +149,12 @@ def _variation(study: Study) -> Item:
 
 def _runtime(study: Study) -> Item:
     known = [run for run in study.runs if costs.seconds_at_work(run) is not None]
+    counting = sum(bool(run.energy) for run in study.runs)
     return Item(
         "run time or energy of each result",
         "yes" if len(known) == len(study.runs) else "no",
-        f"time at work of {len(known)} of {len(study.runs)} runs; energy of "
-        f"{sum(bool(run.energy) for run in study.runs)}",
+        f"time at work of {len(known)} of {len(study.runs)} runs; energy "
+        + (f"of {counting}" if counting else "not recorded"),
         "Costs",
     )
 

@@ -50,18 +50,18 @@ def energy(run: Run) -> str:
 def costs(runs: Sequence[Run]) -> Iterator[Block]:
     """Hours of each run and of all."""
     yield Heading(2, "Costs")
-    rows, total = [], 0.0
+    rows, total, known = [], 0.0, 0
     for run in runs:
         seconds, ranks = seconds_at_work(run), processes(run)
         hours = None if seconds is None or ranks is None else seconds * ranks / 3600
-        total += hours or 0.0
+        total, known = total + (hours or 0.0), known + (hours is not None)
         rows.append(
             [
                 run.name,
                 device(run),
-                "—" if ranks is None else str(ranks),
-                "—" if seconds is None else human_seconds(seconds),
-                "—" if hours is None else f"{hours:.3f}",
+                "not recorded" if ranks is None else str(ranks),
+                "not recorded" if seconds is None else human_seconds(seconds),
+                "not recorded" if hours is None else f"{hours:.3g}",
                 energy(run),
                 f"{run.superseded:,}",
             ]
@@ -69,8 +69,10 @@ def costs(runs: Sequence[Run]) -> Iterator[Block]:
     head = ["run", "device", "processes", "time at work", "process hours", "energy", "steps that ran twice"]
     yield Table(head, rows)
     counted = sum(bool(run.energy) for run in runs)
+    more = ", steps that no checkpoint has signed" if any(run.unsigned for run in runs) else ""
     yield Paragraph(
-        f"{total:.3f} process hours in all, from the clocks in metrics.jsonl, start-up and pauses left out. "
+        f"{total:.3g} process hours of {known} of {len(runs)} runs, from the clocks in metrics.jsonl; "
+        f"without start-up, pauses, steps that ran again{more}. "
         + (
             f"Energy of {counted} of {len(runs)} runs, as their devices counted it; covered by no signature."
             if counted

@@ -149,7 +149,7 @@ def _misses(there: Sequence[Mapping[str, str]], wanted: Mapping[str, str]) -> st
         return "was asked something else"
     name = apart[0]
     found = ", ".join(sorted({_shortened(name, says.get(name, "not recorded")) for says in there}))
-    return f"has another {name}: {found}, not {_shortened(name, wanted[name])}"
+    return f"is of {name} {found}, not {_shortened(name, wanted[name])}"
 
 
 def _called(asked: Mapping[str, str]) -> str:

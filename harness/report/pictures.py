@@ -53,7 +53,7 @@ def _banded(
     for index, arm in enumerate(arms):
         whole = [run for run in arm.runs if facts.ending(run).kind == "good"] or list(arm.runs)
         series += [
-            Series(f"{run.name} (not finished)", curve_of(run), index, faint=True)
+            Series(f"{run.name} (not finished)", curve_of(run), index, len(curve_of(run)) == 1, faint=True)
             for run in arm.runs
             if run not in whole and curve_of(run)
         ]

@@ -7,6 +7,7 @@ Example::
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +23,7 @@ from harness.report.arms import listed
 from harness.report.document import Block, Bullets, Heading, Paragraph, Source, Status, Table
 from harness.report.pictures import kernels, launches, pictures
 from harness.report.runs import Facts, Run
-from harness.report.study import Study
+from harness.report.study import Study, failed
 from harness.words import counted
 
 _INCIDENTS = 20
@@ -41,12 +42,12 @@ def compose(study: Study) -> list[Block]:
         *([] if any(study.verdicts) else [Status("open", "not verified: give `--key` or `--policy`")]),
         *argument.question(study),
         Heading(2, "Setup"),
-        *_each(study, _setup),
+        *_setups(study),
         *_settings(study),
         *data.blocks(study),
         Heading(2, "Results"),
         *pictures(study),
-        _results(runs),
+        _results(study),
         *argument.observations(study),
         *argument.uncertainty(study),
         *argument.comparison(study),
@@ -72,7 +73,7 @@ def compose(study: Study) -> list[Block]:
         *costs.costs(runs),
         *checklist.blocks(study),
         Heading(2, "Configs"),
-        *(Source(f"{run.name}: run.yaml", run.config_text or "(missing)") for run in runs),
+        *_configs(runs),
     ]
 
 
@@ -117,7 +118,8 @@ def _each(study: Study, section: Callable[[Run], list[Block]]) -> list[Block]:
     return [block for blocks, names in made for block in (Heading(3, listed(names)), *blocks)]
 
 
-def _results(runs: Sequence[Run]) -> Table:
+def _results(study: Study) -> Table:
+    runs = study.runs
     names = list(dict.fromkeys(name for run in runs for name in run.evaluation_names))
     head = [
         "run",
@@ -128,11 +130,11 @@ def _results(runs: Sequence[Run]) -> Table:
         "per second (median)",
     ]
     rows = []
-    for run in runs:
+    for run, verdict in zip(runs, study.verdicts, strict=True):
         rate = facts.rate(run)
         rows.append(
             [
-                run.name,
+                f"{run.name} (verification failed)" if failed(verdict) else run.name,
                 str(facts.seed(run)),
                 f"{run.last_step:,}",
                 decimal(facts.final(run, "loss (train)")),
@@ -147,7 +149,25 @@ _SECTIONS = ("task", "model", "data", "optimizer", "schedule", "evaluate")
 """Of the config, a line each; all of it is in the section Configs."""
 
 
-def _setup(run: Run) -> list[Block]:
+def _setups(study: Study) -> Iterator[Block]:
+    """What was trained, on what, and how: first what is the same for all runs, then what is not."""
+    made = [_setup(run) for run in study.runs]
+    same = [row for row in made[0] if all(row in rows for rows in made)]
+    own: list[tuple[list[list[str]], list[str]]] = []
+    for run, rows in zip(study.runs, made, strict=True):
+        rest = [row for row in rows if row not in same]
+        known = next((names for told, names in own if told == rest), None)
+        if known is None:
+            own.append((rest, [run.name]))
+        else:
+            known.append(run.name)
+    for rows, names in ([(same, [run.name for run in study.runs])] if same else []) + own:
+        if rows:
+            yield from [Heading(3, listed(names))] if study.several else []
+            yield Table(["what", "value"], rows)
+
+
+def _setup(run: Run) -> list[list[str]]:
     """What was trained, on what, and how; without the seed."""
     table = facts.settings(run.config_text, str(run.root))
     parameters = processes = "not recorded"
@@ -160,13 +180,18 @@ def _setup(run: Run) -> list[Block]:
     rows = [[name, _said(table, name)] for name in _SECTIONS]
     rows.insert(2, ["parameters", parameters])
     rows += [
-        ["updates", f"{_shown(table, 'train.steps')} of {_shown(table, 'train.global_batch')} samples"],
-        ["precision", f"{_shown(table, 'precision')}, compile {_shown(table, 'compile')}"],
+        [
+            "updates",
+            f"{_shown(table, 'train.steps')} of {_shown(table, 'train.global_batch')} samples"
+            if table
+            else "not recorded",
+        ],
+        ["precision", f"{_shown(table, 'precision')}, compile {_shown(table, 'compile')}" if table else ""],
         ["processes", processes],
         ["device", costs.device(run)],
         ["began with", began],
     ]
-    return [Table(["what", "value"], [[name, value] for name, value in rows if value])]
+    return [[name, value] for name, value in rows if value]
 
 
 def _said(table: Mapping[str, Any], section: str) -> str:
@@ -215,7 +240,8 @@ def _protocol(run: Run) -> list[Block]:
         ["every", f"{table.get('evaluate.every') or 'the end only'}"],
         [
             "batches",
-            f"{table.get('evaluate.batches', '—')} of {table.get('train.micro_batch', '—')}, always the same",
+            f"{table.get('evaluate.batches', '—')} of {table.get('train.micro_batch', '—')} samples, the "
+            "same each time",
         ],
         ["held out", held_out or "not recorded"],
         ["decoding", "nothing is generated while training: the measures are of given samples"],
@@ -224,20 +250,31 @@ def _protocol(run: Run) -> list[Block]:
 
 
 def _artefacts(study: Study) -> Iterator[Block]:
-    rows = [row for run in study.runs for row in _signed(run)]
+    rows = [
+        row for run, verdict in zip(study.runs, study.verdicts, strict=True) for row in _signed(run, verdict)
+    ]
     if rows:
-        yield Table(["run", "checkpoint", "kind", "state", "signed"], rows)
-        yield Paragraph("The last good checkpoint of each run; `harness lineage` shows all of them.")
+        yield Table(["run", "checkpoint", "kind", "state", "created", "signed by"], rows)
+        yield Paragraph(
+            "The newest checkpoint of each run, or the state that was kept when it became non-finite before "
+            "the first; `harness lineage` shows all of them."
+        )
     else:
         yield Paragraph("No checkpoint with a readable statement.")
 
 
-def _signed(run: Run) -> Iterator[list[str]]:
-    good = [one for one in run.checkpoints if one.facts is not None and one.kind in ("complete", "pruned")]
-    for one in good[-1:]:
-        if one.facts is not None:
+def _signed(run: Run, verdict: Status | None) -> Iterator[list[str]]:
+    for one in run.checkpoints:
+        if one.facts is not None and one.facts is run.newest:
             state, created = str(one.facts["state"]["sha256"]), str(one.facts["created"])
-            yield [run.name, f"`{one.name}`", one.kind, f"`{state[:16]}`", created]
+            who = "verification failed" if failed(verdict) else one.signer or "not verified"
+            yield [run.name, f"`{one.name}`", one.kind, f"`{state[:16]}`", created, who]
+
+
+_ASIDE = {
+    "nonfinite": "the state before a loss or gradients that were not finite",
+    "damaged": "set aside by a resume, since it did not verify",
+}
 
 
 def _launches(run: Run) -> list[Block]:
@@ -250,7 +287,7 @@ def _launches(run: Run) -> list[Block]:
             str(one.number),
             one.kind,
             "—" if one.resumed_from is None else f"{one.resumed_from:,}",
-            f"{one.first:,} … {one.last:,}",
+            f"{one.first:,}" if one.first == one.last else f"{one.first:,} … {one.last:,}",
             str(one.launch.get("world_size", "—")),
             str(one.launch.get("launcher", "—")),
             str(one.launch.get("precision", "—")),
@@ -260,9 +297,7 @@ def _launches(run: Run) -> list[Block]:
     remarks = [f"launch {one.number} differs: {text}" for one in found for text in one.differences]
     remarks += [f"launch {one.number} accepted: {text}" for one in found for text in one.accepted]
     remarks += [f"launch {one.number} skipped {text}" for one in found for text in one.skipped]
-    remarks += [
-        f"`{one.name}`: {one.kind}" for one in run.checkpoints if one.kind in ("nonfinite", "damaged")
-    ]
+    remarks += [f"`{one.name}`: {_ASIDE[one.kind]}" for one in run.checkpoints if one.kind in _ASIDE]
     remarks += [f"`{one.name}`: {one.problem}" for one in run.checkpoints if one.problem]
     if run.superseded:
         remarks.append(
@@ -302,7 +337,9 @@ def _kernels(run: Run) -> list[Block]:
 def _incidents(run: Run) -> list[Block]:
     notes = facts.missing_steps(run)
     if not run.lines_signed:
-        notes.append(f"{layout.METRICS} is signed by no checkpoint: determinism.step_digests was off")
+        whole = any(one.kind in ("complete", "pruned") for one in run.checkpoints)
+        why = "determinism.step_digests was off" if whole else "the run has none"
+        notes.append(f"{layout.METRICS} is signed by no checkpoint: {why}")
     if run.unsigned:
         notes.append(
             f"{counted(run.unsigned, 'line')} of metrics.jsonl after step {run.last_step:,}: signed by no "
@@ -325,10 +362,11 @@ def _incidents(run: Run) -> list[Block]:
 def _variations(study: Study, run: Run) -> list[Block]:
     tiers = next(each for one, each in zip(study.runs, study.tiers, strict=True) if one is run)
     kind: Literal["good", "bad", "open"] = "bad" if tiers.contradicted else "good" if tiers.told else "open"
-    told = [f"{label} {text}" if label else text.removeprefix("- ") for label, text in tier_lines(tiers)]
+    (_, verdict), *rest = tier_lines(tiers)
+    told = [f"{label} {text}" if label else text.removeprefix("- ") for label, text in rest]
     return [
-        Status(kind, f"repeatability: {told[0]}"),
-        *([Bullets(told[1:])] if told[1:] else []),
+        Status(kind, f"repeatability: {verdict}"),
+        *([Bullets(told)] if told else []),
         Heading(4, "Reasons"),
         Bullets(facts.could_vary(run, tiers)),
     ]
@@ -356,6 +394,25 @@ def _environment_rows(facts: Facts) -> Iterator[tuple[str, str]]:
     for name in ("torch", "accelerate", "numpy", "safetensors"):
         if name in packages:
             yield name, str(packages[name])
+
+
+_OWN = ("run.dir", "run.name", "run.seed")
+"""Settings that a run has for itself."""
+
+
+def _configs(runs: Sequence[Run]) -> Iterator[Block]:
+    """Each config once, whole: what runs of it have for themselves is in the title."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        table = facts.settings(run.config_text, str(run.root))
+        shared = {key: value for key, value in table.items() if key not in _OWN}
+        groups.setdefault(json.dumps(shared, default=str) if table else run.config_text, []).append(run)
+    for first, *others in groups.values():
+        title = f"{first.name}: run.yaml"
+        if others:
+            more = listed([run.name for run in others])
+            title += f"; {more}: the same but for {', '.join(_OWN)}"
+        yield Source(title, first.config_text or "(missing)")
 
 
 def _clock(seconds: float) -> str:

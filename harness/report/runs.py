@@ -36,6 +36,8 @@ class Checkpoint:
     facts: Facts | None
     """The predicate of its statement; None when it cannot be read, and ``problem`` says why."""
     problem: str | None = None
+    signer: str | None = None
+    """Whose signature a verification has accepted; None where none did."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Run:
     verified: bool = False
     """Whether a verification has read ``lines``, ``checkpoints`` and ``config_text``, and found no fault."""
     lines_signed: bool = True
-    """Of a verified run: whether its checkpoints sign ``lines``, which they do not without step digests."""
+    """Of a verified run: whether its checkpoints sign ``lines``; without checkpoints or step digests, not."""
     unsigned: int = 0
     """Lines behind the newest checkpoint's, which no signature covers yet; of a verified run they are not
     among ``lines``."""
@@ -110,13 +112,13 @@ class Run:
 
     @property
     def newest(self) -> Facts | None:
-        """The predicate of the newest checkpoint that has a readable one."""
-        readable = [
-            one.facts
-            for one in self.checkpoints
-            if one.facts is not None and one.kind not in ("nonfinite", "damaged")
-        ]
-        return readable[-1] if readable else None
+        """The predicate of the newest checkpoint that has a readable one; without any, that of the state
+        which was kept when the run became non-finite."""
+        for kinds in (("complete", "pruned"), ("nonfinite",)):
+            readable = [one.facts for one in self.checkpoints if one.facts is not None and one.kind in kinds]
+            if readable:
+                return readable[-1]
+        return None
 
     @property
     def name(self) -> str:

@@ -25,6 +25,8 @@ def of(read: Run, judged: Report, kept: Kept) -> Run:
     signed = [each.step_to for each in commits if each.predicate["metrics"]["chain"] is not None]
     checkpoints = tuple(sorted(_checkpoints(read, judged), key=lambda one: (one.step, one.name)))
     text = "" if kept.config is None else kept.config.decode("utf-8", "replace")
+    if not commits and judged.checkpoints:  # it became non-finite before its first checkpoint
+        text = str(judged.checkpoints[-1].statement.predicate["config"]["text"])
     verified = replace(read, checkpoints=checkpoints, config_text=text, verified=True)
     if not signed:
         return replace(verified, lines_signed=False)
@@ -45,7 +47,10 @@ def _checkpoints(read: Run, judged: Report) -> Iterator[Checkpoint]:
     for each in judged.checkpoints:
         if each.kind in ("complete", "pruned", "nonfinite"):
             statement = each.statement
-            yield Checkpoint(each.folder.name, statement.step_to, each.kind, statement.predicate)
+            signer = f"{', '.join(each.signers)} (ed25519 {each.signer[:16]}…)"
+            yield Checkpoint(
+                each.folder.name, statement.step_to, each.kind, statement.predicate, signer=signer
+            )
     known = {each.folder.name for each in judged.checkpoints}
     # One that a running job has pruned meanwhile has another name, and the same step.
     steps = {each.statement.step_to for each in judged.checkpoints}
