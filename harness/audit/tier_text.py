@@ -52,7 +52,7 @@ def could_vary(tiers: Tiers) -> Iterator[str]:
         yield f"the same stack may give other bits; no evidence counts: {tiers.nothing}"
     elif not same.held:
         lacking = "; ".join(same.missing[:_SHOWN])
-        yield f"the same stack may give other bits; showing that it does not takes {lacking}"
+        yield f"the same stack may give other bits: it would take {lacking} to show that it does not"
     else:
         yield f"the same stack has given the same bits, no further than this: {'; '.join(same.reaches)}"
     if not world.held:
