@@ -61,17 +61,23 @@ def keep(window: Browser, name: str) -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_click_opens_a_card_and_close_closes_it(window: Browser, page: Path, width: int) -> None:
-    """Oracle: what the browser displays; a phone's first window shows checkpoints, and nothing overflows."""
+    """Oracle: what the browser displays; a phone's first window shows checkpoints, and nothing overflows, nor
+    does the drawing scroll sideways."""
     window.open(page, width, 844)
     assert window.requests == [page.as_uri()]
     assert window.evaluate("document.documentElement.scrollWidth") <= width
     assert window.evaluate(OPEN) == []
+    drawing = ".narrow" if width == 390 else ".wide"
     left, right = window.evaluate(
-        "(r=>[r.left,r.right])(document.querySelector('svg circle').getBoundingClientRect())"
+        f"(r=>[r.left,r.right])(document.querySelector('{drawing} circle').getBoundingClientRect())"
     )
     assert 0 < left < right < width
+    sizes = window.evaluate("(e=>[e.scrollWidth,e.clientWidth])(document.querySelector('#graph'))")
+    assert sizes[0] <= sizes[1]
+    displayed = "[...document.querySelectorAll('svg')].filter(e=>e.getClientRects().length).length"
+    assert window.evaluate(displayed) == 1
     keep(window, f"page-{width}")
-    window.click("svg a:not(.bad) circle.complete")
+    window.click(f"{drawing} a:not(.bad) circle.complete")
     (card,) = window.evaluate(OPEN)
     assert "child step 10" in card
     assert "signatures, statements and file set verified" in card
@@ -108,7 +114,7 @@ def test_what_is_wrong_is_red_and_says_why_and_nothing_else_is(window: Browser, 
         f"(e=>(e.style.color={RED},document.body.append(e),getComputedStyle(e).color))"
         "(document.createElement('i'))"
     )
-    stroke = "[...document.querySelectorAll('svg a')].map(a=>[a.querySelector('.name').textContent,"
+    stroke = "[...document.querySelectorAll('.wide a')].map(a=>[a.querySelector('.name').textContent,"
     stroke += "getComputedStyle(a.querySelector('circle,rect')).stroke])"
     reds = [name for name, colour in window.evaluate(stroke) if colour == red]
     assert sorted(reds) == ["child step 30", "step-00000020"]

@@ -57,7 +57,9 @@ th{color:var(--soft);font-weight:600}
 td{white-space:nowrap}
 code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:12px;overflow-wrap:anywhere}
 summary{cursor:pointer;margin:12px 0}
-@media(max-width:640px){main{padding:18px 14px 40px}h1{font-size:20px}}
+.narrow{display:none}
+@media(max-width:640px){main{padding:18px 14px 40px}h1{font-size:20px}
+.wide:has(+.narrow){display:none}.narrow{display:block}}
 """
 
 _LEGEND = (
@@ -69,7 +71,8 @@ _LEGEND = (
 )
 
 _MOST_MARKED = 1000
-"""Nodes of a page on which the one whose card is open is marked: each needs a rule of its own."""
+"""Nodes of a page on which the one whose card is open is marked, and that has a drawing for phones: each
+takes a rule of its own and more shapes."""
 
 
 def render(picture: Picture, *, every: bool = False) -> str:
@@ -80,7 +83,10 @@ def render(picture: Picture, *, every: bool = False) -> str:
         picture = folded(picture)
     state = "good" if picture.verified else "bad" if picture.exit_code == 1 else "open"
     ids = lineage_cards.anchors(picture.graph)
-    drawing = lineage_svg.svg(picture.graph, ids, lineage_cards.bad(picture))
+    bad = lineage_cards.bad(picture)
+    drawing = f'<div class="wide">{lineage_svg.svg(picture.graph, ids, bad)}</div>'
+    if len(ids) <= _MOST_MARKED:
+        drawing += f'<div class="narrow">{lineage_svg.svg(picture.graph, ids, bad, narrow=True)}</div>'
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="status {state}">{escape(visible(picture.trust))}</p>',

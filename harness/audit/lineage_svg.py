@@ -18,6 +18,10 @@ _LANE = 30
 _BOX = 280
 _GAP = 50
 _TOP = 14
+_EDGE = 4
+_ASIDE = 30
+_SMALLEST = 0.8
+"""Share of its size to which a drawing may shrink."""
 _TEXT = 300
 """Width of what stands beside a checkpoint: with its lane on the first screen of a phone."""
 _CHARACTERS = 38
@@ -44,8 +48,9 @@ class Box:
         return self.y + self.height / 2
 
 
-def svg(graph: Graph, anchors: Mapping[str, str], bad: Container[str]) -> str:
-    """Checkpoints on the left with the newest on top, then launches, then ingredients and exports.
+def svg(graph: Graph, anchors: Mapping[str, str], bad: Container[str], *, narrow: bool = False) -> str:
+    """Checkpoints on the left with the newest on top, then launches, then ingredients and exports; one below
+    the other in a ``narrow`` one.
 
     ``anchors``: key of a node → id of its card; ``bad``: keys of nodes that something was found against.
     """
@@ -54,13 +59,17 @@ def svg(graph: Graph, anchors: Mapping[str, str], bad: Container[str]) -> str:
     lanes = max((len(row.open_lanes) for row in walked), default=1)
     points = {row.node.key: (_lane_x(row.lane), _row_y(number)) for number, row in enumerate(walked)}
     points |= {node.key: (_lane_x(0), _row_y(len(walked) + number)) for number, node in enumerate(alone)}
-    left = _lane_x(lanes) + _GAP
-    launches = _launch_boxes(walked, graph, left)
+    below = _TOP + _ROW * (len(walked) + len(alone))
+    left, top = (_EDGE, below + _TOP) if narrow else (_lane_x(lanes) + _GAP, float(_TOP))
+    launches = _launch_boxes(walked, graph, left, top)
+    right = left if narrow else left + _BOX + _GAP
+    under = max([top, *(box.y + box.height + _TOP for box in launches)]) if narrow else top
     others = [node for node in graph.nodes if node.kind not in ("checkpoint", "launch")]
-    boxes = {box.node.key: box for box in (*launches, *_stack(others, left + _BOX + _GAP))}
-    lowest = (box.y + box.height + _TOP for box in boxes.values())
-    height = max([_TOP + _ROW * (len(walked) + len(alone)), *lowest])
-    width = left + 2 * _BOX + _GAP + 4
+    boxes = {box.node.key: box for box in (*launches, *_stack(others, right, under))}
+    height = max([below, *(box.y + box.height + _TOP for box in boxes.values())])
+    width = _lane_x(lanes) + _EDGE if narrow else right + _BOX + _EDGE
+    # A narrow one shrinks to a phone's width as long as its letters can be read.
+    style = f' style="max-width:max(100%,{_SMALLEST * width:.0f}px);height:auto"' if narrow else ""
     shapes = list(_edges(graph, boxes, points))
     drawn = [(row.node, _point(row.node, points)) for row in walked]
     drawn += [(node, _point(node, points)) for node in alone]
@@ -70,7 +79,7 @@ def svg(graph: Graph, anchors: Mapping[str, str], bad: Container[str]) -> str:
         shapes += [f'<a class="{look}" href="#{anchors[node.key]}">', *parts, "</a>"]
     label = "Graph of checkpoints, launches, data and code; each is a link to its details"
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" aria-label="{label}" width="{width:.0f}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" aria-label="{label}"{style} width="{width:.0f}" '
         f'height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}">\n' + "\n".join(shapes) + "\n</svg>"
     )
 
@@ -83,10 +92,11 @@ def _row_y(number: int) -> float:
     return _TOP + _ROW * (number + 0.5)
 
 
-def _launch_boxes(walked: list[Row], graph: Graph, x: float) -> list[Box]:
-    """Each launch beside the checkpoint that it began with, moved down where it would hide another one."""
+def _launch_boxes(walked: list[Row], graph: Graph, x: float, top: float) -> list[Box]:
+    """Each launch beside the checkpoint that it began with, moved down where it would hide another one or lie
+    above ``top``."""
     boxes: list[Box] = []
-    lowest = float(_TOP)
+    lowest = top
     names = words.numbered(graph)
     for number, row in enumerate(walked):
         if row.launch is not None and all(box.node != row.launch for box in boxes):
@@ -97,9 +107,8 @@ def _launch_boxes(walked: list[Row], graph: Graph, x: float) -> list[Box]:
     return boxes
 
 
-def _stack(nodes: list[Node], x: float) -> list[Box]:
+def _stack(nodes: list[Node], x: float, y: float) -> list[Box]:
     boxes: list[Box] = []
-    y = float(_TOP)
     for node in nodes:
         boxes.append(Box(node, x, y, (node.kind, *_ingredient(node))))
         y += boxes[-1].height + 10
@@ -122,17 +131,21 @@ def _edges(graph: Graph, boxes: dict[str, Box], points: dict[str, tuple[float, f
             and edge.source in points
             and edge.target in boxes
         ):
-            box = boxes[edge.target]
-            yield _curve((box.x, box.middle + 5), points[edge.source], f"path {edge.kind}")
+            x, y = _side(boxes[edge.target], points[edge.source])
+            yield _curve((x, y + 5), points[edge.source], f"path {edge.kind}")
         elif edge.kind == "saved" and edge.source in boxes:
-            box = boxes[edge.source]
-            yield _curve((box.x, box.middle), points[edge.target], "path used")
+            yield _curve(_side(boxes[edge.source], points[edge.target]), points[edge.target], "path used")
         elif edge.source in boxes and edge.target in boxes:
             yield _curve(*_between(boxes[edge.source], boxes[edge.target]), "path used")
 
 
+def _side(box: Box, point: tuple[float, float]) -> tuple[float, float]:
+    """The middle of the side of ``box`` that is nearer to ``point``."""
+    return (box.x if point[0] < box.x else box.x + _BOX), box.middle
+
+
 def _between(source: Box, target: Box) -> tuple[tuple[float, float], tuple[float, float]]:
-    if source.x == target.x:  # a corpus and the data set that came of it
+    if source.x == target.x:  # a corpus and the data set that came of it, or all boxes of a narrow drawing
         return (source.x + _BOX, source.middle), (target.x + _BOX, target.middle)
     return (source.x, source.middle), (target.x + _BOX, target.middle)
 
@@ -149,9 +162,11 @@ def _births(graph: Graph) -> Iterator[tuple[str, str]]:
 def _curve(start: tuple[float, float], end: tuple[float, float], look: str, *, upright: bool = False) -> str:
     (x1, y1), (x2, y2) = start, end
     bend_x, bend_y = (0.0, (y2 - y1) / 2) if upright else ((x2 - x1) / 2, 0.0)
+    # Between two boxes of one column the curve leaves it, else it would lie on the boxes between.
+    aside = _ASIDE if x1 == x2 and not upright else 0.0
     return (
-        f'<path class="{look}" d="M{x1:.1f},{y1:.1f} C{x1 + bend_x:.1f},{y1 + bend_y:.1f} '
-        f'{x2 - bend_x:.1f},{y2 - bend_y:.1f} {x2:.1f},{y2:.1f}"/>'
+        f'<path class="{look}" d="M{x1:.1f},{y1:.1f} C{x1 + bend_x + aside:.1f},{y1 + bend_y:.1f} '
+        f'{x2 - bend_x + aside:.1f},{y2 - bend_y:.1f} {x2:.1f},{y2:.1f}"/>'
     )
 
 
