@@ -270,7 +270,7 @@ def test_which_of_several_evaluations_is_meant_must_be_said(tmp_path: Path) -> N
         body = f"{level}, evaluation: {{dataset: {name}}}"
         assert told(claimed(body, metric="exact_match"), both).verdict == verdict
     absent = told(claimed(f"{level}, evaluation: {{dataset: absent}}", metric="exact_match"), both)
-    assert "what is verified of step 60 has another dataset: other, wheel, not absent" in absent.reasons[0]
+    assert "what is verified of step 60 is of dataset other, wheel, not absent" in absent.reasons[0]
     again = [dataclasses.replace(run, evaluated=(*run.evaluated, answers(0.7))) for run in made]
     twice = told(claimed(level, metric="exact_match"), again)
     assert (twice.verdict, "it was measured 2 times, from 0.7 to 0.8" in twice.reasons[0]) == (

@@ -583,6 +583,19 @@ def test_a_browser_asks_for_nothing_else_and_nothing_overflows(tmp_path: Path) -
         window.close()
 
 
+def test_what_nobody_has_verified_is_said_where_it_is_used(tmp_path: Path) -> None:
+    """Oracle: a finished run of which only a verification would show an evaluation that has failed; with one
+    the doubt is gone."""
+    made = [scored(tmp_path / "a", 1.0)]
+    for verdict, doubt in ((None, True), (Status("good", "verified"), False)):
+        about = study(made, [verdict])
+        (data,) = (item for item in checklist.items(about) if item.asked == "which data?")
+        assert ("1 of 1 runs, as nobody has verified" in data.evidence) == doubt
+        page = markdown.render(report.compose(about))
+        assert ("a signed evaluation would have to say against these runs is not known" in page) == doubt
+        assert "Nothing to list: every run that was given has finished." in page
+
+
 def test_every_answer_of_the_checklist_links_to_a_section_that_is_there(tmp_path: Path) -> None:
     """Oracle: the ids of the page, and the names that GitHub gives to the headings of the Markdown."""
     made = report.compose(study([scored(tmp_path / "a", 1.0)], [None]))

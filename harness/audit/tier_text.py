@@ -38,7 +38,7 @@ def lines(tiers: Tiers) -> Iterator[tuple[str, str]]:
     if tiers.contradicted:
         yield from (("", f"- {text}") for text in tiers.contradicted[:_SHOWN])
     elif tiers.nothing is not None:
-        yield "next tier", f"no evidence counts: {tiers.nothing}"
+        yield "", f"- no evidence counts: {tiers.nothing}"
     elif tiers.next is not None:
         yield "next tier", f"{tiers.next.name} needs: {'; '.join(tiers.next.missing[:_SHOWN])}"
 

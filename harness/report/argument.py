@@ -264,11 +264,16 @@ def failures(study: Study) -> Iterator[Block]:
     ]
     found += [f"claim {one.claim.name}: {one.verdict}" for one in study.judged if one.verdict != "supported"]
     yield Heading(2, "Failures and negative results")
-    yield (
-        Bullets(found)
-        if found
-        else Paragraph("None: every run that was begun has finished, and no claim or evaluation failed.")
-    )
+    if found:
+        yield Bullets(found)
+    else:
+        claimed = " and every claim is supported" if study.judged else ""
+        yield Paragraph(f"Nothing to list: every run that was given has finished{claimed}.")
+    if not any(study.verdicts):
+        yield Paragraph(
+            "What a verification or a signed evaluation would have to say against these runs is not known: "
+            "give `--key` or `--policy`."
+        )
 
 
 _FALLING = ("loss", "bits_per_byte", "perplexity")

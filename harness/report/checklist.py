@@ -18,6 +18,7 @@ from harness.report import costs, data, measured
 from harness.report.document import Block, Heading, Link, Paragraph, Table
 from harness.report.runs import Run
 from harness.report.study import Study, failed
+from harness.words import counted
 
 Answer = Literal["yes", "no", "not recorded"]
 
@@ -122,7 +123,7 @@ def _number(study: Study) -> Item:
         f"{len(study.runs)} runs, {len(study.absent)} planned ones never began, {len(study.evaluations)} "
         "signed evaluations: all listed"
         if study.planned
-        else f"{len(study.runs)} runs were given to this report; whether there are others is not known",
+        else f"{counted(len(study.runs), 'run')} given to this report; whether there are others is not known",
         "Results",
     )
 
@@ -286,7 +287,8 @@ def _limits(study: Study) -> Item:
 def _told(study: Study, asked: str, has: Callable[[Run], bool], evidence: str, section: str) -> Item:
     count = sum(map(has, _standing(study)))
     answer: Answer = "yes" if count == len(study.runs) else "no" if count else "not recorded"
-    return Item(asked, answer, f"{evidence}: {count} of {len(study.runs)} runs", section)
+    doubt = "" if any(study.verdicts) else ", as nobody has verified"
+    return Item(asked, answer, f"{evidence}: {count} of {len(study.runs)} runs{doubt}", section)
 
 
 def _standing(study: Study) -> list[Run]:

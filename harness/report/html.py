@@ -57,7 +57,7 @@ summary{cursor:pointer;color:var(--soft)}
 @media print{:root{color-scheme:light;--text:#1f2328;--soft:#57606a;--line:#d0d7de;--back:#fff}
 :root{--panel:#f6f8fa}body{font-size:12px}main{max-width:none;padding:0}table{font-size:10.5px;min-width:0;width:100%}
 .scroll,pre{overflow:visible}td code{white-space:normal;overflow-wrap:anywhere}
-pre{white-space:pre-wrap;font-size:9px}svg{width:auto;max-width:100%}h2,h3,h4,thead{break-after:avoid}
+pre{white-space:pre-wrap;font-size:9px;columns:2}svg{width:auto;max-width:100%}h2,h3,h4,thead{break-after:avoid}
 tr,figure,.status,li{break-inside:avoid}details::details-content{content-visibility:visible;display:block}}
 """
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
