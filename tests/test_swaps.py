@@ -242,7 +242,7 @@ def test_a_report_tells_what_was_verified(
     assert told("swapped") == good
 
 
-DAMAGED = "- `damaged-step-00000099-0`: damaged"
+DAMAGED = "- `damaged-step-00000099-0`: set aside; nothing of it counts"
 
 
 def test_lines_that_no_checkpoint_has_signed_are_no_part_of_a_verified_report(

@@ -273,7 +273,7 @@ def _signed(run: Run, verdict: Status | None) -> Iterator[list[str]]:
 
 _ASIDE = {
     "nonfinite": "the state before a loss or gradients that were not finite",
-    "damaged": "set aside by a resume, since it did not verify",
+    "damaged": "set aside; nothing of it counts",
 }
 
 
