@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 from harness.commands import Outcome
-from harness.errors import HarnessError, storage_fault
+from harness.errors import HarnessError, UsageError, storage_fault
 from harness.terminal import INTERRUPTED, STOPPED, give_up, json_text, keyboard, open_streams
 
 VERBS = {
@@ -47,9 +48,17 @@ _PLACES = ("out", "target", "rerun")
 """Options that say where a verb writes to."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what it does not understand as every other error is told."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError`."""
+        raise UsageError(message, remedy=f"see `{self.prog} --help`")
+
+
 def _overview() -> argparse.ArgumentParser:
     width = max(map(len, VERBS))
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="harness",
         description="Training whose checkpoints can prove where they came from.",
         epilog="verbs:\n"
@@ -63,7 +72,7 @@ def _overview() -> argparse.ArgumentParser:
 
 
 def _verb_parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"harness {verb}",
         description=(module.__doc__ or VERBS[verb]).strip(),
         epilog=f"example:\n  {module.EXAMPLE}",
@@ -86,6 +95,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str]) -> int:
+    try:
+        return _parsed(words)
+    except UsageError as error:
+        return _failed(error, "--json" in words)
+
+
+def _parsed(words: list[str]) -> int:
+    """Parse ``words`` and call the verb. Raises `UsageError` for what cannot be parsed."""
     if not words or words[0] not in VERBS:
         options = _overview().parse_args(words)
         if options.version:
@@ -115,7 +132,9 @@ def _call(module: ModuleType, options: argparse.Namespace) -> int:
         place = next((value for name in _PLACES if (value := getattr(options, name, None))), Path())
         return _failed(storage_fault(error, doing, place), options.json)
     try:
-        if options.json:
+        if outcome.silent:
+            pass
+        elif options.json:
             print(json_text(outcome.document))
         elif outcome.text:
             print(outcome.text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -41,6 +42,29 @@ def test_help_shows_an_example_that_this_command_line_understands(
     assert seen
 
 
+def test_examples_speak_of_one_world() -> None:
+    """Oracle: the steps that `harness train configs/tiny.yaml` saves, and the keys that README makes."""
+    examples = " ".join(import_module(f"harness.commands.{verb}").EXAMPLE for verb in VERBS)
+    assert set(re.findall(r"runs/tiny/checkpoints/step-(\d+)", examples)) <= {"00000040", "00000060"}
+    assert set(re.findall(r"checkpoints/step-", examples)) == {"checkpoints/step-"}
+    assert {name.rpartition("/")[2] for name in re.findall(r"(\S+)\.(?:ed25519|p256)\.pub", examples)} == {
+        "alice"
+    }
+
+
+def test_one_rank_answers_for_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: one JSON object in all, that of rank 0."""
+    from harness.training import loop
+
+    result = loop.Result("runs/x", "genesis", 0, 2, "ab" * 32, 1.5, {})
+    for answer in (result, None):
+        monkeypatch.setattr(loop, "train", lambda *_, answer=answer, **__: answer)
+        assert main(["train", str(ROOT / "configs" / "tiny.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == "ab" * 32
+
+
 def test_the_verbs_that_scripts_rely_on_keep_their_names() -> None:
     """Oracle: the names, written down here."""
     wanted = "train verify show diff lineage kernels report watch keys config plan doctor"
@@ -60,6 +84,10 @@ ERRORS = {
     "unknown key": (["config", str(ROOT / "configs" / "tiny.yaml"), "train.stepz=3"], 2),
     "no such plan": (["plan", "nowhere.yaml"], 2),
     "a reason for nothing": (["train", str(ROOT / "configs" / "tiny.yaml"), "--reason", "typo"], 2),
+    "nothing named": (["verify"], 2),
+    "no action": (["keys"], 2),
+    "no such option": (["show", "nowhere", "--recent"], 2),
+    "no such verb": (["verfy", "nowhere"], 2),
 }
 
 

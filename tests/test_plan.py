@@ -54,7 +54,9 @@ def test_time_is_told_only_where_the_speed_is_known(capsys: pytest.CaptureFixtur
     """Oracle: none without a speed; tokens over tokens per second; an unknown GPU is an error."""
     words = ["plan", str(ROOT / "tiny.yaml")]
     assert main([*words, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["seconds"] is None
+    document = json.loads(capsys.readouterr().out)
+    assert document["seconds"] is None
+    assert (document["global_batch"], document["units"]) == (8, 60 * 8 * 64)
     assert main([*words, "--tokens-per-second", "1024", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["seconds"] == 60 * 8 * 64 / 1024
     assert main([*words, "--gpu", "Abacus"]) == 2

@@ -347,6 +347,21 @@ def test_a_resume_goes_back_when_a_small_file_is_exchanged(
     ]
 
 
+def test_a_resume_passes_over_a_checkpoint_of_another_run(run: SampleRun, tmp_path: Path) -> None:
+    """Oracle: step 20 of the run whose log it is; step 30, signed with the same key, is named and stays."""
+    other = SampleRun(tmp_path / "other", run.signer, seed=4)
+    other.advance(30)
+    foreign = run.folder.checkpoints / "step-00000030"
+    shutil.copytree(other.saved[30].folder, foreign)
+    origin = resume.log_origin(HeldRun(run.folder, 0, tmp_path / "me.key", run.signer, ""))
+    found = Candidates(Workers.alone(), run.folder, trusted(run.signer), wanted, origin).next()
+    assert newest(found) == "step-00000020"
+    assert [(each.name, each.checkpoint) for each in found.skipped] == [
+        ("step-00000030", other.saved[30].checkpoint)
+    ]
+    assert foreign.is_dir()
+
+
 @pytest.mark.parametrize("swap", [longer, shorter, other_bytes])
 def test_a_resume_takes_no_tensor_that_is_exchanged(run: SampleRun, swap: Swap) -> None:
     """Oracle: the tensors of the file that was verified; `DamagedCheckpoint` sends a resume one back."""

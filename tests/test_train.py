@@ -279,6 +279,24 @@ def test_a_damaged_checkpoint_is_named_and_skipped_and_never_deleted(partly: Pla
     assert verified.code == 0, verified.out
 
 
+def test_a_run_folder_has_the_names_that_other_tools_read(partly: Place) -> None:
+    """Oracle: DESIGN section 3, read with a JSON parser alone; the class of a resume is said first."""
+    again = partly.harness("train", "toy.yaml")
+    assert again.code == 0, again.err
+    assert again.out.startswith("resume  ")
+    assert " exact: " in again.out.splitlines()[0]
+    # What a sample is made of is the task's: of language tokens and tokens_per_s, of this one samples.
+    wanted = {"step", "loss", "lr", "grad_norm", "samples", "samples_per_s", "mfu", "batch", "chain", "time"}
+    for line in (partly.run / "metrics.jsonl").open("rb"):
+        assert wanted <= orjson.loads(line).keys()
+    newest = max((partly.run / "checkpoints").glob("step-*"))
+    trainer = orjson.loads((newest / "trainer.json").read_bytes())
+    assert (trainer["step"], trainer["cursor"]["samples"], trainer["scaler"]) == (24, 24 * 12, None)
+    last = orjson.loads((partly.run / "metrics.jsonl").read_bytes().splitlines()[-1])
+    assert float(trainer["schedule"]["rate"]) == last["lr"]
+    assert last["samples"] == trainer["cursor"]["samples"]
+
+
 def test_a_rank_that_fails_is_the_last_word_on_the_screen_and_not_taken_for_lost(place: Place) -> None:
     """Oracle: the last line under torchrun, no other rank's line, and the traceback in that rank's events."""
     place.write("toy.yaml", config(place.run, task='{kind: "toy_task:Toy", options: {crash: 20}}'))

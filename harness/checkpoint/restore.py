@@ -37,6 +37,7 @@ from harness.format import layout, safetensors_header, strict_json
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest, TensorEntry, checkpoint_id
 from harness.format.tensor_digests import RunningDigest
+from harness.provenance import history
 from harness.provenance.policy import Policy
 from harness.provenance.statements import CheckpointStatement
 from harness.workers import Workers
@@ -141,14 +142,21 @@ class Candidates:
     """The way back through the checkpoints of a run, newest first; every rank has one and goes along."""
 
     def __init__(
-        self, workers: Workers, run: RunFolder, policy: Policy | None, wanted: Callable[[str], bool]
+        self,
+        workers: Workers,
+        run: RunFolder,
+        policy: Policy | None,
+        wanted: Callable[[str], bool],
+        origin: str | None = None,
     ) -> None:
         """``policy``: rank 0's, which opens; the others take the manifest with the id that rank 0 names, so
-        they need no key. ``wanted`` names the small files that this rank keeps."""
+        they need no key. ``wanted`` names the small files that this rank keeps. ``origin``: of the run's log;
+        checkpoints of other runs are passed over. None: whatever is there is of the run."""
         self._workers = workers
         self._run = run
         self._policy = policy
         self._wanted = wanted
+        self._origin = origin
         self._folders: Iterator[Path] = iter(reversed(run.complete())) if policy is not None else iter(())
         self._opened: OpenedCheckpoint | None = None
         self._skipped: list[Skipped] = []
@@ -180,6 +188,7 @@ class Candidates:
         for folder in self._folders:
             try:
                 opened = open_checkpoint(folder, self._policy)
+                self._require_own(opened)
                 _check_rest(folder, opened.manifest)
             except EnvironmentFault:
                 raise
@@ -189,6 +198,13 @@ class Candidates:
             self._opened = opened
             return json.dumps({"name": folder.name, "checkpoint": opened.checkpoint_id}).encode()
         return b"null"
+
+    def _require_own(self, opened: OpenedCheckpoint) -> None:
+        run = opened.statement.run_id
+        if self._origin is not None and history.origin_of(run) != self._origin:
+            raise VerificationFailed(
+                f"belongs to the run {run}, and the log to another", where=str(opened.folder)
+            )
 
     def _load(self, folder: Path, checkpoint: str) -> Loaded | str:
         """What this rank needs of a checkpoint besides tensors, or why it is not to be used."""

@@ -221,6 +221,13 @@ def _scaler_tensors(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
     }
 
 
+def scaler_facts(state: TrainingState) -> dict[str, str] | None:
+    """The loss scaler's numbers as text, for trainer.json; None without one."""
+    if state.scaler is None:
+        return None
+    return {key.lstrip("_"): repr(value) for key, value in state.scaler.state_dict().items()}
+
+
 def _adopt_scaler(scaler: torch.amp.GradScaler, tensors: Mapping[str, Tensor]) -> None:
     scaler.load_state_dict(
         {key: type(value)(tensors[f"scaler.{key}"].item()) for key, value in scaler.state_dict().items()}

@@ -20,3 +20,5 @@ class Outcome:
     """What a person reads; empty when it was printed along the way."""
     exit_code: int = 0
     """0 good, 1 found bad, 2 usage, 3 environment, 4 cannot tell, 75 interrupted and saved."""
+    silent: bool = False
+    """Whether another rank prints it."""

@@ -18,7 +18,7 @@ from harness.commands.trust import add_signing_key, add_trust, required, signer_
 from harness.errors import visible
 from harness.provenance.policy import Policy
 
-EXAMPLE = "harness export runs/tiny/checkpoints/step-00000060 out/tiny --key me.ed25519.pub me.p256.pub"
+EXAMPLE = "harness export runs/tiny/checkpoints/step-00000060 out/tiny --key alice.ed25519.pub alice.p256.pub"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

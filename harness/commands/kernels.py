@@ -20,7 +20,7 @@ from harness.format import files, layout
 from harness.format.ledger import Ledger
 from harness.provenance.policy import Policy
 
-EXAMPLE = "harness kernels runs/tiny --key keys/me.ed25519.pub"
+EXAMPLE = "harness kernels runs/tiny --key alice.ed25519.pub"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

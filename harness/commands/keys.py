@@ -31,16 +31,24 @@ EXAMPLE = "harness keys new --out keys/alice && harness keys show keys/alice.ed2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Three actions: ``new``, ``show`` and ``rotate``."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="new|show|rotate")
-    new = actions.add_parser("new", help="make an identity")
+    new = actions.add_parser(
+        "new", help="make an identity", epilog="example: harness keys new --out keys/alice"
+    )
     new.add_argument("--out", type=Path, metavar="NAME", help="path without ending (default: user's config)")
     show = actions.add_parser(
-        "show", help="algorithms and key ids of a key file, or of what it names in a token"
+        "show",
+        help="algorithms and key ids of a key file, or of what it names in a token",
+        epilog="example: harness keys show keys/alice.ed25519.pub",
     )
     show.add_argument("file", type=Path)
     show.add_argument(
         "--out", type=Path, metavar="NAME", help="write NAME.ed25519.pub and NAME.p256.pub, too"
     )
-    rotate = actions.add_parser("rotate", help="hand over to another key, signed by the old and the new one")
+    rotate = actions.add_parser(
+        "rotate",
+        help="hand over to another key, signed by the old and the new one",
+        epilog="example: harness keys rotate --from alice.key --to alice-2.key --run runs/tiny",
+    )
     rotate.add_argument("--from", type=Path, required=True, dest="old", metavar="OLD.key")
     rotate.add_argument("--to", type=Path, required=True, dest="new", metavar="NEW.key")
     rotate.add_argument(

@@ -20,8 +20,8 @@ from harness.commands.trust import add_signing_key, add_trust, required, signer_
 from harness.errors import UsageError, visible
 
 EXAMPLE = (
-    "harness merge runs/a/checkpoints/step-00000060 runs/b/checkpoints/step-00000060 "
-    "--out out/soup --key me.ed25519.pub"
+    "harness merge runs/tiny/checkpoints/step-00000040 runs/tiny/checkpoints/step-00000060 "
+    "--out out/soup --key alice.ed25519.pub alice.p256.pub"
 )
 
 

@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     seconds, assumption = _seconds(planned, settings, arguments.gpu, arguments.tokens_per_second)
     document = {
         **asdict(planned),
+        "global_batch": settings.train.global_batch,
         "device_bytes": planned.memory.device,
         "seconds": seconds,
         "speed": assumption,

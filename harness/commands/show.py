@@ -20,7 +20,7 @@ from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
 
-EXAMPLE = "harness show runs/tiny/checkpoints/step-00000500 --key alice.ed25519.pub"
+EXAMPLE = "harness show runs/tiny/checkpoints/step-00000060 --key alice.ed25519.pub"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -60,4 +60,4 @@ def run(arguments: argparse.Namespace) -> Outcome:
         explained = failure.explain(error, loaded.settings.run.dir)
         failure.report(explained, loaded.settings.run.dir)
         raise explained from error
-    return Outcome(asdict(result), "")
+    return Outcome({}, "", silent=True) if result is None else Outcome(asdict(result), "")

@@ -50,8 +50,8 @@ def hold_run(
     folder = RunFolder(settings.run.dir)
     if store is not None:
         workers.first_only(partial(remote.fetch_newer, store, held, screen))
-    policy = None if held is None else held.policy
-    return held, Candidates(workers, folder, policy, partial(wanted_files, workers.rank))
+    policy, origin = (None, None) if held is None else (held.policy, resume.log_origin(held))
+    return held, Candidates(workers, folder, policy, partial(wanted_files, workers.rank), origin)
 
 
 def open_run(

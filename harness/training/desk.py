@@ -39,8 +39,8 @@ class Desk:
     tracking: Tracking
     stamper: Stamper | None
     """Asks for timestamps; None when the config names no authority."""
-    peak_flops: float | None
-    """Of all GPUs of the run together; None when unknown."""
+    least_seconds: float | None
+    """What a step would take if all GPUs of the run computed at their peak; None when unknown."""
 
 
 def open_desk(
@@ -97,7 +97,7 @@ def open_desk(
             partial(read_steps, folder.root / layout.METRICS),
         ),
         stamper=stamper,
-        peak_flops=_peak(task, facts, loaded.settings, started_world=workers.world_size),
+        least_seconds=_least_seconds(task, facts, loaded.settings, workers.world_size),
     )
 
 
@@ -154,10 +154,13 @@ def _keep(settings: Settings) -> Keep:
     return Keep(chosen.newest, chosen.every, best, frozenset(chosen.pinned))
 
 
-def _peak(task: Task, facts: RunFacts, settings: Settings, *, started_world: int) -> float | None:
+def _least_seconds(task: Task, facts: RunFacts, settings: Settings, world_size: int) -> float | None:
     device = facts.environment.get("stack", {}).get("device")
     peak = peak_flops(str(device), settings.precision) if device else None
-    return None if peak is None or task.flops_per_sample() is None else peak * started_world
+    flops = None if peak is None else task.flops_per_sample()
+    if peak is None or flops is None:
+        return None
+    return flops * settings.train.global_batch / (peak * world_size)
 
 
 def announce(events: Events, screen: Screen, commit: Commit) -> None:

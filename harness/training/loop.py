@@ -53,16 +53,16 @@ class Result:
     first_step: int
     last_step: int
     checkpoint: str | None
-    """Id of the newest checkpoint; on rank 0."""
+    """Id of the newest checkpoint."""
     loss: float | None
-    """Of the last step; on rank 0, None when no step was left to run."""
+    """Of the last step; None when no step was left to run."""
     evaluation: Mapping[str, float]
 
 
 def train(
     loaded: config.Loaded, *, accept: Sequence[str] = (), reason: str | None = None, quiet: bool = False
-) -> Result:
-    """Start the run of ``loaded``, or continue it, up to its last step.
+) -> Result | None:
+    """Start the run of ``loaded``, or continue it, up to its last step; rank 0 has the result for all.
 
     ``accept`` and ``reason`` answer a refused resume; ``quiet`` prints nothing. Raises `Interrupted` after a
     stop signal (saved), `TrainingFailed` for a non-finite loss (saved aside), and the other errors of
@@ -205,6 +205,8 @@ def train(
             stopped.silent = not workers.first
             raise stopped
         screen.say(summary.closing(settings, recorder, desk, start, time.monotonic() - began))
+        if not workers.first:
+            return None
         return Result(
             run=str(settings.run.dir),
             kind=kind,

@@ -247,10 +247,9 @@ class Recorder:
             "samples": samples,
             f"{task.unit}s": samples * task.units_per_sample,
             f"{task.unit}s_per_s": rate,
+            "mfu": None if desk.least_seconds is None else desk.least_seconds / seconds,
             "time": time.time(),
         }
-        if desk.peak_flops is not None:
-            line["mfu"] = (task.flops_per_sample() or 0) * self._global_batch / seconds / desk.peak_flops
         if self._session.digests:
             self._head = chain.advance(
                 self._head,
@@ -270,7 +269,7 @@ class Recorder:
             line["evaluation"] = dict(scores)
         desk.metrics.write(line)
         self._latest = value
-        self._screen.step(noted.step, value.loss, rate, line.get("mfu"), scores)
+        self._screen.step(noted.step, value.loss, rate, line["mfu"], scores)
 
     def _parts(self, tensors: Tensors) -> tuple[Part, ...]:
         return state.parts_of(
@@ -315,6 +314,9 @@ class Recorder:
             "world_size": self._workers.world_size,
             "cursor": dict(facts.cursor),
             "chain": self._head.hex(),
+            # Told to whoever reads the file: a resume computes the one, and takes the other from its tensors.
+            "schedule": self._session.schedule.document(step),
+            "scaler": state.scaler_facts(training),
             "aliases": state.model_tensors(training.model)[1],
             "groups": state.group_names(training),
             "segment": desk.facts.segment.number,

@@ -101,6 +101,16 @@ def hold(settings: Settings) -> HeldRun:
     return HeldRun(folder, lock, path, signer, reason, leftovers.clear(folder))
 
 
+def log_origin(held: HeldRun) -> str | None:
+    """Which run the folder's log is of; None without a log. One that is damaged, or signed with another key,
+    says nothing here: `open_run` refuses it."""
+    try:
+        note = durable.read_limited(held.folder.log / log.HEAD, log.NOTE_LIMIT)
+        return log.open_note(note, keys.public_keys(held.signer), where=str(held.folder.log)).origin
+    except (VerificationFailed, EvidenceIncomplete):
+        return None
+
+
 def open_run(held: HeldRun | None, found: Found, accept: Sequence[str]) -> OpenRun:
     """What ``found`` means for the run: its log, its id, and where damaged checkpoints go.
 
@@ -113,7 +123,8 @@ def open_run(held: HeldRun | None, found: Found, accept: Sequence[str]) -> OpenR
     if found.loaded is None and found.skipped and "checkpoints" not in accept:
         first = found.skipped[0]
         raise ResumeRefused(
-            f"none of the {len(found.skipped)} checkpoints verifies; {first.name}: {first.reason}",
+            f"resume refused, none of the {len(found.skipped)} checkpoints verifies; "
+            f"{first.name}: {first.reason}",
             where=str(folder.checkpoints),
             remedy=f"signed with another key than {held.key}? "
             "Start again from step 0 with --accept checkpoints",
@@ -145,7 +156,7 @@ def classify(
         require_readable_code(refused)
         kinds = sorted({kind for kind, _ in found if kind in ACCEPTABLE and kind not in accept})
         raise ResumeRefused(
-            f"the folder holds another run: {in_words(refused)}",
+            f"resume refused, the folder holds another run: {in_words(refused)}",
             where=str(facts.run["name"]),
             remedy=f"use another run.dir, or continue and sign why: --accept {','.join(kinds)} --reason TEXT",
         )

@@ -33,3 +33,7 @@ class LearningRate:
             span = max(1, round(self.decay * self.steps))
             share = min(1.0, (self.steps - step) / span)
         return self.peak * (self.final + (1.0 - self.final) * share)
+
+    def document(self, step: int) -> dict[str, str | int]:
+        """Where update ``step`` stands, as trainer.json holds it."""
+        return {"kind": self.kind, "step": step, "steps": self.steps, "rate": repr(self(step))}

@@ -1,4 +1,7 @@
-"""A launch in words: the rows of the first screen, each with where it came from, and the last line."""
+"""A launch in words: the rows of the first screen, each with where it came from, and the last line.
+
+The class of the launch comes first, with what it rests on.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def first_screen(
     changes: Sequence[str],
     origin: Origin | None,
 ) -> list[tuple[str, str, str]]:
-    """What this run is, each row with where it came from."""
+    """What the launch continues, then what this run is, each row with where it came from."""
     settings, origins, segment = loaded.settings, loaded.origins, launched.segment
     accumulation = settings.train.global_batch // (settings.train.micro_batch * workers.world_size)
     batch = (
@@ -40,7 +43,16 @@ def first_screen(
     counts = ", ".join(
         f"{value:,} {name}" for name, value in identity.counts.items() if not name.startswith("held_out")
     )
-    rows = [
+    return [
+        (
+            "resume",
+            _resume_text(segment, settings),
+            "compared with the signed statement" if segment.number else "",
+        ),
+        *[("differs", str(item), "") for item in segment.differences],
+        *[("accepted", text, "--accept") for text in segment.accepted],
+        *[("skipped", f"{item.name}: {item.reason}", "left where it is") for item in segment.skipped],
+        ("parent", _parent_text(segment), ""),
         (
             "run",
             f"{settings.run_name}  {launched.facts.run['id'][:12]}  in {settings.run.dir}",
@@ -55,21 +67,11 @@ def first_screen(
             f"{identity.kind} {(identity.digests['corpus'] or '')[:12]}  {counts}",
             "checked just now",
         ),
-        (
-            "resume",
-            _resume_text(segment, settings),
-            "compared with the signed statement" if segment.number else "",
-        ),
-        ("parent", _parent_text(segment), ""),
         *_start_rows(launched.facts, origin),
         *_elastic_rows(settings, origins),
         ("determinism", _determinism_text(settings, changes), origins["determinism.mode"]),
         ("signed by", opened.held.signer.ed25519_id[:12], opened.held.signer_reason),
     ]
-    rows += [("differs", str(item), "") for item in segment.differences]
-    rows += [("accepted", text, "--accept") for text in segment.accepted]
-    rows += [("skipped", f"{item.name}: {item.reason}", "left where it is") for item in segment.skipped]
-    return rows
 
 
 def _start_rows(facts: RunFacts, origin: Origin | None) -> list[tuple[str, str, str]]:
