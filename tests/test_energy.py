@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import types
@@ -65,13 +66,14 @@ def test_a_report_adds_launches_and_ranks(tmp_path: Path) -> None:
 
 
 def test_without_a_counter_nothing_is_written_and_the_report_says_so(tmp_path: Path) -> None:
-    """Oracle: no event; the words of the report."""
+    """Oracle: no event; the words of the report, also for a counter that stands still."""
     (tmp_path / "checkpoints").mkdir()
     events = Events(tmp_path / "events" / "rank-00000.jsonl")
     meter = energy.Meter()
     meter.note(events, 1)
     meter.close(events)
     assert events.path.read_bytes() == b""
+    launch(tmp_path, 1, itertools.repeat(7.0))
     assert costs.energy(runs.read(tmp_path)) == "not recorded"
 
 

@@ -225,7 +225,10 @@ def incidents(events: Iterable[tuple[int, Line]]) -> Iterable[Incident]:
 
 
 def energy(events: Iterable[tuple[int, Line]]) -> dict[str, float]:
-    """Joules by source: of each launch of each rank the last reading, which is the largest."""
+    """Joules by source: of each launch of each rank the last reading, which is the largest.
+
+    A counter that has not moved counts nothing: a virtual machine may show one that stands still.
+    """
     largest: dict[tuple[int, str, float], float] = {}
     for rank, line in events:
         source, launch, joules = (line.get(name) for name in ("source", "launch", "joules"))
@@ -236,7 +239,7 @@ def energy(events: Iterable[tuple[int, Line]]) -> dict[str, float]:
     sums: dict[str, float] = {}
     for (_, source, _), joules in largest.items():
         sums[source] = sums.get(source, 0.0) + joules
-    return sums
+    return {source: joules for source, joules in sums.items() if joules > 0}
 
 
 def _unverified(checkpoint: Path) -> Facts:
