@@ -248,7 +248,7 @@ def test_signed_evaluations_are_in_the_tables_over_seeds(tmp_path: Path) -> None
     assert [row[:3] for row in rows[3:]] == [[limited, "optimizer.lr 1", f"{difference:+.4g}"]]
     assert notes == [
         f"{limited}, optimizer.lr 1: seed 4 left out: no verified evaluation of step 60 has it",
-        f"{free} is not compared: optimizer.lr 3 has it, optimizer.lr 1 has not "
+        f"not compared: {free}: optimizer.lr 3 has values, optimizer.lr 1 has none "
         "(what is verified of step 60 was asked something else)",
     ]
 

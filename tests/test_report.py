@@ -489,6 +489,22 @@ def test_arms_without_a_finished_run_are_no_baseline_and_configs_are_shown_once(
     assert "energy of 0" not in page
 
 
+def test_what_nobody_looked_at_is_not_told_as_seen_to_be_free_of_it(tmp_path: Path) -> None:
+    """Oracle: determinism.mode off, a ledger of which says that no observer looked at any step; a run of two
+    steps, which shows no pace."""
+    root = tmp_path / "a"
+    facts = fake_runs.predicate("a", 2)
+    facts["determinism"]["mode"] = "off"
+    fake_runs.write_checkpoint(root, "step-00000002", facts)
+    fake_runs.write_metrics(root, fake_runs.lines(2))
+    (root / "checkpoints" / "step-00000002" / "ledger.json").write_bytes(Ledger("off").to_bytes())
+    page = markdown.render(report.compose(study([runs.read(root)], [None])))
+    assert "Nobody has looked:" in page
+    assert "None was seen" not in page
+    assert "kernels without a fixed order were allowed, and not watched for" in page
+    assert "Process hours are not recorded" in page
+
+
 def test_what_was_measured_once_has_no_picture(tmp_path: Path) -> None:
     """Oracle: the score has one value, bits per byte have six; both are in the table."""
     blocks = report.compose(study([scored(tmp_path / "a", 1.0), scored(tmp_path / "b", 2.0)], [None] * 2))

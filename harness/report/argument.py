@@ -160,7 +160,7 @@ def comparison(study: Study) -> Iterator[Block]:
         f"{baseline.label}. A difference is an arm minus the baseline."
     )
     refused = [f"{arm.label} is not compared: no run of it has finished" for arm in empty]
-    refused += [text for pair in pairs for text in _refused(*pair)]
+    refused += _refused(pairs)
     if not rows:
         yield Paragraph("No arm has the two finished runs that an interval needs.")
         if refused:
@@ -185,14 +185,16 @@ def comparison(study: Study) -> Iterator[Block]:
         yield Bullets(refused)
 
 
-def _refused(measure: Measure, side: Side, baseline: Side) -> Iterator[str]:
-    """Why there is no row where only one side was asked."""
-    if bool(side.values) != bool(baseline.values):
-        has, lacks = (side, baseline) if side.values else (baseline, side)
-        yield (
-            f"{measure.label} is not compared: {has.arm.label} has it, {lacks.arm.label} has not"
-            + (f" ({lacks.without[0].remark})" if lacks.without else "")
-        )
+def _refused(pairs: Sequence[tuple[Measure, Side, Side]]) -> list[str]:
+    """Why there is no row where only one side was asked; measures with the same reason share a line."""
+    reasons: dict[str, list[str]] = {}
+    for measure, side, baseline in pairs:
+        if bool(side.values) != bool(baseline.values):
+            has, lacks = (side, baseline) if side.values else (baseline, side)
+            remark = f" ({lacks.without[0].remark})" if lacks.without else ""
+            reason = f"{has.arm.label} has values, {lacks.arm.label} has none{remark}"
+            reasons.setdefault(reason, []).append(measure.label)
+    return [f"not compared: {', '.join(labels)}: {reason}" for reason, labels in reasons.items()]
 
 
 def _compared(measure: Measure, side: Side, baseline: Side) -> Iterator[list[str]]:

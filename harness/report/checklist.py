@@ -233,8 +233,8 @@ def _protocol(study: Study) -> Item:
     return _told(
         study,
         "how the measures were taken",
-        lambda run: run.newest is not None and bool(run.evaluation_names),
-        "interval, batches and held-out counts in config and statements",
+        lambda run: run.newest is not None and bool(run.evaluation_names or run.evaluated),
+        "interval, batches and held-out counts in config and statements, or a signed evaluation's procedure",
         "Evaluation protocol",
     )
 

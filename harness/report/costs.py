@@ -71,8 +71,12 @@ def costs(runs: Sequence[Run]) -> Iterator[Block]:
     counted = sum(bool(run.energy) for run in runs)
     more = ", steps that no checkpoint has signed" if any(run.unsigned for run in runs) else ""
     yield Paragraph(
-        f"{total:.3g} process hours of {known} of {len(runs)} runs, from the clocks in metrics.jsonl; "
-        f"without start-up, pauses, steps that ran again{more}. "
+        (
+            f"{total:.3g} process hours of {known} of {len(runs)} runs, from the clocks in metrics.jsonl; a "
+            f"process has one GPU, if any. Start-up, pauses, steps that ran again{more} are left out. "
+            if known
+            else "Process hours are not recorded: a run shows its pace from its third step on. "
+        )
         + (
             f"Energy of {counted} of {len(runs)} runs, as their devices counted it; covered by no signature."
             if counted

@@ -183,9 +183,8 @@ def could_vary(run: Run, tiers: Tiers) -> list[str]:
         )
     mode = facts["determinism"]["mode"]
     if mode != "strict":
-        told.append(
-            f"determinism.mode is {mode}: kernels without a fixed order were allowed, and only watched for"
-        )
+        watched = "not watched for" if mode == "off" else "only watched for"
+        told.append(f"determinism.mode is {mode}: kernels without a fixed order were allowed, and {watched}")
     told += _ledger_gaps(run)
     return [*told, *tier_text.could_vary(tiers)]
 

@@ -240,8 +240,8 @@ def _protocol(run: Run) -> list[Block]:
         ["every", f"{table.get('evaluate.every') or 'the end only'}"],
         [
             "batches",
-            f"{table.get('evaluate.batches', '—')} of {table.get('train.micro_batch', '—')} samples, the "
-            "same each time",
+            f"at most {table.get('evaluate.batches', '—')} of {table.get('train.micro_batch', '—')} samples, "
+            "the same each time",
         ],
         ["held out", held_out or "not recorded"],
         ["decoding", "nothing is generated while training: the measures are of given samples"],
@@ -329,7 +329,8 @@ def _kernels(run: Run) -> list[Block]:
         ]
         blocks.append(Table(["operator", "backend", "dtype", "evidence", "seen", "steps", "instead"], rows))
     else:
-        blocks.append(Paragraph("None was seen, as far as was looked:"))
+        looked = ledger.observed_anything
+        blocks.append(Paragraph("None was seen, as far as was looked:" if looked else "Nobody has looked:"))
     blocks.append(Bullets(not_looked_at(ledger)))
     return blocks
 
