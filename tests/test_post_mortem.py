@@ -13,11 +13,12 @@ from nonfinite_tasks import first_seen
 from toy_task import config
 
 from harness import config as configs
+from harness.audit import story
 from harness.checkpoint import rng
 from harness.commands import kernels
 from harness.errors import TrainingFailed
 from harness.format import layout
-from harness.format.ledger import Ledger, NonFinite
+from harness.format.ledger import Ledger, NonFinite, foremost
 from harness.provenance import keys
 from harness.report import facts, runs
 from harness.training.loop import train
@@ -170,6 +171,44 @@ def test_kernels_and_report_show_it_and_the_statement_signs_it(ended: Ended) -> 
     signed = run.checkpoints[-1].facts
     assert signed is not None
     assert ended.found.told in signed["determinism"]["ledger"]["coverage"]["nonfinite"]
+
+
+def test_a_run_that_has_gone_on_since_is_shown_by_its_newest_checkpoint(tmp_path: Path) -> None:
+    """Oracle: names alone; a state kept at the newest checkpoint's step is later than it, the second later
+    than the first."""
+    run = layout.RunFolder(tmp_path)
+    names = [
+        "step-00000004",
+        "nonfinite-step-00000004",
+        "nonfinite-step-00000004-2",
+        "nonfinite-step-00000002",
+    ]
+    for name in names:
+        (run.checkpoints / name).mkdir(parents=True)
+    assert story.last(tmp_path).name == "nonfinite-step-00000004-2"
+    run.checkpoint(6).mkdir()
+    assert story.last(tmp_path) == run.checkpoint(6)
+    assert story.last(run.checkpoints / names[1]) == run.checkpoints / names[1]
+
+
+def told(rank: int, again: str, op: str | None = None) -> NonFinite:
+    """What a rank has found."""
+    return NonFinite(9, "the loss of step 9 is nan", rank, again, None, op, None, None, "because")
+
+
+@pytest.mark.parametrize(
+    ("found", "ranks"),
+    [
+        ([told(0, "elsewhere"), told(1, "same bits", "aten.log")], [1]),
+        ([told(0, "same bits", "collective"), told(1, "same bits", "aten.log")], [1]),
+        ([told(0, "elsewhere"), told(1, "not executed")], [1]),
+        ([told(0, "finite"), told(1, "finite", "aten.add")], [1]),
+        ([told(0, "finite"), told(1, "finite")], [0, 1]),
+    ],
+)
+def test_the_rank_on_which_it_began_has_the_word(found: list[NonFinite], ranks: list[int]) -> None:
+    """Oracle: the ranks that have something of their own to say."""
+    assert [each.rank for each in foremost(found)] == ranks
 
 
 def test_the_generators_that_are_remembered_are_those_before_the_update() -> None:

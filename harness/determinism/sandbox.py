@@ -7,7 +7,7 @@
 
 Put back: gradients (the very tensors), buffers and plain tensors (values, and which tensor it is),
 generators, plain attributes of modules and of ``holders``, and whether DDP broadcasts buffers at its next
-pass. DDP reduces nothing; FSDP2 cannot do without, so every rank must enter together.
+pass. DDP sends nothing; FSDP2 cannot do without, so every rank must enter together.
 
 What cannot be put back is refused before anything is executed (`obstacles`): gradient hooks of a user, which
 may step an optimizer, and attributes that are iterators, files or the like. What nobody can see from here,
@@ -324,7 +324,8 @@ def _apart(wrapped: nn.Module) -> AbstractContextManager[Any]:
 
 
 class _WithoutSync(AbstractContextManager[None]):
-    """DDP's ``no_sync``, which forgets whether buffers are due to be broadcast."""
+    """DDP's ``no_sync``, which forgets whether buffers are due to be broadcast. None is in here: the first
+    pass would run other operators than the next and, except on rank 0, begin from other buffers."""
 
     def __init__(self, wrapped: DistributedDataParallel) -> None:
         self._wrapped = wrapped
@@ -333,6 +334,7 @@ class _WithoutSync(AbstractContextManager[None]):
     def __enter__(self) -> None:
         self._broadcasts = self._wrapped.require_forward_param_sync
         self._inner.__enter__()
+        self._wrapped.require_forward_param_sync = False
 
     def __exit__(self, *error: Any) -> None:
         self._inner.__exit__(*error)

@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from harness.checkpoint import rng
 from harness.checkpoint.cut import is_sharded
@@ -123,8 +122,6 @@ class _PostMortem:
         rng.restore(before, self._generators)
         self._drop_gradients()
         with self._sandbox() as sandbox:
-            if isinstance(current.wrapped, DistributedDataParallel):
-                current.wrapped.require_forward_param_sync = False  # no buffer travels, so nobody waits
             again = self._caught(partial(self._executed_again, sandbox), again)
             again.moved += [f"generator {name}" for name in unknown]
             everywhere = self._told(again)
@@ -213,6 +210,9 @@ class _PostMortem:
         lost = [number for number, each in enumerate(everywhere) if each.lost is not None]
         if mine.back is None and mine.lost is None and lost:
             return found("elsewhere", None, None, None, None, f"it had begun on rank {lost[0]}")
+        refused = [number for number, each in enumerate(everywhere) if each.refused is not None]
+        if mine.back is None and mine.lost is None and refused:
+            return found("elsewhere", None, None, None, None, f"rank {refused[0]} could not execute it again")
         difference = looked.differences[0] if looked.differences else None
         if mine.back is not None:
             return self._came_back(

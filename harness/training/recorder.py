@@ -166,6 +166,7 @@ class Recorder:
         returns the error to raise."""
         step = broken.step - 1
         self._wait(last=False)
+        self._screen.say(f"{broken}: executed again before the run ends, to see where it comes from")
         found = post_mortem.examine(self._session, self._ledger, broken)
         self._writer.save(self._snapshot(step, "nonfinite"))
         self._wait()
