@@ -232,7 +232,7 @@ def _same_stack(evidence: Evidence, replays: Sequence[Replay]) -> Tier:
     steps = {step for each in whole for step in range(each.steps[0] + 1, each.steps[1] + 1)}
     repeated = f"{counted(len(steps), 'step')} repeated without a difference"
     # The rule of three, which says nothing of three or fewer.
-    vary = f": at most {300 / len(steps):.1f} % of steps vary (95 %)" if len(steps) > 3 else ""
+    vary = f": at most {3 / len(steps):.1%} of steps vary (95 %)" if len(steps) > 3 else ""
     return Tier("1a", tuple(each.says for each in whole), (), (reach, repeated + vary))
 
 
