@@ -21,8 +21,8 @@ from harness import cli
 from harness.audit import attest, opening
 from harness.errors import ConfigError
 from harness.provenance import later
-from harness.report import argument, claim_file, judge, runs
-from harness.report.document import Bullets, Status, Table
+from harness.report import argument, claim_file, judge, report, runs
+from harness.report.document import Bullets, Heading, Status, Table
 from harness.report.judge import Judged
 from harness.report.runs import Evaluated, Run
 from harness.report.study import study
@@ -66,6 +66,20 @@ FIVE = [5.0, 5.1, 4.9, 5.05, 4.95]
 def shifted(by: float) -> list[float]:
     """`FIVE`, lower, with other noise."""
     return [value - by + noise for value, noise in zip(FIVE, (0.02, -0.03, 0.01, 0.02, -0.02), strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("by", "verdict", "kind"),
+    [(1, "supported", "good"), (0.5, "undecided", "open"), (0, "not supported", "bad")],
+)
+def test_a_report_says_before_all_else_what_became_of_its_claims(
+    tmp_path: Path, by: float, verdict: str, kind: str
+) -> None:
+    """Oracle: arms that differ by more than the margin, by as much, and by nothing; the first screen."""
+    made = arm(tmp_path, 3, FIVE) + arm(tmp_path, 1, shifted(by))
+    blocks = report.compose(study(made, [GOOD] * len(made), claimed(HIGHER)))
+    begins = next(at for at, each in enumerate(blocks) if isinstance(each, Heading) and each.level == 2)
+    assert blocks[begins - 1] == Status(kind, f"claims: 1 {verdict}")
 
 
 def test_a_margin_that_lies_outside_the_interval_is_supported(tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from harness.report.study import Study, failed
 
 _NAMED = 10
 """Statements that are named with a claim."""
-_KINDS = {
+KINDS = {
     "supported": "good",
     "too broad": "open",
     "undecided": "open",
     "not supported": "bad",
     "no evidence": "bad",
 }
+"""Verdict → how it is marked."""
 
 
 def question(study: Study) -> Iterator[Block]:
@@ -220,7 +221,7 @@ def conclusion(study: Study) -> Iterator[Block]:
     yield Heading(2, "Conclusion and its limits")
     for one in study.judged:
         yield Heading(3, one.claim.name)
-        yield Status(_KINDS[one.verdict], f"{one.verdict}: {one.claim.says}")
+        yield Status(KINDS[one.verdict], f"{one.verdict}: {one.claim.says}")
         yield Bullets([*_limits(one)])
     inferring = sum(one.claim.scope.seeds == "any" for one in study.judged)
     if inferring > 1:

@@ -8,6 +8,7 @@ Example::
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -40,6 +41,7 @@ def compose(study: Study) -> list[Block]:
         Heading(1, f"{len(runs)} runs{named}" if study.several else f"Run {runs[0].name}"),
         *_standing(study),
         *([] if any(study.verdicts) else [Status("open", "not verified: give `--key` or `--policy`")]),
+        *_claimed(study),
         *argument.question(study),
         Heading(2, "Setup"),
         *_setups(study),
@@ -101,6 +103,15 @@ def _standing(study: Study) -> Iterator[Block]:
                 told.setdefault((status.kind, text), []).append(run.name)
     for (kind, text), names in told.items():
         yield Status(kind, f"{listed(names)}: {text}" if study.several else text)
+
+
+def _claimed(study: Study) -> Iterator[Block]:
+    """How many claims have which verdict."""
+    counts = Counter(one.verdict for one in study.judged)
+    if counts:
+        kinds = {argument.KINDS[verdict] for verdict in counts}
+        kind = next(each for each in ("bad", "open", "good") if each in kinds)
+        yield Status(kind, f"claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.items())}")
 
 
 def _each(study: Study, section: Callable[[Run], list[Block]]) -> list[Block]:
