@@ -1,10 +1,11 @@
 """A run of 10,000 checkpoints' statements: `harness verify` on it, and what one more record of its log costs.
 
-python scripts/bench/chain.py [--checkpoints 10000] [--rounds 5] [--folder FOLDER] [--json FILE]
+python scripts/bench/chain.py [--checkpoints 10000] [--tensors 5] [--rounds 5] [--folder FOLDER] [--json FILE]
 
 The run is written by tests/run_folder.py with real keys: a checkpoint each step, all but the newest pruned as
 `checkpoint.keep: 1` leaves them, so what is verified is a checkpoint statement, an SLSA statement, a model
-signature and a manifest of each, the lineage, the log and the metrics chain. Beside `harness verify` as a
+signature and a manifest of each, the lineage, the log and the metrics chain. A manifest lists ``--tensors``
+of them: a model and its optimizer have more than the sample's five. Beside `harness verify` as a
 command stands the floor of this machine: the same signatures over the same bytes, verified by `cryptography`
 in as many processes, and nothing else. `--since` is measured on the same run, with a head of all but the
 newest checkpoint, and on a second one of checkpoints with weights, of which the last was added after the head
@@ -39,16 +40,20 @@ ROOT = Path(__file__).parent.parent.parent
 VERIFY, FLOOR, ONE_NEW = "harness verify", "the signatures alone", "verify --since, one new"
 WHOLE, SINCE = "verify, weights", "verify --since, weights"
 SECONDS, GROWTH = 5.0, 1.5
+SAMPLE_TENSORS = 5
+"""Of a checkpoint of tests/run_folder.py."""
 SAMPLE = 200
 """Appends whose median is compared: the first ones, and the last ones."""
 WEIGHTS, MIB = 8, 64
 """Checkpoints with weights, and MiB of each."""
 
 
-def build(folder: Path, count: int) -> list[float]:
+def build(folder: Path, count: int, tensors: int) -> list[float]:
     """A run of ``count`` checkpoints at ``folder``/run; returns the seconds of each append to its log."""
     run_folder = importlib.import_module("run_folder")
-    run = run_folder.SampleRun(folder / "run", run_folder.identity(folder / "me"))
+    more = [(f"layers.{number}.weight", [3]) for number in range(tensors - SAMPLE_TENSORS)]
+    listed = {**run_folder.TENSORS, "model.safetensors": [*run_folder.TENSORS["model.safetensors"], *more]}
+    run = run_folder.SampleRun(folder / "run", run_folder.identity(folder / "me"), tensors=listed)
     append, seconds = run_folder.log.append, []
 
     def timed(*words: Any) -> Any:
@@ -152,6 +157,7 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(formatter_class=argparse.RawTextHelpFormatter, description=__doc__)
     parser.add_argument("--checkpoints", type=int, default=10_000)
+    parser.add_argument("--tensors", type=int, default=SAMPLE_TENSORS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--json", type=Path)
@@ -164,7 +170,7 @@ def main() -> None:
             for each in (chain, weights):
                 each.mkdir(parents=True)
             with_weights(weights)
-            appends.write_text(json.dumps(build(chain, arguments.checkpoints)))
+            appends.write_text(json.dumps(build(chain, arguments.checkpoints, arguments.tensors)))
         appended = json.loads(appends.read_text())
         work = signatures(chain)
         keep_head(chain)
