@@ -92,6 +92,19 @@ def test_a_click_opens_a_card_and_close_closes_it(window: Browser, page: Path, w
     assert window.evaluate(OPEN) == []
 
 
+def test_a_sheet_of_paper_holds_the_whole_drawing_and_every_id(window: Browser, page: Path) -> None:
+    """Oracle: the page as it is printed 720 pixels wide: nothing is wider, and the folded table is shown."""
+    window.open(page, 720)
+    window.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        assert window.evaluate("document.documentElement.scrollWidth") <= 720
+        assert window.evaluate("document.querySelector('.wide svg').getBoundingClientRect().right") <= 720
+        assert window.evaluate("document.querySelector('details table').getBoundingClientRect().right") <= 720
+        assert window.evaluate("document.querySelector('details code').offsetHeight") > 0
+    finally:
+        window.call("Emulation.setEmulatedMedia", media="")
+
+
 def test_the_keyboard_alone_walks_from_node_to_node(window: Browser, page: Path) -> None:
     """Oracle: Tab reaches the first node, Enter opens its card, Tab and Enter there follow a link in it."""
     window.open(page)

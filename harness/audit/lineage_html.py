@@ -60,6 +60,9 @@ summary{cursor:pointer;margin:12px 0}
 .narrow{display:none}
 @media(max-width:640px){main{padding:18px 14px 40px}h1{font-size:20px}
 .wide:has(+.narrow){display:none}.narrow{display:block}}
+@media print{:root{color-scheme:light;--text:#1f2328;--soft:#57606a;--line:#8c959f;--back:#fff;
+--panel:#f6f8fa;--edge:#d0d7de}.scroll{overflow:visible}svg{max-width:100%;height:auto}
+td{white-space:normal}details::details-content{content-visibility:visible;display:block}}
 """
 
 _LEGEND = (
