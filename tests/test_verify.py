@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from run_folder import SampleRun
 
 import harness as package
 from harness.audit import verify
+from harness.cli import main
 from harness.provenance import keys, policy, policy_file
 
 
@@ -45,6 +47,70 @@ def test_a_good_folder_is_verified(sample: Path, path: str) -> None:
     document = json.loads(harness(sample, "verify", path, *KEYS, "--json").stdout)
     assert (document["verdict"], document["findings"]) == ("verified", [])
     assert [each["steps"]["to"] for each in document["checkpoints"]] in ([10, 20, 30], [20])
+
+
+def _flip(name: str) -> Callable[[Path], object]:
+    return lambda folder: flip(folder / name, -2)
+
+
+MODEL_ONLY: dict[str, tuple[Callable[[Path], object], int, str]] = {
+    "nothing": (lambda folder: None, 4, "signature: no Ed25519 key was given"),
+    "a statement, which is not read": (_flip("provenance/slsa.sigstore.json"), 4, "no Ed25519 key"),
+    "a byte of a tensor": (_flip("model.safetensors"), 1, "payload: tensor `head.bias` (bytes"),
+    "a byte of a small file": (_flip("config.json"), 1, "payload: has other bytes than were signed (sha256)"),
+    "the manifest": (_flip("MANIFEST.json"), 1, "manifest: is not the manifest that model.sig signs"),
+    "model.sig": (_flip("model.sig"), 1, "model signature: "),
+    "no model.sig": (lambda folder: (folder / "model.sig").unlink(), 4, "model signature: "),
+    "one file more": (lambda folder: (folder / "x.py").touch(), 1, "file set: is not in the manifest"),
+    "one file less": (lambda folder: (folder / "config.json").unlink(), 1, "file set: is in the manifest"),
+}
+
+
+@pytest.mark.parametrize("name", MODEL_ONLY)
+def test_a_p256_key_alone_tells_whether_the_files_are_the_signed_ones(tmp_path: Path, name: str) -> None:
+    """Oracle: the contract of `--key`, which takes either key: evidence is missing, so never good; of the
+    whole run and of the checkpoint, what was changed in the checkpoint is found."""
+    change, code, said = MODEL_ONLY[name]
+    signer = run_folder.identity(tmp_path / "me")
+    root = run_folder.build(tmp_path / "run", signer)
+    folder = root / "checkpoints" / "step-00000020"
+    whom = policy.from_keys([keys.load_public(tmp_path / "me.p256.pub")], statements=False)
+    change(folder)
+    for path in (folder, root):
+        report = verify.verify(path, whom, quiet=True)
+        assert report.exit_code == code
+        assert said in "\n".join(f"{each.check}: {each}" for each in report.findings)
+        assert report.checkpoints == ()
+    other = run_folder.identity(tmp_path / "other")
+    wrong = policy.from_keys(
+        [key for key in keys.public_keys(other) if key.algorithm == "p256"], statements=False
+    )
+    assert verify.verify(root, wrong, quiet=True).exit_code == 1
+
+
+@pytest.mark.parametrize("judged", [".", "checkpoints/step-00000020"])
+def test_nobody_is_trusted_by_a_key_or_a_policy_in_the_run(
+    sample: Path, tmp_path: Path, judged: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: exit code 2 for copies of the very keys and policy with which it is verified from outside."""
+    root = tmp_path / "run"
+    shutil.copytree(sample / "run", root)
+    for folder in (tmp_path, root):
+        for kind in ("ed25519", "p256"):
+            shutil.copy(sample / f"me.{kind}.pub", folder)
+        text = json.dumps(
+            {
+                "format": policy_file.FORMAT,
+                "identities": [{"name": "me", "keys": ["me.ed25519.pub", "me.p256.pub"]}],
+            }
+        )
+        (folder / "policy.json").write_text(text)
+    for words in (["--key", "me.ed25519.pub"], ["--key", "me.p256.pub"], ["--policy", "policy.json"]):
+        good = main(["verify", str(root / judged), words[0], str(tmp_path / words[1])])
+        assert good == (4 if "p256" in words[1] else 0)
+        capsys.readouterr()
+        assert main(["verify", str(root / judged), words[0], str(root / words[1])]) == 2
+        assert "from the folder that is checked" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from harness.audit import (
     incremental,
     log_folder,
     many,
+    model_only,
     opening,
     payload,
     prepared,
@@ -146,6 +147,12 @@ def verify(
     disk that cannot be read.
     """
     path = path.resolve() if path.is_symlink() else path  # links are refused inside the folder, not to it
+    if policy.is_of_models_only:
+        if beside or head or since is not None:
+            raise UsageError(
+                "no Ed25519 key was given, and heads and lineage are signed with one", where=str(path)
+            )
+        return verify_models(path, policy, quiet=quiet)
     keys = _keys(path, policy)
     earlier = None if since is None else heads.load(since, keys, policy)
     kept = [heads.load(file, keys, policy) for file in head] + ([earlier] if earlier else [])
@@ -178,6 +185,29 @@ def verify_export(folder: Path, policy: Policy, *, quiet: bool = False) -> Repor
 def verify_corpus(folder: Path, policy: Policy, *, quiet: bool = False) -> Report:
     """Check a folder that `harness prepare` has made. Raises `EnvironmentFault` for a bad disk."""
     return _verify_sealed("corpus", folder, policy, lambda *words: prepared.examine(*words)[1:], quiet)
+
+
+def verify_models(path: Path, policy: Policy, *, quiet: bool = False) -> Report:
+    """What the P-256 keys of ``policy`` alone can tell of a run or of one folder: ``cannot tell`` at best.
+
+    Raises `EnvironmentFault` for a disk that cannot be read.
+    """
+    started = time.perf_counter()
+    findings = Findings()
+    kind: Kind = (
+        "export" if exported.is_export(path) else "corpus" if prepared.is_corpus(path) else "checkpoint"
+    )
+    kind = "run" if kind == "checkpoint" and layout.kind_of(path) == "run" else kind
+    try:
+        folders = _folders(RunFolder(path), findings) if kind == "run" else [path]
+        work = [job for folder in folders for job in model_only.examine(folder, policy, findings)]
+        with progress(sum(job.entry.size for job in work), "B", "verify", quiet=quiet) as bar:
+            hashed = payload.check(work, findings, bar)
+    except OSError as error:
+        raise files.unreadable(error, str(error.filename or path)) from error
+    what = "no Ed25519 key was given: nothing tells which run, step and data the files are from"
+    findings.missing("signature", what, str(path), "add --key NAME.ed25519.pub")
+    return _report(path, kind, findings, [], hashed, started)
 
 
 def _verify_sealed(

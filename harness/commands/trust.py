@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.format import layout
 from harness.provenance import keys, policy, policy_file
 from harness.provenance.keys import Signer
 from harness.provenance.policy import Policy
@@ -51,17 +52,22 @@ def add_signing_key(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def trusted(arguments: argparse.Namespace) -> Policy | None:
-    """The policy that the arguments mean; None when they name neither key nor policy."""
+def trusted(arguments: argparse.Namespace, *, statements: bool = True) -> Policy | None:
+    """The policy that the arguments mean; None when they name neither key nor policy.
+
+    Raises `UsageError` when ``statements`` are to be read and no key for them is given.
+    """
     if arguments.policy is not None:
         return policy_file.load(arguments.policy)
-    return policy.from_keys([keys.load_public(path) for path in arguments.key]) if arguments.key else None
+    if not arguments.key:
+        return None
+    return policy.from_keys([keys.load_public(path) for path in arguments.key], statements=statements)
 
 
-def required(arguments: argparse.Namespace, where: str, why: str = "") -> Policy:
+def required(arguments: argparse.Namespace, where: str, why: str = "", *, statements: bool = True) -> Policy:
     """The policy that the arguments mean. Raises `UsageError` when they name neither key nor policy, which
-    says ``why`` the verb needs one."""
-    whom = trusted(arguments)
+    says ``why`` the verb needs one, and as `trusted`."""
+    whom = trusted(arguments, statements=statements)
     if whom is None:
         remedy = "give --key NAME.ed25519.pub (and NAME.p256.pub) of its maker, or --policy FILE"
         raise UsageError(f"whom to trust is not said{why and f', and {why}'}", where=where, remedy=remedy)
@@ -75,3 +81,17 @@ def signer_of(signing_key: Path | None, folder: Path) -> tuple[Signer, str]:
     """
     path, reason = keys.signing_key_path(signing_key, folder)
     return keys.load_signer(path), reason if signing_key is None else "--signing-key"
+
+
+def require_own(arguments: argparse.Namespace, judged: Path) -> None:
+    """Raise `UsageError` for a key or a policy that lies in the run or the folder that it is to judge:
+    whoever made that could have put it there."""
+    folder = judged.resolve()
+    root = folder.parent.parent if folder.parent.name == layout.CHECKPOINTS else folder
+    for path in [*arguments.key, *([] if arguments.policy is None else [arguments.policy])]:
+        if path.resolve().is_relative_to(root):
+            raise UsageError(
+                "whom to trust would come from the folder that is checked",
+                where=str(path),
+                remedy="use your own copy, from somewhere else",
+            )

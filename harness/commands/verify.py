@@ -4,8 +4,9 @@ Checks signatures, the exact set of files, every digest, statements, lineage, th
 A run that began with another run's checkpoint names it; --with checks that edge too. --head gives a log head
 that you have kept (`harness head`), which the run must continue; --since the one that you kept when you last
 verified the run, so that only the payload that was added since is hashed.
-The keys or the policy come from you, never from the folder. Exit code 0: verified; 1: something is wrong;
-4: evidence is missing, so it cannot tell.
+The keys or the policy come from you, never from the folder. A P-256 key alone checks model.sig and every byte
+that it signs, and cannot tell where they are from. Exit code 0: verified; 1: something is wrong; 4: evidence
+is missing, so it cannot tell.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from harness.audit import verdict, verify
 from harness.commands import Outcome
-from harness.commands.trust import add_ancestors, add_trust, required
+from harness.commands.trust import add_ancestors, add_trust, require_own, required
 
 EXAMPLE = "harness verify runs/tiny --key alice.ed25519.pub --key alice.p256.pub"
 
@@ -44,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Check and print the verdict."""
-    whom = required(arguments, str(arguments.path), "a key that comes with the folder proves nothing")
+    why = "a key that comes with the folder proves nothing"
+    whom = required(arguments, str(arguments.path), why, statements=False)
+    require_own(arguments, arguments.path)
     report = verify.verify(
         arguments.path,
         whom,

@@ -140,6 +140,11 @@ class Policy:
         """Keys that may sign model.sig."""
         return self._of("p256")
 
+    @property
+    def is_of_models_only(self) -> bool:
+        """Whether there is no Ed25519 key, revoked or not: nothing but model.sig can then be asked about."""
+        return all(key.algorithm == "p256" for identity in self.identities for key in identity.keys)
+
     def identity(self, key: PublicKey) -> Identity:
         """Whose ``key`` it is. Raises `UsageError` for a key that the policy does not accept."""
         for identity in self.identities:
@@ -201,12 +206,13 @@ class Policy:
         )
 
 
-def from_keys(keys: Sequence[PublicKey]) -> Policy:
+def from_keys(keys: Sequence[PublicKey], *, statements: bool = True) -> Policy:
     """The policy that trusts exactly ``keys``, as one identity, for every run.
 
-    With a P-256 key among them model.sig is required. Raises `UsageError` without an Ed25519 key.
+    With a P-256 key among them model.sig is required. Raises `UsageError` without an Ed25519 key when
+    ``statements`` are to be read.
     """
-    if not any(key.algorithm == "ed25519" for key in keys):
+    if statements and not any(key.algorithm == "ed25519" for key in keys):
         raise UsageError(
             "no Ed25519 key was given, and statements are signed with one",
             remedy="add --key NAME.ed25519.pub",
