@@ -63,6 +63,31 @@ def test_a_durable_write_that_fails_leaves_the_old_contents(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("new", [True, False])
+def test_files_that_are_written_together_are_all_there_or_none(
+    new: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: the folder after a disk that is full at the second file is the folder before; the name told is
+    that of the file."""
+    folder = tmp_path / "out"
+    if not new:
+        files.write_together(folder, {"a": b"old", "b": b"old"})
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("b"):
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match=f"No space.*{folder / 'b'}"):
+        files.write_together(folder, {"a": b"new", "b": b"new"})
+    assert {each.name: each.read_bytes() for each in tmp_path.rglob("*") if each.is_file()} == (
+        {} if new else {"a": b"old", "b": b"old"}
+    )
+    assert folder.exists() != new
+
+
 def test_a_folder_is_published_after_everything_in_it_is_on_disk(
     tmp_path: Path, calls: list[tuple[str, str]]
 ) -> None:

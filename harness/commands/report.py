@@ -20,6 +20,7 @@ from harness.audit.verify import Report, verify_run
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError, VerificationFailed
+from harness.format import files
 from harness.provenance import later
 from harness.provenance.corpora import CorpusStatement
 from harness.provenance.findings import Findings
@@ -181,9 +182,7 @@ def _write(out: Path, blocks: list[Block]) -> dict[str, Path]:
     texts = {block.file: block.svg + "\n" for block in blocks if isinstance(block, Picture)}
     texts["report.md"] = markdown.render(blocks)
     texts["report.html"] = html.render(blocks, title)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (out / name).write_text(text, encoding="utf-8")
+    files.write_together(out, {name: text.encode() for name, text in texts.items()})
     return {name.replace("report.", ""): out / name for name in texts}
 
 

@@ -13,7 +13,7 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 
@@ -32,23 +32,60 @@ def write_durable(path: Path, data: bytes, *, temporary: Path | None = None) -> 
     a disk that refuses does not.
     """
     make_folder(path.parent)
-    temporary = temporary or path.with_name(f".tmp-{path.name}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        error.filename = error.filename or str(path)  # write(2) and fsync(2) do not know it
-        raise
+    _replace({path: (temporary or path.with_name(f".tmp-{path.name}"), data)})
     fsync_folder(path.parent)
+
+
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Replace the files of ``folder`` that ``contents`` names, each as by `write_durable`, and none of them
+    before a disk has taken all."""
+    new = not os.path.lexists(folder)
+    make_folder(folder)
+    try:
+        _replace({folder / name: (folder / f".tmp-{name}", data) for name, data in contents.items()})
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+        raise
+    fsync_folder(folder)
+
+
+def _replace(contents: Mapping[Path, tuple[Path, bytes]]) -> None:
+    """Give the bytes that are first written under a temporary name each its path."""
+    try:
+        for path, (temporary, data) in contents.items():
+            with _named(path):
+                _write_synced(temporary, data)
+        for path, (temporary, _) in contents.items():
+            with _named(path):
+                os.replace(temporary, path)
+    except BaseException:
+        for temporary, _ in contents.values():
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An error in the block names ``path``: write(2) and fsync(2) know none, and users no temporary one."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
