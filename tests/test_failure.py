@@ -34,6 +34,20 @@ def test_a_missing_file_is_not_blamed_on_the_disk(tmp_path: Path) -> None:
     assert "FileNotFoundError" in str(explained)
 
 
+@pytest.mark.parametrize("name", ["corpus.json", "events"])
+def test_what_lies_in_the_place_of_a_file_of_the_run_is_told_as_the_disk_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: exit code 3 with the path, as elsewhere; run.dir may be relative."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(OSError, match="Is a directory") as caught:
+        Path("run", name).read_bytes()
+    explained = failure.explain(caught.value, Path("run"))
+    assert explained.exit_code == 3
+    assert f"Is a directory: run/{name}" in str(explained)
+
+
 def test_the_traceback_goes_to_events_or_where_that_fails_to_stderr(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

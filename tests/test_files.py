@@ -156,11 +156,12 @@ def test_an_endless_file_is_not_read_to_its_end(tmp_path: Path) -> None:
 
 
 def test_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
-    """Oracle: symlink, folder, FIFO, device and a second hard link are wrong; a missing file is missing."""
+    """Oracle: symlink, folder, FIFO, device, a second hard link and a file in place of the folder are wrong;
+    a missing file is missing."""
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("file")
     os.mkfifo(tmp_path / "pipe")
-    for name in ("link", "pipe", ".", "/dev/null"):
+    for name in ("link", "pipe", ".", "/dev/null", "file/log"):
         with pytest.raises(VerificationFailed):
             files.read_limited(tmp_path / name, 10)
     os.link(tmp_path / "file", tmp_path / "twin")

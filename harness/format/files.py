@@ -217,6 +217,8 @@ def _opened(path: Path | str) -> tuple[int, os.stat_result]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise VerificationFailed("is a symbolic link", where=str(path)) from error
+        if error.errno == errno.ENOTDIR:
+            raise VerificationFailed("lies in what is no folder", where=str(path)) from error
         if error.errno == errno.ENXIO:  # a socket
             raise VerificationFailed("is not a regular file", where=str(path)) from error
         raise unreadable(error, str(path)) from error

@@ -54,13 +54,19 @@ def explain(error: Exception | SystemExit, run_dir: Path) -> HarnessError:
             where=text[:120],
             remedy="another rank failed or was killed first: its line is above, its traceback in events/",
         )
-    elif isinstance(error, OSError) and is_storage(error):
-        explained = storage_fault(error, "writing the run folder", run_dir)
+    elif isinstance(error, OSError) and (is_storage(error) or _lies_in(run_dir, error)):
+        explained = storage_fault(error, "using the run folder", run_dir)
     else:
         remedy = "the traceback is in the run folder's events/; resume with the same command once fixed"
         explained = TrainingFailed(f"{type(error).__name__}: {text}", where=f"rank {rank}", remedy=remedy)
     explained.__cause__ = error
     return explained
+
+
+def _lies_in(folder: Path, error: OSError) -> bool:
+    """Whether ``error`` is about a file of ``folder``: missing, unreadable, a folder in its place."""
+    named = isinstance(error.filename, str | os.PathLike)
+    return named and Path(error.filename).absolute().is_relative_to(folder.absolute())
 
 
 def report(error: HarnessError, run_dir: Path) -> None:
