@@ -23,10 +23,11 @@ import errno
 from pathlib import Path
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 _REMEDIES = (
     (_NO_SPACE, "free space"),
     ((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable for you or name another place"),
-    ((errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG), "check the path"),
+    ((*_WRONG_PATH, errno.EEXIST), "check the path"),
 )
 _STORAGE = (*_NO_SPACE, errno.EFBIG, errno.EINTR, errno.EIO, errno.EROFS, errno.ESTALE)
 
@@ -117,6 +118,13 @@ def storage_fault(error: OSError, doing: str, folder: Path | str) -> Environment
     if error.errno in _NO_SPACE:
         return EnvironmentFault(f"no space left while {doing}", where=where, remedy=remedy)
     return EnvironmentFault(f"{doing} failed: {error.strerror or error}", where=where, remedy=remedy)
+
+
+def unreadable_input(error: OSError, what: str, path: Path, remedy: str | None = None) -> HarnessError:
+    """``error`` on reading ``what`` ("the policy"), which a command or a config names as ``path``: that path
+    is wrong (exit code 2), or the machine does not let it be read (3)."""
+    kind = UsageError if error.errno in _WRONG_PATH else EnvironmentFault
+    return kind(f"{what} cannot be read: {error.strerror or error}", where=str(path), remedy=remedy)
 
 
 def is_storage(error: BaseException) -> bool:

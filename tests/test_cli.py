@@ -108,6 +108,40 @@ def test_an_error_is_one_line_and_the_same_as_json(name: str, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("option", ["--key", "--policy"])
+@pytest.mark.parametrize(
+    ("there", "code", "said"),
+    [
+        ("nothing", 2, "No such file or directory"),
+        ("folder", 2, "Is a directory"),
+        ("secret", 3, "Permission denied"),
+    ],
+)
+def test_whom_to_trust_is_read_or_the_reason_has_its_code(
+    option: str,
+    there: str,
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Oracle: DESIGN.md section 2: a wrong path is usage, a disk that does not let it be read environment."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    path = tmp_path / "run" if there == "folder" else tmp_path / there
+
+    def denied(file: object, *words: object, **more: object) -> object:
+        if file == path and there == "secret":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open(file, *words, **more)  # type: ignore[call-overload]
+
+    for module in ("keys", "policy_file"):
+        monkeypatch.setattr(f"harness.provenance.{module}.open", denied, raising=False)
+    assert main(["verify", str(tmp_path / "run"), option, str(path)]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"cannot be read: {said}: {path}; check the path" in line
+
+
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     """Oracle: `head` closes the pipe; nothing on stderr."""
     command = f"{sys.executable} -m harness config {ROOT}/configs/tiny.yaml | head -1"

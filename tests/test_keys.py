@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -15,9 +16,11 @@ from typing import Never
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.cli import main
 from harness.errors import EnvironmentFault, HarnessError, UsageError
 from harness.provenance import keys
 
@@ -57,6 +60,46 @@ def test_nothing_is_overwritten(made: keys.KeyFiles) -> None:
         keys.create(made.private.with_suffix(""))
     assert made.private.with_name("kept").read_bytes() == before
     assert not made.private.exists()
+
+
+@pytest.mark.parametrize("missing", [["ed25519", "p256"], ["p256"]])
+def test_a_key_whose_making_was_killed_gets_its_public_files_as_the_refusal_says(
+    missing: list[str], made: keys.KeyFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the files of the undisturbed making; what is there and something else stays as it is."""
+    public = [made.private.with_name(f"me.{each}.pub") for each in ("ed25519", "p256")]
+    before = [path.read_bytes() for path in public]
+    for each in missing:
+        made.private.with_name(f"me.{each}.pub").unlink()
+    name = str(made.private.with_suffix(""))
+    assert main(["keys", "new", "--out", name]) == 2
+    remedy = capsys.readouterr().err.strip().rpartition("harness ")[2]
+    assert main(shlex.split(remedy)) == 0
+    assert [path.read_bytes() for path in public] == before
+    public[1].write_bytes(before[0])
+    assert main(shlex.split(remedy)) == 2
+    assert public[1].read_bytes() == before[0]
+
+
+def test_of_several_public_keys_in_a_file_none_is_trusted_and_all_are_shown(
+    made: keys.KeyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the ids of each alone; the first one alone would be trusted otherwise, without a word."""
+    one, other = made.public
+    ids = [keys.load_public(each).key_id for each in (one, other)]
+    lines = [
+        keys.load_public(each).key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        for each in (one, other)
+    ]
+    for content in (one.read_bytes() + other.read_bytes(), b"\n".join(lines) + b" a comment\n"):
+        both = tmp_path / "both.pub"
+        both.write_bytes(content)
+        with pytest.raises(UsageError, match="holds 2 public keys"):
+            keys.load_public(both)
+        assert main(["keys", "show", str(both)]) == 0
+        assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ids
+    both.write_bytes(lines[0] + b"\nssh-ed25519 nothing\n")
+    assert main(["keys", "show", str(both)]) == 2
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

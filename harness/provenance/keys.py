@@ -9,6 +9,7 @@ token does (`harness.provenance.pkcs11_token`).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -25,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from harness.errors import EnvironmentFault, UsageError
+from harness.errors import EnvironmentFault, UsageError, unreadable_input
 from harness.format import files
 from harness.provenance import pkcs11_token, ssh_agent
 from harness.provenance.pkcs11_token import TokenKey
@@ -36,6 +37,7 @@ ENVIRONMENT = "HARNESS_SIGNING_KEY"
 _PRIVATE_BLOCK = re.compile(
     rb"-----BEGIN ([A-Z0-9 ]*PRIVATE KEY)-----\r?\n.*?-----END \1-----\r?\n?", re.DOTALL
 )
+_PUBLIC_BLOCK = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----\r?\n?", re.DOTALL)
 _FILE_LIMIT = 64 << 10
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, InternalError)
 """What cryptography raises for bytes that are no key; the last one for some that OpenSSL chokes on."""
@@ -112,10 +114,16 @@ class Described:
 
 
 def create(out: Path) -> KeyFiles:
-    """Make an identity at ``out`` + .key, .ed25519.pub, .p256.pub. Raises `UsageError` if one exists."""
+    """Make an identity at ``out`` + .key, .ed25519.pub, .p256.pub. Raises `UsageError` if one exists.
+
+    The private key comes first: of a start that was killed after it, `write_public` makes the rest.
+    """
     private = out.with_name(f"{out.name}.key")
     ed25519, p256 = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())
     public = public_keys(Signer(ed25519, p256))
+    if os.path.lexists(private) and not all(map(os.path.lexists, _public_files(public, out))):
+        remedy = f"its .pub files are missing: harness keys show {private} --out {out}"
+        raise UsageError("exists already", where=str(private), remedy=remedy)
     _require_free(private, *_public_files(public, out))
     files.make_folder(out.parent)
     _write_new(private, _private_pem(ed25519) + _private_pem(p256), 0o600)
@@ -123,12 +131,20 @@ def create(out: Path) -> KeyFiles:
 
 
 def write_public(keys: Sequence[PublicKey], out: Path) -> tuple[Path, ...]:
-    """Write ``keys`` to ``out`` + .ed25519.pub, .p256.pub. Raises `UsageError` if one exists."""
+    """Write ``keys`` to ``out`` + .ed25519.pub, .p256.pub, but for what is there already.
+
+    Raises `UsageError` for a name that holds something else.
+    """
     public = _public_files(keys, out)
-    _require_free(*public)
+    wanted = [
+        (path, key.pem)
+        for path, key in zip(public, keys, strict=True)
+        if not path.is_file() or _read(path) != key.pem
+    ]
+    _require_free(*(path for path, _ in wanted))
     files.make_folder(out.parent)
-    for path, key in zip(public, keys, strict=True):
-        _write_new(path, key.pem, 0o644)
+    for path, pem in wanted:
+        _write_new(path, pem, 0o644)
     return public
 
 
@@ -146,8 +162,8 @@ def load_signer(path: Path) -> Signer:
     """The identity in ``path``: a file of `create`, an OpenSSH Ed25519 private key without passphrase, the
     OpenSSH public keys of an identity whose private ones ssh-agent holds, or PKCS#11 URIs of keys in a token.
 
-    Raises `EnvironmentFault` when it is not there, others may read a private key, or the agent or the token
-    lacks it, `UsageError` for other contents.
+    Raises `UsageError` when it is not there or has other contents, `EnvironmentFault` when others may read a
+    private key, or the agent or the token lacks it.
     """
     data = _read(path)
     if ssh_agent.is_public(data):
@@ -198,22 +214,34 @@ def sign_with(private: PrivateKey, message: bytes) -> bytes:
 
 
 def load_public(path: Path) -> PublicKey:
-    """The public key in ``path``: SPKI PEM or an OpenSSH line. Raises `UsageError` for other contents."""
+    """The public key in ``path``: SPKI PEM or an OpenSSH line. Raises `UsageError` for other contents, and
+    for several keys."""
     return parse_public(_read(path), where=str(path))
 
 
 def parse_public(data: bytes, *, where: str) -> PublicKey:
     """The public key in ``data``; `load_public` without the file."""
+    first, *others = _public_ones(data, where)
+    if others:
+        what = f"holds {1 + len(others)} public keys, and one is to be trusted"
+        raise UsageError(what, where=where, remedy="give each a file of its own")
+    return first
+
+
+def _public_ones(data: bytes, where: str) -> list[PublicKey]:
+    """The keys in ``data``: lines of OpenSSH, or blocks of SPKI PEM; one at least."""
     try:
         if ssh_agent.is_public(data):
-            key: object = serialization.load_ssh_public_key(data)
+            lines = [line for line in data.splitlines() if line.strip()]
+            found: list[object] = [serialization.load_ssh_public_key(line) for line in lines]
         elif b"PRIVATE KEY" in data:
             raise UsageError("is a private key", where=where, remedy="give auditors the .pub files")
         else:
-            key = serialization.load_pem_public_key(data)
+            blocks = _PUBLIC_BLOCK.findall(data) or [data]
+            found = [serialization.load_pem_public_key(block) for block in blocks]
     except _UNREADABLE as error:
         raise UsageError("is not a public key", where=where, remedy="expected SPKI PEM or OpenSSH") from error
-    return _public(key, where)
+    return [_public(key, where) for key in found]
 
 
 def public_keys(signer: Signer) -> list[PublicKey]:
@@ -223,13 +251,13 @@ def public_keys(signer: Signer) -> list[PublicKey]:
 
 
 def describe(file: Path) -> Described:
-    """What ``file`` holds or names. Raises as `load_signer`."""
+    """What ``file`` holds or names, of public keys all of them. Raises as `load_signer`."""
     data = _read(file)
     if pkcs11_token.is_reference(data):
         held = pkcs11_token.held(data, str(file))
         return Described("token", tuple(_public(key.public_key(), str(file)) for key in held))
     if b"PRIVATE KEY" not in data:
-        return Described("public", (parse_public(data, where=str(file)),))
+        return Described("public", tuple(_public_ones(data, str(file))))
     keys = tuple(_public(key.public_key(), str(file)) for key in _private_keys(data, file))
     return Described("private", keys)
 
@@ -354,8 +382,6 @@ def _read(path: Path) -> bytes:
             # It is not shown, since a PIN may be in it.
             remedy = "write the URI into a file, without a PIN, and name that (docs/keys.md)"
             raise UsageError("a PKCS#11 URI stands where a key file is named", remedy=remedy) from None
-        raise EnvironmentFault(
-            f"the key file cannot be read: {getattr(error, 'strerror', error)}",
-            where=str(path),
-            remedy="check the path, or make a key: harness keys new --out NAME",
-        ) from error
+        told = error if isinstance(error, OSError) else FileNotFoundError(errno.ENOENT, str(error))
+        remedy = "check the path, or make a key: harness keys new --out NAME"
+        raise unreadable_input(told, "the key file", path, remedy) from error

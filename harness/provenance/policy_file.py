@@ -36,7 +36,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness.errors import ConfigError, EvidenceIncomplete, UsageError, VerificationFailed
+from harness.errors import ConfigError, EvidenceIncomplete, VerificationFailed, unreadable_input
 from harness.format import files
 from harness.provenance import authorities, heads, keyless, policy, rotation
 from harness.provenance.heads import Kept
@@ -112,12 +112,14 @@ def load(path: Path) -> Policy:
 
 
 def read(path: Path) -> str:
-    """The text of ``path``. Raises `UsageError` when it cannot be read, `ConfigError` when it is no text."""
+    """The text of ``path``. Raises `ConfigError` when it is no text, else as `unreadable_input` tells."""
     try:
         with open(path, "rb") as stream:
             return stream.read(_FILE_LIMIT + 1).decode("utf-8")
     except OSError as error:
-        raise UsageError(f"the policy cannot be read: {error.strerror}", where=str(path)) from error
+        raise unreadable_input(
+            error, "the policy", path, "check the path, or make one: harness policy new"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError("the policy is not UTF-8", where=str(path)) from error
 
