@@ -184,7 +184,8 @@ def test_whatever_is_changed_in_an_export_is_found(decoder: SampleRun, made: Pat
 def test_only_a_checkpoint_that_verifies_is_exported_and_nothing_is_left_behind(
     decoder: SampleRun, tmp_path: Path
 ) -> None:
-    """Oracle: a flipped weight, which only reading finds; a stranger's key; a target that exists."""
+    """Oracle: a flipped weight, which only reading finds; a stranger's key; a target that exists, or lies
+    where a run keeps what it has signed."""
     folder, trust = decoder.saved[10].folder, trusted(decoder.signer)
     flip(folder / "model.safetensors", -1)
     with pytest.raises(VerificationFailed, match="has other bytes than were signed"):
@@ -194,6 +195,9 @@ def test_only_a_checkpoint_that_verifies_is_exported_and_nothing_is_left_behind(
         export.export(folder, tmp_path / "new", trusted(stranger), stranger, quiet=True)
     with pytest.raises(UsageError, match="the target exists"):
         export.export(folder, tmp_path, trust, decoder.signer, quiet=True)
+    for inside in (folder / "new", folder / ".." / "step-00000099"):
+        with pytest.raises(UsageError, match="the target lies in"):
+            export.export(folder, inside, trust, decoder.signer, quiet=True)
     with pytest.raises(UsageError, match="which of its checkpoints"):
         export.export(decoder.root, tmp_path / "new", trust, decoder.signer, quiet=True)
     assert [each.name for each in tmp_path.iterdir() if "new" in each.name] == []

@@ -302,7 +302,8 @@ def test_the_tokenizer_of_a_prepared_corpus_is_its_own(made: tuple[Place, dict[s
 
 def test_the_manifest_is_exported_as_croissant(made: tuple[Place, dict[str, Any]]) -> None:
     """Oracle: what the Croissant 1.0 specification requires of a dataset and a file object; the digests are
-    the manifest's; MLCommons' own `mlcroissant` reads it, and not one whose digests are left out."""
+    the manifest's; MLCommons' own `mlcroissant` reads it, and not one whose digests are left out.
+    The corpus itself takes no other file."""
     place, told = made
     done = place.harness("export", "corpus", "corpus.json", *key_words(place))
     assert done.code == 0, done.err
@@ -316,6 +317,8 @@ def test_the_manifest_is_exported_as_croissant(made: tuple[Place, dict[str, Any]
         assert each["@type"] == "cr:FileObject"
         assert {"name", "contentUrl", "encodingFormat", "sha256"} <= set(each)
     assert told["corpus"] in document["identifier"]
+    refused = place.harness("export", "corpus", "corpus/croissant.json", *key_words(place))
+    assert (refused.code, "the target lies in" in refused.err) == (2, True)
     import mlcroissant  # takes seconds, and is needed here alone
 
     read = mlcroissant.Dataset(jsonld=str(place.root / "corpus.json")).metadata

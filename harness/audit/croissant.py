@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.audit import prepared, sealed
 from harness.errors import UsageError
-from harness.format import files
+from harness.format import files, layout
 from harness.format.manifest import Manifest
 from harness.provenance.corpora import CorpusStatement
 from harness.provenance.findings import Findings
@@ -67,10 +67,11 @@ def export(folder: Path, target: Path, policy: Policy) -> dict[str, Any]:
     """Write the metadata of the corpus in ``folder`` to the new file ``target``, and return it.
 
     Raises the first failure when the corpus does not verify (payload bytes are `harness verify`'s),
-    `UsageError` when ``target`` exists.
+    `UsageError` when ``target`` exists or would lie in the corpus.
     """
     if target.exists():
         raise UsageError("the target exists", where=str(target), remedy="name a new file")
+    layout.require_outside(target, folder)
     findings = Findings()
     statement, *_ = prepared.examine(folder, policy, findings)
     findings.raise_first()

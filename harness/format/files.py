@@ -43,7 +43,7 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
     make_folder(folder)
     try:
         _replace({folder / name: (folder / f".tmp-{name}", data) for name, data in contents.items()})
-    except BaseException:
+    except (OSError, KeyboardInterrupt):
         if new:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
@@ -60,7 +60,7 @@ def _replace(contents: Mapping[Path, tuple[Path, bytes]]) -> None:
         for path, (temporary, _) in contents.items():
             with _named(path):
                 os.replace(temporary, path)
-    except BaseException:
+    except (OSError, KeyboardInterrupt):
         for temporary, _ in contents.values():
             with contextlib.suppress(OSError):
                 os.unlink(temporary)

@@ -163,6 +163,16 @@ def kind_of(path: Path) -> Literal["run", "checkpoint"]:
     )
 
 
+def require_outside(target: Path, source: Path) -> None:
+    """Raise `UsageError` when the new ``target`` would lie in the signed folder ``source``, or among the
+    checkpoints of its run."""
+    source = source.resolve()
+    for folder in (source, source.parent):
+        if (folder == source or folder.name == CHECKPOINTS) and target.resolve().is_relative_to(folder):
+            what = f"the target lies in {folder}, which holds what a run has signed and nothing else"
+            raise UsageError(what, where=str(target), remedy="name a folder elsewhere")
+
+
 def _looks_like_checkpoint(path: Path) -> bool:
     name = path.name
     for prefix in (PRUNED, NONFINITE):
