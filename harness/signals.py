@@ -55,6 +55,13 @@ def listening() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+def ignore() -> None:
+    """From here on this process only leaves: torchrun sends SIGTERM to the other ranks as soon as the first
+    has left, and all of them are to leave with 75."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def follow(parent: int) -> Callable[[], None]:
     """What a child of the process ``parent`` calls for a SIGTERM when that one dies; on Linux only.
 

@@ -11,9 +11,9 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from harness import config, environment
+from harness import config, environment, signals
 from harness.commands import Outcome
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError, Interrupted, UsageError
 
 EXAMPLE = "harness train configs/tiny.yaml train.steps=20 run.dir=runs/try"
 
@@ -54,6 +54,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     try:
         result = loop.train(loaded, accept=accept, reason=arguments.reason, quiet=arguments.json)
     except HarnessError as error:
+        if isinstance(error, Interrupted):
+            signals.ignore()
         failure.report(error, loaded.settings.run.dir)
         raise
     except (Exception, SystemExit) as error:  # a task that leaves with 0 has not finished the run
