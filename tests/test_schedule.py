@@ -58,3 +58,11 @@ def test_every_rate_lies_between_zero_and_the_peak(
     rate = schedule(kind, warmup=min(warmup, steps), steps=steps, decay=decay)
     step = data.draw(st.integers(1, steps))
     assert 0.0 < rate(step) <= 1.0 + 1e-12
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_before_the_first_update_there_is_no_rate(warmup: int) -> None:
+    """Oracle: no update has been made; a run that meets a NaN in its first step keeps that state."""
+    rate = schedule("cosine", warmup)
+    assert rate.document(0) == {"kind": "cosine", "step": 0, "steps": 100, "rate": "0.0"}
+    assert rate.document(1)["rate"] == repr(rate(1))

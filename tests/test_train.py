@@ -192,9 +192,10 @@ def test_workers_of_a_killed_launcher_save_and_leave(place: Place) -> None:
 def test_a_nan_stops_all_ranks_with_a_saved_state_and_its_origin(place: Place) -> None:
     """Oracle: exit code 1, a signed state before the step, and a verifier that does not call it good; the
     rank and micro-batch to which the order gives the marked sample, and the operator that makes a NaN of it,
-    on every rank's screen and in the file that torchrun reads."""
+    on every rank's screen and in the file that torchrun reads. Forward passes wait for each other, so that a
+    rank which executed one alone would hang."""
     shutil.copy(Path(nonfinite_tasks.__file__), place.root)
-    task = '{kind: "nonfinite_tasks:Ends", options: {fault: Logarithm}}'
+    task = '{kind: "nonfinite_tasks:Ends", options: {fault: Talking}}'
     place.write("toy.yaml", config(place.run, task=task, checkpoint="{every: 1}"))
     told = place.root / "error.json"
     broken = place.harness("train", "toy.yaml", processes=2, environ={"TORCHELASTIC_ERROR_FILE": str(told)})

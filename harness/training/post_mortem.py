@@ -13,8 +13,9 @@ and not just luckier this time. And where the second execution began as the run'
 after one that was not is a difference that was measured. What the run's own has moved on and nobody remembers
 (counters, generators other than torch's) is named instead.
 
-At most three updates and some twenty executions of a micro-batch. Ranks of DDP wait for each other only
-between the two parts; those of FSDP2 execute alike, since their passes communicate.
+At most three updates and some twenty executions of a micro-batch. Ranks wait for each other only between the
+two parts, unless their passes communicate, as those of FSDP2 do and those of models with collectives of their
+own: then all execute alike.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -61,6 +63,8 @@ class _Again:
     """The parameter with the largest gradient, when all are finite and the square of their norm is not."""
     moved: list[str] = field(default_factory=list)
     """What it did not begin from as the run's own had."""
+    talks: bool = False
+    """Whether its passes communicate."""
     refused: str | None = None
     """Why nothing was executed, or not to the end."""
 
@@ -79,12 +83,28 @@ def examine(current: Session, ledger: Ledger, broken: readback.NonFinite) -> lis
     """What is found on each rank, in their order; this rank's is added to ``ledger``. All ranks call alike.
 
     Afterwards the generators are as they were before the update, as far as that is known. An exception of the
-    model is why nothing was found, and raised only under FSDP2, where the other ranks would wait.
+    model is why nothing was found, and raised only where the other ranks would wait.
     """
     found = _PostMortem(current, ledger, broken).found()
     ledger.ended(found)
     told = current.workers.gather_bytes(json.dumps(asdict(found)).encode())
     return [NonFinite(**json.loads(each)) for each in told]
+
+
+class _Listener(traces.Onlooker):
+    """Hears whether a pass communicates."""
+
+    heard = False
+
+    def given(self, call: traces.Call, tensors: Sequence[Tensor], arguments: Sequence[Any]) -> None:
+        """Nothing to hear."""
+
+    def made(self, call: traces.Call, tensors: Sequence[Tensor]) -> None:
+        """Nothing to hear."""
+
+    def travelling(self, tensors: Sequence[Tensor]) -> None:
+        """A collective."""
+        self.heard = True
 
 
 class _PostMortem:
@@ -99,8 +119,7 @@ class _PostMortem:
         task, model, wrapped = current.task, current.model, current.wrapped
         self._generators = task.generators()
         self._sandbox = partial(Sandbox, model, wrapped, self._generators, (task,))
-        agree = self._any if self._together else bool
-        self._double = Double(model, wrapped, self._generators, (task,), agree)
+        self._double = Double(model, wrapped, self._generators, (task,), self._any_rank)
 
     def found(self) -> NonFinite:
         """Execute again, hear what came back where, look there."""
@@ -125,17 +144,19 @@ class _PostMortem:
             again = self._caught(partial(self._executed_again, sandbox), again)
             again.moved += [f"generator {name}" for name in unknown]
             everywhere = self._told(again)
+            self._together |= any(each.talks for each in everywhere)
             looked = self._caught(partial(self._look, sandbox, self._wanted(everywhere)), _Looked())
         self._drop_gradients()
         return self._record(everywhere, looked)
 
     def _executed_again(self, sandbox: Sandbox) -> _Again:
         made, norms = _Again(), []
-        own = self._current.remembered.losses(self._update) or []
+        own, listener = self._current.remembered.losses(self._update) or [], _Listener()
         for number, execute in enumerate(self._passes(sandbox)):
-            loss = execute()
+            with traces.take_trace(onlooker=listener) if number == 0 else nullcontext():
+                loss = execute()
             if number == 0:
-                made.moved = sandbox.moved()
+                made.moved, made.talks = sandbox.moved(), listener.heard
             was = own[number] if number < len(own) else None
             made.alike &= was is not None and int(traces.digest(loss)) == int(traces.digest(was))
             if self._broken_in(loss):

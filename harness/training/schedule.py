@@ -35,5 +35,6 @@ class LearningRate:
         return self.peak * (self.final + (1.0 - self.final) * share)
 
     def document(self, step: int) -> dict[str, str | int]:
-        """Where update ``step`` stands, as trainer.json holds it."""
-        return {"kind": self.kind, "step": step, "steps": self.steps, "rate": repr(self(step))}
+        """Where update ``step`` stands, as trainer.json holds it; 0 is before the first, at no rate yet."""
+        rate = self(step) if step else 0.0
+        return {"kind": self.kind, "step": step, "steps": self.steps, "rate": repr(rate)}
