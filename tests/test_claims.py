@@ -21,7 +21,7 @@ from harness import cli
 from harness.audit import attest, opening
 from harness.errors import ConfigError
 from harness.provenance import later
-from harness.report import argument, claim_file, judge, report, runs
+from harness.report import argument, claim_file, judge, markdown, report, runs
 from harness.report.document import Bullets, Heading, Status, Table
 from harness.report.judge import Judged
 from harness.report.runs import Evaluated, Run
@@ -80,6 +80,36 @@ def test_a_report_says_before_all_else_what_became_of_its_claims(
     blocks = report.compose(study(made, [GOOD] * len(made), claimed(HIGHER)))
     begins = next(at for at, each in enumerate(blocks) if isinstance(each, Heading) and each.level == 2)
     assert blocks[begins - 1] == Status(kind, f"claims: 1 {verdict}")
+
+
+def on(run: Run, corpus: str) -> Run:
+    """``run``, trained and measured on another corpus."""
+    changed = [
+        dataclasses.replace(
+            each, facts={**each.facts, "data": {**each.facts["data"], "corpus_sha256": corpus}}
+        )
+        for each in run.checkpoints
+        if each.facts is not None
+    ]
+    return dataclasses.replace(run, checkpoints=tuple(changed))
+
+
+def test_figures_of_other_data_are_not_compared_and_bear_no_claim_of_any_data(tmp_path: Path) -> None:
+    """Oracle: the second arm has another corpus, hence another held-out split; with one corpus a row for the
+    same figures, and the same claim supported."""
+    high, low = arm(tmp_path, 3, FIVE), arm(tmp_path, 1, shifted(1))
+    for made, apart in (([*high, *low], False), ([*high, *(on(run, "b" * 64) for run in low)], True)):
+        about = study(made, [GOOD] * len(made), claimed(HIGHER))
+        page = markdown.render(report.compose(about))
+        assert ("say nothing of each other" in page) == apart
+        assert ("\n| held-out score | optimizer.lr 1 | -" in page) != apart
+        assert (
+            "held-out score: optimizer.lr 1 and optimizer.lr 3 were measured on different" in page
+        ) == apart
+        assert ("- held-out score ended between" in page) != apart
+        assert (about.judged[0].reasons == ("its runs have 2 different corpora",)) == apart
+        anywhere = told(claimed(HIGHER, "{seeds: any, data: any}"), made)
+        assert ("its figures are of other data on one side than on the other" in anywhere.reasons) == apart
 
 
 def test_a_margin_that_lies_outside_the_interval_is_supported(tmp_path: Path) -> None:

@@ -106,6 +106,8 @@ def _uncounted(study: Study) -> Iterator[str]:
     if bad:
         yield f"left out, since their verification failed: {', '.join(bad)}"
     for arm in study.arms:
+        if len(facts.corpora(arm.runs)) > 1:
+            yield f"{arm.label}: its runs were trained on {len(facts.corpora(arm.runs))} different corpora"
         seeds = Counter(facts.seed(run) for run in arm.runs)
         twice = [seed for seed, count in seeds.items() if count > 1]
         if twice:
@@ -154,7 +156,7 @@ def comparison(study: Study) -> Iterator[Block]:
     pairs = [
         (measure, measure.side(arm), measure.side(baseline)) for measure in study.measures for arm in others
     ]
-    rows = [row for pair in pairs for row in _compared(*pair)]
+    rows = [row for pair in pairs if not _apart(*pair) for row in _compared(*pair)]
     yield Heading(2, "Comparison with the baseline")
     yield Paragraph(
         f"The baseline is the first arm{' with a finished run' if baseline is not study.arms[0] else ''}: "
@@ -186,11 +188,20 @@ def comparison(study: Study) -> Iterator[Block]:
         yield Bullets(refused)
 
 
+def _apart(measure: Measure, side: Side, baseline: Side) -> bool:
+    """Whether a figure of metrics.jsonl is of other data on one side; a signed evaluation has its suite."""
+    found = [each.run for one in (side, baseline) for each in one.found if each.value is not None]
+    return measure.evaluation is None and len(facts.corpora(found)) > 1
+
+
 def _refused(pairs: Sequence[tuple[Measure, Side, Side]]) -> list[str]:
     """Why there is no row where only one side was asked; measures with the same reason share a line."""
     reasons: dict[str, list[str]] = {}
     for measure, side, baseline in pairs:
-        if bool(side.values) != bool(baseline.values):
+        if side.values and _apart(measure, side, baseline):
+            reason = f"{side.arm.label} and {baseline.arm.label} were measured on different corpora"
+            reasons.setdefault(reason, []).append(measure.label)
+        elif bool(side.values) != bool(baseline.values):
             has, lacks = (side, baseline) if side.values else (baseline, side)
             remark = f" ({lacks.without[0].remark})" if lacks.without else ""
             reason = f"{has.arm.label} has values, {lacks.arm.label} has none{remark}"
@@ -289,9 +300,10 @@ def observations(study: Study) -> Iterator[Block]:
     """What the curves show, in numbers: where figures ended, and where a run was better before its end."""
     noted = []
     for measure in study.measures:
-        found = [each for arm in study.arms for each in measure.side(arm).found]
+        found = [each for arm in study.arms for each in measure.side(arm).found if each.value is not None]
+        one_question = measure.evaluation is not None or len(facts.corpora(each.run for each in found)) == 1
         finite = sorted((each.value, each.run.name) for each in found if each.value is not None)
-        if len(finite) > 1:
+        if len(finite) > 1 and one_question:
             (low, first), (high, second) = finite[0], finite[-1]
             between = f"between {low:.4g} ({first}) and {high:.4g} ({second})"
             alike = f"at {low:.4g} in all {len(finite)} runs"

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -206,6 +206,11 @@ def final(run: Run, name: str) -> float | None:
     """The last evaluation figure ``name``, or the last training ``loss`` for the name ``loss (train)``."""
     points = run.curve("loss") if name == "loss (train)" else run.evaluation(name)
     return points[-1][1] if points else None
+
+
+def corpora(runs: Iterable[Run]) -> set[str]:
+    """What ``runs`` were trained and, while training, measured on: hex sha256, or ``unknown``."""
+    return {"unknown" if run.newest is None else str(run.newest["data"].get("corpus_sha256")) for run in runs}
 
 
 def seed(run: Run) -> int:

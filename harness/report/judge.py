@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
@@ -147,12 +148,14 @@ def _breadth(claim: Claim, sides: Sequence[measured.Side], unverified: set[Path]
     seeds = min(len(side.values) for side in sides)
     if claim.scope.seeds == "any" and seeds < LEAST_SEEDS:
         yield f"it speaks of any seed, and {counted(seeds, 'seed')} ran; {LEAST_SEEDS} are the least"
-    for key, words in (("data", "corpus"), ("stack", "stack")):
+    for key, words, several in (("data", "corpus", "corpora"), ("stack", "stack", "stacks")):
         seen = {_identity(run, key) for run in runs}
         if getattr(claim.scope, key) == "any" and len(seen) < 2:
             yield f"it speaks of any {key}, and one {words} was used"
         elif getattr(claim.scope, key) == "same" and len(seen) > 1:
-            yield f"its runs have {len(seen)} different {words}s"
+            yield f"its runs have {len(seen)} different {several}"
+    if claim.scope.data == "any" and _crossed(sides):
+        yield "its figures are of other data on one side than on the other"
     loose = [run.name for run in runs if run.root in unverified]
     if loose:
         yield f"{counted(len(loose), 'run')} not verified: {', '.join(loose[:3])}"
@@ -173,6 +176,15 @@ def _breadth(claim: Claim, sides: Sequence[measured.Side], unverified: set[Path]
         yield "an arm has several runs of the same seed; the last one counts"
     yield from _confounded(claim, arms)
     yield from _measured_differently(claim, sides)
+
+
+def _crossed(sides: Sequence[measured.Side]) -> bool:
+    """Whether a seed has figures of metrics.jsonl on both sides, and other data on each."""
+    data = [
+        {facts.seed(each.run): _identity(each.run, "data") for each in side.found if not each.how}
+        for side in sides
+    ]
+    return any(one[seed] != other[seed] for one, other in pairwise(data) for seed in {*one} & {*other})
 
 
 def _measured_differently(claim: Claim, sides: Sequence[measured.Side]) -> Iterator[str]:

@@ -48,6 +48,7 @@ def compose(study: Study) -> list[Block]:
         *_settings(study),
         *data.blocks(study),
         Heading(2, "Results"),
+        *_other_data(study),
         *pictures(study),
         _results(study),
         *argument.observations(study),
@@ -127,6 +128,16 @@ def _each(study: Study, section: Callable[[Run], list[Block]]) -> list[Block]:
         else:
             same.append(run.name)
     return [block for blocks, names in made for block in (Heading(3, listed(names)), *blocks)]
+
+
+def _other_data(study: Study) -> Iterator[Block]:
+    """Which curves and figures say nothing of each other."""
+    count = len(facts.corpora(run for arm in study.arms for run in arm.runs))
+    if count > 1:
+        yield Paragraph(
+            f"The runs were trained on {count} different corpora and, while they trained, measured on what "
+            "each of these holds out: such figures of different corpora say nothing of each other."
+        )
 
 
 def _results(study: Study) -> Table:
