@@ -505,6 +505,21 @@ def test_what_nobody_looked_at_is_not_told_as_seen_to_be_free_of_it(tmp_path: Pa
     assert "Process hours are not recorded" in page
 
 
+def test_a_resume_is_marked_where_its_run_has_a_curve(tmp_path: Path) -> None:
+    """Oracle: both runs were resumed, and one was never evaluated; the labels of the marks."""
+    roots = [fake_runs.finished(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
+    fake_runs.write_metrics(roots[1], fake_runs.lines(60, every=1000))
+    (roots[1] / "run.yaml").write_text("train: {steps: 60}\nmodel: {width: 2}\n")
+    shown = pictures.pictures(study([runs.read(root) for root in roots], [None] * 2))
+    texts = {each.file: each.svg for each in shown if isinstance(each, Picture)}
+    labels = {file: [name for name in "ab" if f"{name}: resume" in svg] for file, svg in texts.items()}
+    # Both resumes are at one step, so that one label stands for both in the other pictures.
+    assert labels == {"loss.svg": ["a"], "evaluation-loss.svg": ["a"], "evaluation-bits-per-byte.svg": ["a"],
+                      "throughput.svg": ["a"]}  # fmt: skip
+    marks = {file: svg.count('class="mark"') for file, svg in texts.items()}
+    assert marks == {**dict.fromkeys(texts, 1), "loss.svg": 2, "throughput.svg": 2}
+
+
 def test_what_was_measured_once_has_no_picture(tmp_path: Path) -> None:
     """Oracle: the score has one value, bits per byte have six; both are in the table."""
     blocks = report.compose(study([scored(tmp_path / "a", 1.0), scored(tmp_path / "b", 2.0)], [None] * 2))

@@ -121,7 +121,8 @@ def _evaluation_figure(study: Study, name: str) -> Figure:
         for index, run in enumerate(runs)
         if run.evaluation(name)
     )
-    return Figure(f"Held-out {words}", "step", words, curves, _resume_marks(runs))
+    marks = _resume_marks(runs, lambda run: bool(run.evaluation(name)))
+    return Figure(f"Held-out {words}", "step", words, curves, marks)
 
 
 def _rate_figure(study: Study) -> Figure:
@@ -184,13 +185,14 @@ def _label(run: Run, runs: Sequence[Run]) -> str:
     return run.name if len(runs) > 1 else ""
 
 
-def _resume_marks(runs: Sequence[Run]) -> tuple[Mark, ...]:
+def _resume_marks(runs: Sequence[Run], drawn: Callable[[Run], bool] = lambda run: True) -> tuple[Mark, ...]:
+    """Of those ``runs`` that have a curve."""
     return tuple(
         Mark(
             float(one.resumed_from),
             f"{run.name}: resume ({one.kind})" if len(runs) > 1 else f"resume ({one.kind})",
         )
-        for run in runs
+        for run in filter(drawn, runs)
         for one in facts.segments(run)
         if one.resumed_from is not None
     )
