@@ -292,6 +292,13 @@ def test_a_run_folder_has_the_names_that_other_tools_read(partly: Place) -> None
     for line in (partly.run / "metrics.jsonl").open("rb"):
         assert wanted <= orjson.loads(line).keys()
     newest = max((partly.run / "checkpoints").glob("step-*"))
+    lines = map(orjson.loads, (partly.run / "events" / "rank-00000.jsonl").open("rb"))
+    seen = [line for line in lines if line["event"] == "ledger"][-1]
+    ledger = orjson.loads((newest / "ledger.json").read_bytes())
+    assert (seen["step"], seen["rows"]) == (24, ledger["rows"])
+    assert {each["observer"] for each in seen["coverage"]} == {
+        each["observer"] for each in ledger["coverage"]
+    }
     trainer = orjson.loads((newest / "trainer.json").read_bytes())
     assert (trainer["step"], trainer["cursor"]["samples"], trainer["scaler"]) == (24, 24 * 12, None)
     last = orjson.loads((partly.run / "metrics.jsonl").read_bytes().splitlines()[-1])

@@ -78,6 +78,7 @@ class Recorder:
         self._head = head
         self._noted: deque[_Noted] = deque()
         self._latest: Values | None = None
+        self._seen: Mapping[str, Any] = {"coverage": [], "rows": [], "unclassified": []}
         self._clock = time.perf_counter()
         self.last_step = start
         self.evaluation: Mapping[str, float] = {}
@@ -137,8 +138,17 @@ class Recorder:
         )
         if waited > 1.0:
             self._screen.say(f"step {step}: waited {waited:.1f} s for the save before to finish")
+        self._note_ledger(step)
         self._advance()
         self._clock = time.perf_counter()
+
+    def _note_ledger(self, step: int) -> None:
+        """What this rank has seen, as it is before ledger.json adds it to what the others have."""
+        seen = strict_json.loads(self._ledger.to_bytes(), where=layout.LEDGER)
+        seen = {name: seen[name] for name in ("coverage", "rows", "unclassified")}
+        if seen != self._seen:
+            self._seen = seen
+            self._events.write("ledger", step=step, **seen)
 
     def read_back(self, before: Mapping[str, determinism.Value]) -> None:
         """After the first step: sign the settings that hold now, and say which are not as ``before``.
