@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -408,9 +409,27 @@ def test_an_authority_that_does_not_answer_keeps_nobody(tmp_path: Path) -> None:
         assert [text for text in warned if "does not wait for it any longer" in text]
         done.set()
     slow = answering(lambda request: (time.sleep(0.3), b"")[1])
-    with slow as url, pytest.raises(EnvironmentFault, match="timed out"):
+    with slow as url, pytest.raises(EnvironmentFault, match=r"not within 0\.05 s"):
         timestamp_client.ask(url, TEXT, seconds=0.05)
     assert not (tmp_path / "timestamps").exists()
+
+
+def test_a_header_that_comes_byte_by_byte_has_the_same_time(tmp_path: Path) -> None:
+    """Oracle: the clock; the server would send its header for ten seconds, each byte well in time."""
+
+    def drip() -> None:
+        connection, _ = server.accept()
+        with connection, suppress(OSError):
+            for each in b"HTTP/1.0 200 OK\r\nX: " + b"x" * 80:
+                connection.send(bytes([each]))
+                time.sleep(0.1)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=drip, daemon=True).start()
+        url, began = f"http://127.0.0.1:{server.getsockname()[1]}", time.monotonic()
+        with pytest.raises(EnvironmentFault, match=r"not within 0\.3 s"):
+            timestamp_client.ask(url, TEXT, seconds=0.3)
+    assert time.monotonic() - began < 5
 
 
 def test_a_certificate_is_one_in_pem_or_der_and_nothing_else() -> None:
