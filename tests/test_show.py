@@ -193,3 +193,26 @@ def test_json_prints_one_object_with_the_whole_predicate(
     document = json.loads(capsys.readouterr().out)
     assert document["predicate"]["steps"] == {"from": 20, "to": 30}
     assert document["kind"] == "complete"
+
+
+@pytest.mark.parametrize(
+    "place", ["checkpoints/step-00000030/new", "checkpoints/new", "checkpoints/step-00000040"]
+)
+@pytest.mark.parametrize("verb", ["show", "report", "head"])
+def test_nothing_is_written_among_what_is_signed(
+    verb: str, place: str, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: exit code 2 in one line, and the names in the run as before; beside it, all of them write."""
+    words = [verb, str(root), "--rerun" if verb == "show" else "--out"]
+    before = sorted(root.rglob("*"))
+    assert cli.main([*words, str(root / place)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "which holds what is signed and nothing else" in line
+    assert sorted(root.rglob("*")) == before
+    assert cli.main([*words, str(root / "new")]) == 0
+
+
+def test_a_head_is_no_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: exit code 2; 1 would say that evidence is wrong."""
+    assert cli.main(["head", str(root), "--out", str(root)]) == 2
+    assert "is a folder, and a head is a file" in capsys.readouterr().err

@@ -67,11 +67,11 @@ def export(folder: Path, target: Path, policy: Policy) -> dict[str, Any]:
     """Write the metadata of the corpus in ``folder`` to the new file ``target``, and return it.
 
     Raises the first failure when the corpus does not verify (payload bytes are `harness verify`'s),
-    `UsageError` when ``target`` exists or would lie in the corpus.
+    `UsageError` when ``target`` exists or would lie in a signed folder.
     """
     if target.exists():
         raise UsageError("the target exists", where=str(target), remedy="name a new file")
-    layout.require_outside(target, folder)
+    layout.require_unsigned(target)
     findings = Findings()
     statement, *_ = prepared.examine(folder, policy, findings)
     findings.raise_first()

@@ -77,7 +77,7 @@ def export(
 ) -> Exported:
     """Write the weights of ``checkpoint`` to the new folder ``target``.
 
-    Raises `UsageError` when ``target`` exists or would lie in a run's checkpoints/, `VerificationFailed` or
+    Raises `UsageError` when ``target`` exists or would lie in a signed folder, `VerificationFailed` or
     `EvidenceIncomplete` when the checkpoint does not verify; then nothing is left behind. Raises
     `EnvironmentFault` while another process writes the same target; what one that was killed has left of it
     is removed, and a note says so.
@@ -100,8 +100,7 @@ def merge(
     """
     if target.exists() or target.is_symlink():
         raise UsageError("the target exists", where=str(target), remedy="name a new folder")
-    for checkpoint in checkpoints:
-        layout.require_outside(target, checkpoint)
+    layout.require_unsigned(target)
     opened = [_opened(checkpoint, policy) for checkpoint in checkpoints]
     _check_alike(opened)
     temporary = target.with_name(f"{layout.TEMPORARY}{target.name}")

@@ -90,6 +90,11 @@ def write(taken: Taken, out: Path) -> Head | None:
     be written.
     """
     out = out.resolve()
+    if out.is_dir():
+        raise UsageError(
+            "is a folder, and a head is a file", where=str(out), remedy=f"--out {out / 'run.head'}"
+        )
+    layout.require_unsigned(out)
     before = None
     if os.path.lexists(out):
         note = files.read_limited(out, log.NOTE_LIMIT)

@@ -20,7 +20,7 @@ from harness.audit.verify import Report, verify_run
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError, VerificationFailed
-from harness.format import files
+from harness.format import files, layout
 from harness.provenance import later
 from harness.provenance.corpora import CorpusStatement
 from harness.provenance.findings import Findings
@@ -178,6 +178,7 @@ def _write(out: Path, blocks: list[Block]) -> dict[str, Path]:
     """Write the report's files into ``out``; returns them by name."""
     if out.exists() and not out.is_dir():
         raise UsageError("the report goes into a folder", where=str(out))
+    layout.require_unsigned(out)
     title = next(block.text for block in blocks if hasattr(block, "text"))
     texts = {block.file: block.svg + "\n" for block in blocks if isinstance(block, Picture)}
     texts["report.md"] = markdown.render(blocks)

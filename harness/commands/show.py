@@ -19,7 +19,7 @@ from harness.audit import rerun, show, story
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
-from harness.format import files
+from harness.format import files, layout
 
 EXAMPLE = "harness show runs/tiny/checkpoints/step-00000060 --key alice.ed25519.pub"
 
@@ -45,6 +45,7 @@ def _rerun(shown: story.Story, out: Path) -> Outcome:
     found = rerun.rerun(shown.statement, str(out), shown.added)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError("is not an empty folder", where=str(out), remedy="name a new one")
+    layout.require_unsigned(out)
     files.write_together(out, {name: text.encode() for name, text in found.files.items()})
     document: dict[str, Any] = {
         "checkpoint": str(shown.folder),

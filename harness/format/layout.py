@@ -163,14 +163,14 @@ def kind_of(path: Path) -> Literal["run", "checkpoint"]:
     )
 
 
-def require_outside(target: Path, source: Path) -> None:
-    """Raise `UsageError` when the new ``target`` would lie in the signed folder ``source``, or among the
-    checkpoints of its run."""
-    source = source.resolve()
-    for folder in (source, source.parent):
-        if (folder == source or folder.name == CHECKPOINTS) and target.resolve().is_relative_to(folder):
-            what = f"the target lies in {folder}, which holds what a run has signed and nothing else"
-            raise UsageError(what, where=str(target), remedy="name a folder elsewhere")
+def require_unsigned(target: Path) -> None:
+    """Raise `UsageError` when the new ``target`` would lie in a folder whose files are signed, or among the
+    checkpoints of a run: neither would verify any longer."""
+    for folder in target.resolve().parents:
+        sealed = (folder / MANIFEST).is_file() and (folder / PROVENANCE).is_dir()
+        if sealed or (folder.name == CHECKPOINTS and (folder.parent / LOG).is_dir()):
+            what = f"would lie in {folder}, which holds what is signed and nothing else"
+            raise UsageError(what, where=str(target), remedy="name a place elsewhere")
 
 
 def _looks_like_checkpoint(path: Path) -> bool:
