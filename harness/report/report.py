@@ -262,8 +262,8 @@ def _protocol(run: Run) -> list[Block]:
         ["every", f"{table.get('evaluate.every') or 'the end only'}"],
         [
             "batches",
-            f"at most {table.get('evaluate.batches', '—')} of {table.get('train.micro_batch', '—')} samples, "
-            "the same each time",
+            f"at most {table.get('evaluate.batches', '—')}, of a micro-batch each (train.micro_batch "
+            f"{table.get('train.micro_batch', '—')}), the same each time",
         ],
         ["held out", held_out or "not recorded"],
         ["decoding", "nothing is generated while training: the measures are of given samples"],
