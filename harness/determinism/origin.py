@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from harness.determinism import trace as traces
 from harness.determinism.double import local_values
 from harness.determinism.trace import Call, address_of
-from harness.format.ledger import COLLECTIVE, COMPILED
+from harness.format.ledger import COLLECTIVE, COMPILED, UNSEEN
 
 _UNWRITTEN = "uninitialised memory"
 
@@ -83,7 +83,10 @@ def first_origin(execute: Callable[[], Tensor], model: nn.Module, *, eager: bool
     if not broken:
         return None
     begun = [onlooker.holds[address] for address in broken if address in onlooker.holds]
-    first = min(begun or onlooker.found, key=lambda each: each.number, default=None)
+    if all(each.op in UNSEEN for each in begun):
+        # A gradient that other ranks have reduced, or compiled code has passed on, may have begun here still.
+        begun = [each for each in onlooker.found if each.op not in UNSEEN] or begun or onlooker.found
+    first = min(begun, key=lambda each: each.number, default=None)
     if first is None:
         return Origin(COMPILED, None, None, "no operator outside of compiled code has made it")
     if first.call.uninitialised is not None and first.op == _UNWRITTEN:

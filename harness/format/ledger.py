@@ -168,7 +168,7 @@ class NonFinite:
         if self.again == "not executed":
             return f"not executed again: {self.source}"
         if self.again == "elsewhere":
-            return f"executed again on rank {self.rank} it did not come back: {self.source}"
+            return f"executed again on rank {self.rank} it did not begin there: {self.source}"
         if self.again == "finite":
             but = "" if self.place is None else f"{self.place} does not repeat its bits: "
             return f"executed again{where} it did not come back: {but}{self.source}"

@@ -55,6 +55,8 @@ class _Again:
 
     back: int | None = None
     """The first micro-batch with a loss or gradient that was not finite."""
+    by_loss: bool = False
+    """Whether it was its loss; a gradient may come from another rank."""
     lost: int | None = None
     """The first whose loss was not finite in the run's own execution and is now."""
     alike: bool = True
@@ -161,6 +163,7 @@ class _PostMortem:
             made.alike &= was is not None and int(traces.digest(loss)) == int(traces.digest(was))
             if self._broken_in(loss):
                 made.back = number if made.back is None else made.back
+                made.by_loss |= not_finite(loss) is not None
             elif made.lost is None and was is not None and not_finite(was) is not None:
                 made.lost = number
             norms.append(self._norms())
@@ -198,7 +201,7 @@ class _PostMortem:
         if self._any_rank(compiled):
             inner.rewind()
             eager = first_origin(execute, self._current.model, eager=True)
-            if eager is not None:
+            if compiled and eager is not None:
                 return replace(eager, source=f"{eager.source}, executed without compiled code")
         return found
 
@@ -226,7 +229,9 @@ class _PostMortem:
         if mine.refused is not None:
             return found("not executed", None, None, None, None, mine.refused)
         back = [number for number, each in enumerate(everywhere) if each.back is not None]
-        if mine.back is None and back:
+        if self._together and not mine.by_loss:
+            back = [number for number in back if everywhere[number].by_loss] or back
+        if back and rank not in back:
             return found("elsewhere", None, None, None, None, f"it began on rank {back[0]}")
         lost = [number for number, each in enumerate(everywhere) if each.lost is not None]
         if mine.back is None and mine.lost is None and lost:
