@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SCHEDULER_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (*SCHEDULER_SIGNALS, signal.SIGINT)
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -44,15 +45,19 @@ def name_of(number: int) -> str:
 
 
 @contextmanager
-def listening() -> Iterator[StopRequest]:
-    """Stop signals set the yielded request's ``signal`` until the block ends; the old handlers come back."""
-    request = StopRequest()
-    previous = {number: signal.signal(number, request.receive) for number in STOP_SIGNALS}
+def listening(
+    request: StopRequest | None = None, numbers: Sequence[signal.Signals] = STOP_SIGNALS
+) -> Iterator[StopRequest]:
+    """Signals ``numbers`` set the ``signal`` of the yielded ``request``, a new one where there is none, until
+    the block ends; the old handlers come back, unless `ignore` was called."""
+    request = request or StopRequest()
+    previous = {number: signal.signal(number, request.receive) for number in numbers}
     try:
         yield request
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
 
 
 def ignore() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -63,6 +64,24 @@ def test_one_rank_answers_for_all(
         monkeypatch.setattr(loop, "train", lambda *_, answer=answer, **__: answer)
         assert main(["train", str(ROOT / "configs" / "tiny.yaml"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["checkpoint"] == "ab" * 32
+
+
+def test_a_launch_hears_its_scheduler_before_torch_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the signal that this test sends before the loop listens itself; the old handler comes back."""
+    from harness.signals import StopRequest
+    from harness.training import loop
+
+    heard: list[int] = []
+
+    def train(*_: object, stop: StopRequest, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        heard.append(stop.signal)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(loop, "train", train)
+    assert main(["train", str(ROOT / "configs" / "tiny.yaml")]) == 0
+    assert heard == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_verbs_that_scripts_rely_on_keep_their_names() -> None:

@@ -49,17 +49,21 @@ def run(arguments: argparse.Namespace) -> Outcome:
         raise UsageError("--reason is for --accept", remedy="say what is accepted, or leave --reason out")
     loaded = config.load(arguments.config, arguments.overrides)
     environment.require_training()
-    from harness.training import failure, loop
+    # Torch takes seconds to import, in which the scheduler may want the job back.
+    with signals.listening(numbers=signals.SCHEDULER_SIGNALS) as stop:
+        from harness.training import failure, loop
 
-    try:
-        result = loop.train(loaded, accept=accept, reason=arguments.reason, quiet=arguments.json)
-    except HarnessError as error:
-        if isinstance(error, Interrupted):
-            signals.ignore()
-        failure.report(error, loaded.settings.run.dir)
-        raise
-    except (Exception, SystemExit) as error:  # a task that leaves with 0 has not finished the run
-        explained = failure.explain(error, loaded.settings.run.dir)
-        failure.report(explained, loaded.settings.run.dir)
-        raise explained from error
+        try:
+            result = loop.train(
+                loaded, accept=accept, reason=arguments.reason, quiet=arguments.json, stop=stop
+            )
+        except HarnessError as error:
+            if isinstance(error, Interrupted):
+                signals.ignore()
+            failure.report(error, loaded.settings.run.dir)
+            raise
+        except (Exception, SystemExit) as error:  # a task that leaves with 0 has not finished the run
+            explained = failure.explain(error, loaded.settings.run.dir)
+            failure.report(explained, loaded.settings.run.dir)
+            raise explained from error
     return Outcome({}, "", silent=True) if result is None else Outcome(asdict(result), "")

@@ -60,18 +60,23 @@ class Result:
 
 
 def train(
-    loaded: config.Loaded, *, accept: Sequence[str] = (), reason: str | None = None, quiet: bool = False
+    loaded: config.Loaded,
+    *,
+    accept: Sequence[str] = (),
+    reason: str | None = None,
+    quiet: bool = False,
+    stop: signals.StopRequest | None = None,
 ) -> Result | None:
     """Start the run of ``loaded``, or continue it, up to its last step; rank 0 has the result for all.
 
-    ``accept`` and ``reason`` answer a refused resume; ``quiet`` prints nothing. Raises `Interrupted` after a
-    stop signal (saved), `TrainingFailed` for a non-finite loss (saved aside), and the other errors of
-    `harness.errors`, with the same exit code on every rank.
+    ``accept`` and ``reason`` answer a refused resume; ``quiet`` prints nothing; ``stop`` may have heard a
+    signal already. Raises `Interrupted` after a stop signal (saved), `TrainingFailed` for a non-finite loss
+    (saved aside), and the other errors of `harness.errors`, with the same exit code on every rank.
     """
     settings = loaded.settings
     with ExitStack() as stack:
         # Who takes part, and what this launch continues from.
-        stop = stack.enter_context(signals.listening())
+        stop = stack.enter_context(signals.listening(stop))
         started = launch.detect(settings.train.world_size)
         if started.launcher != "bare":
             signals.follow_launcher()
