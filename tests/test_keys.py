@@ -81,6 +81,17 @@ def test_a_key_whose_making_was_killed_gets_its_public_files_as_the_refusal_says
     assert public[1].read_bytes() == before[0]
 
 
+@pytest.mark.parametrize("out", ["", ".", "..", "/"])
+def test_a_name_that_is_none_is_refused(
+    out: str, made: keys.KeyFiles, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: exit code 2 in one line."""
+    for words in (["new"], ["show", str(made.private)]):
+        assert main(["keys", *words, "--out", out]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "names no file" in line
+
+
 def test_of_several_public_keys_in_a_file_none_is_trusted_and_all_are_shown(
     made: keys.KeyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,6 +139,20 @@ def test_steps_that_are_not_said_are_asked_for(
     assert capsys.readouterr().err.startswith("harness: ")
 
 
+def test_a_run_to_compare_with_that_is_not_there_is_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: exit code 2, as for a run that is not there; 4 would say that its evidence is incomplete."""
+    from harness import cli
+    from harness.provenance import keys
+
+    public = keys.create(tmp_path / "me").public
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    words = ["replay", str(tmp_path / "run"), "--against", str(tmp_path / "nowhere")]
+    assert cli.main([*words, "--key", *map(str, public)]) == 2
+    assert f"no such folder: {tmp_path / 'nowhere'}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("kind", "what", "says"),
     [

@@ -69,6 +69,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     whom = required(arguments, str(arguments.run))
     if layout.kind_of(arguments.run) != "run":
         raise UsageError("is a checkpoint folder", where=str(arguments.run), remedy="name the run folder")
+    if arguments.against is not None and layout.kind_of(arguments.against) != "run":
+        raise UsageError("is a checkpoint folder", where=str(arguments.against), remedy="name the run folder")
     if arguments.processes is not None and arguments.processes < 1:
         raise UsageError(f"--processes {arguments.processes} is no number of ranks", remedy="1 or more")
     if arguments.random is not None and arguments.random < 1:

@@ -118,7 +118,7 @@ def create(out: Path) -> KeyFiles:
 
     The private key comes first: of a start that was killed after it, `write_public` makes the rest.
     """
-    private = out.with_name(f"{out.name}.key")
+    private = _beside(out, ".key")
     ed25519, p256 = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())
     public = public_keys(Signer(ed25519, p256))
     if os.path.lexists(private) and not all(map(os.path.lexists, _public_files(public, out))):
@@ -149,7 +149,13 @@ def write_public(keys: Sequence[PublicKey], out: Path) -> tuple[Path, ...]:
 
 
 def _public_files(keys: Sequence[PublicKey], out: Path) -> tuple[Path, ...]:
-    return tuple(out.with_name(f"{out.name}.{key.algorithm}.pub") for key in keys)
+    return tuple(_beside(out, f".{key.algorithm}.pub") for key in keys)
+
+
+def _beside(out: Path, ending: str) -> Path:
+    if out.name in ("", ".."):
+        raise UsageError("names no file", where=f"--out {out}", remedy="--out FOLDER/NAME, without an ending")
+    return out.with_name(out.name + ending)
 
 
 def _require_free(*paths: Path) -> None:
