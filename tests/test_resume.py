@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness import config
-from harness.errors import EnvironmentFault, HarnessError, ResumeRefused
+from harness.errors import EnvironmentFault, HarnessError, ResumeRefused, UsageError
 from harness.format import strict_json
 from harness.format.layout import RunFolder
 from harness.settings import Settings
@@ -149,3 +149,14 @@ def test_a_log_that_is_damaged_says_how_to_go_on(note: bytes, tmp_path: Path) ->
         resume._read_log(RunFolder(tmp_path), resume.Found(None, None, ()), [])
     assert "restore log/" in str(caught.value)
     assert "start.checkpoint" in str(caught.value)
+
+
+def test_no_run_begins_among_what_is_signed(tmp_path: Path) -> None:
+    """Oracle: a checkpoint with another file in it verifies no longer; nothing is made there."""
+    for name in ("checkpoints", "log"):
+        (tmp_path / name).mkdir()
+    inside = tmp_path / "checkpoints" / "step-00000003" / "run"
+    settings = Settings.model_validate({**SETTINGS, "run": {"dir": str(inside)}})
+    with pytest.raises(UsageError, match="which holds what is signed"):
+        resume.hold(settings)
+    assert not list((tmp_path / "checkpoints").iterdir())

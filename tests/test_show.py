@@ -14,6 +14,7 @@ from harness import cli
 from harness.audit import show as screen
 from harness.commands import Outcome, show
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
+from harness.format import layout
 from harness.provenance import keys
 from harness.provenance.keys import Signer
 
@@ -216,3 +217,11 @@ def test_a_head_is_no_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> 
     """Oracle: exit code 2; 1 would say that evidence is wrong."""
     assert cli.main(["head", str(root), "--out", str(root)]) == 2
     assert "is a folder, and a head is a file" in capsys.readouterr().err
+
+
+def test_an_export_is_told_from_a_checkpoint_that_is_incomplete(tmp_path: Path) -> None:
+    """Oracle: usage; exit code 4 would send its reader to the maker for files that no export has."""
+    (tmp_path / layout.EXPORT_BUNDLE).parent.mkdir()
+    (tmp_path / layout.EXPORT_BUNDLE).touch()
+    with pytest.raises(UsageError, match="is an export, and no checkpoint"):
+        shown(tmp_path)

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from harness.audit import rerun, show, story
+from harness.audit import exported, rerun, show, story
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read, check when a key or a policy was given, print."""
+    if exported.is_export(arguments.checkpoint):
+        remedy = "harness verify checks it; name the checkpoint that it was made of"
+        raise UsageError("is an export, and no checkpoint", where=str(arguments.checkpoint), remedy=remedy)
     folder = story.newest(arguments.checkpoint)
     shown = story.read(folder, trusted(arguments))
     if arguments.rerun is not None:

@@ -18,6 +18,7 @@ from harness import config, environment
 from harness.commands import Outcome
 from harness.commands.report import write_report
 from harness.errors import EnvironmentFault, TrainingFailed, UsageError
+from harness.format import layout
 from harness.provenance import keys
 from harness.provenance.policy import from_keys
 from harness.report import claim_file
@@ -65,6 +66,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     variants = members.parse_variants(arguments.variant)
     base = config.load(arguments.config, arguments.overrides).settings
     folder = arguments.out or base.run.dir.with_name(f"{base.run.dir.name}-seeds")
+    layout.require_unsigned(folder)
     wanted = members.members(folder, seeds, variants, arguments.overrides)
     jobs = [
         Job(

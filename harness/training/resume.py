@@ -92,9 +92,11 @@ class OpenRun:
 def hold(settings: Settings) -> HeldRun:
     """Lock the run folder, and clear what a cut-off save has left.
 
-    Raises `EnvironmentFault` when another job trains in the folder or it cannot be written.
+    Raises `EnvironmentFault` when another job trains in the folder or it cannot be written, `UsageError` when
+    it lies among files that are signed.
     """
     folder = RunFolder(settings.run.dir)
+    layout.require_unsigned(folder.root)
     lock = _lock(folder)
     path, reason = keys.signing_key_path(settings.signing.key, folder.root)
     signer = keys.load_signer(path)
