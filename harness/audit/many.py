@@ -102,9 +102,9 @@ def _in_processes(task: _Task, processes: int) -> Iterator[tuple[list[OpenedChec
 
 
 def _begin() -> None:
-    """First in a process. Ctrl-C reaches all of the terminal's processes, and one of them tells of it."""
+    """First in a process. Ctrl-C reaches all of the terminal's processes; the one that waits decides."""
     gc.disable()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _examine(start: int) -> _Result:
