@@ -8,7 +8,6 @@ from html import escape
 
 from harness.audit import lineage_cards, lineage_svg
 from harness.audit.lineage import Picture
-from harness.audit.lineage_fold import folded
 from harness.errors import visible
 from harness.provenance.lineage import Graph
 
@@ -78,12 +77,9 @@ _MOST_MARKED = 1000
 takes a rule of its own and more shapes."""
 
 
-def render(picture: Picture, *, every: bool = False) -> str:
-    """The whole page; unless ``every``, a node may stand for many checkpoints, and a table names each."""
+def render(picture: Picture, whole: Graph) -> str:
+    """The whole page; where a node stands for many checkpoints, the table still names each of ``whole``."""
     title = visible(f"Lineage of {picture.path}")
-    table = _table(picture.graph)
-    if not every:
-        picture = folded(picture)
     state = "good" if picture.verified else "bad" if picture.exit_code == 1 else "open"
     ids = lineage_cards.anchors(picture.graph)
     bad = lineage_cards.bad(picture)
@@ -97,7 +93,7 @@ def render(picture: Picture, *, every: bool = False) -> str:
         *(f'<p class="status open">{escape(visible(note))}</p>' for note in picture.notes),
         f'<div class="scroll" id="graph" tabindex="-1">{drawing}</div>',
         f"<p>{_LEGEND}</p>",
-        f'<details><summary>Every checkpoint with its id</summary><div class="scroll">{table}'
+        f'<details><summary>Every checkpoint with its id</summary><div class="scroll">{_table(whole)}'
         "</div></details>",
         *lineage_cards.cards(picture, ids),
     ]

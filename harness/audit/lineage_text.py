@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from harness.audit import lineage_words as words
 from harness.audit.lineage import Picture
-from harness.audit.lineage_fold import folded
 from harness.audit.lineage_rows import Row, lonely, rows
 from harness.errors import visible
 from harness.provenance.lineage import Edge, Graph, Node, State
@@ -41,10 +40,8 @@ _CLASSES = {
 }
 
 
-def text(picture: Picture, *, every: bool = False) -> str:
-    """The tree for a terminal; unless ``every``, a line may stand for many checkpoints."""
-    if not every:
-        picture = folded(picture)
+def text(picture: Picture) -> str:
+    """The tree for a terminal."""
     trust: Style = "green" if picture.verified else "red" if picture.exit_code == 1 else "yellow"
     graph = picture.graph
     lines = [style(picture.trust, trust), *_header(graph), ""]
@@ -112,13 +109,8 @@ def _mark(node: Node) -> str:
     return style(mark, colour)
 
 
-def mermaid(picture: Picture, *, every: bool = False) -> str:
-    """The graph as a Mermaid flowchart; labels hold nothing that Mermaid or HTML could take for syntax.
-
-    Unless ``every``, a box may stand for many checkpoints.
-    """
-    if not every:
-        picture = folded(picture)
+def mermaid(picture: Picture) -> str:
+    """The graph as a Mermaid flowchart; labels hold nothing that Mermaid or HTML could take for syntax."""
     graph = picture.graph
     keys = {node.key: f"n{number}" for number, node in enumerate(graph.nodes)}
     lines = ["flowchart TB", f"  %% {_comment(picture.trust)}"]

@@ -14,8 +14,10 @@ from pathlib import Path
 
 from harness.audit import lineage, lineage_html, lineage_text
 from harness.audit.lineage import Picture
+from harness.audit.lineage_fold import folded
 from harness.commands import Outcome
 from harness.commands.trust import add_ancestors, add_trust, trusted
+from harness.provenance.lineage import Graph
 from harness.terminal import json_text
 
 EXAMPLE = "harness lineage runs/tiny --format html > lineage.html"
@@ -43,13 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read, check when a key or a policy was given, draw."""
     picture = lineage.read(arguments.path, trusted(arguments), arguments.beside)
-    return Outcome(picture.document(), _render(picture, arguments.format, arguments.every), picture.exit_code)
+    document = picture.document()
+    if arguments.format == "json":
+        return Outcome(document, json_text(document, indent=1), picture.exit_code)
+    shown = picture if arguments.every else folded(picture)
+    return Outcome(document, _drawn(shown, picture.graph, arguments.format), picture.exit_code)
 
 
-def _render(picture: Picture, form: str, every: bool) -> str:
-    if form == "json":
-        return json_text(picture.document(), indent=1)
+def _drawn(picture: Picture, whole: Graph, form: str) -> str:
     if form == "html":
-        return lineage_html.render(picture, every=every)
-    draw = lineage_text.mermaid if form == "mermaid" else lineage_text.text
-    return draw(picture, every=every)
+        return lineage_html.render(picture, whole)
+    return lineage_text.mermaid(picture) if form == "mermaid" else lineage_text.text(picture)
