@@ -42,9 +42,7 @@ def examine(folder: Path, policy: Policy, findings: Findings) -> tuple[list[payl
     if manifest is None:
         return [], times
     opening.check_files(folder, manifest, present, _SIGNATURES | set(bundles), findings)
-    for entry in manifest.files:
-        if entry.path.endswith(".safetensors") and entry.path in present:
-            findings.attempt("headers", opening.check_header, folder, entry.path, manifest)
+    opening.check_headers(folder, manifest, present, findings)
     sealed.check_model_signature(folder, policy, manifest, statement, present, findings)
     made = "merged" if "merge" in statement.predicate else "exported"
     for source in statement.sources:

@@ -34,9 +34,7 @@ def examine(folder: Path, policy: Policy, findings: Findings) -> list[payload.Jo
     whole = verifier.kind_of_name(layout.name_of(folder))[0] != "pruned"
     signatures = {layout.MANIFEST, layout.MODEL_SIGNATURE, *beside}
     opening.check_files(folder, manifest, present, signatures, findings, whole=whole)
-    for entry in manifest.files:
-        if entry.path.endswith(".safetensors") and entry.path in present:
-            findings.attempt("headers", opening.check_header, folder, entry.path, manifest)
+    opening.check_headers(folder, manifest, present, findings)
     return payload.jobs(folder, manifest, payload.stamps(manifest, present))
 
 

@@ -210,9 +210,7 @@ def _check_contents(
     findings: Findings,
 ) -> None:
     """Of the payload that is there, what it says of itself: headers, and files that repeat the statement."""
-    for path in sorted({entry.path for entry in manifest.files} & present.keys()):
-        if path.endswith(".safetensors"):
-            findings.attempt("headers", check_header, folder, path, manifest)
+    check_headers(folder, manifest, present, findings)
     for entry in manifest.files:
         if entry.path in _FACTS and entry.path in present:
             _check_facts(folder, entry, *_FACTS[entry.path], statement, findings)
@@ -312,6 +310,15 @@ def read_listed(folder: Path, entry: FileEntry, limit: int = SMALL_LIMIT) -> byt
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise VerificationFailed("the sha256 is not the one in MANIFEST.json", where=str(folder / entry.path))
     return data
+
+
+def check_headers(
+    folder: Path, manifest: Manifest, present: Mapping[str, os.stat_result], findings: Findings
+) -> None:
+    """`check_header` of each safetensors file of ``manifest`` that is there."""
+    for entry in manifest.files:
+        if entry.path.endswith(".safetensors") and entry.path in present:
+            findings.attempt("headers", check_header, folder, entry.path, manifest)
 
 
 def check_header(folder: Path, path: str, manifest: Manifest) -> None:

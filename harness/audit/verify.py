@@ -194,10 +194,8 @@ def verify_models(path: Path, policy: Policy, *, quiet: bool = False) -> Report:
     """
     started = time.perf_counter()
     findings = Findings()
-    kind: Kind = (
-        "export" if exported.is_export(path) else "corpus" if prepared.is_corpus(path) else "checkpoint"
-    )
-    kind = "run" if kind == "checkpoint" and layout.kind_of(path) == "run" else kind
+    is_export, is_corpus = exported.is_export(path), prepared.is_corpus(path)
+    kind: Kind = "export" if is_export else "corpus" if is_corpus else layout.kind_of(path)
     try:
         folders = _folders(RunFolder(path), findings) if kind == "run" else [path]
         work = [job for folder in folders for job in model_only.examine(folder, policy, findings)]

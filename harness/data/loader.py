@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from harness import signals
 from harness.data.order import Order
 from harness.errors import ConfigError, EnvironmentFault
-from harness.signals import STOP_SIGNALS
 
 Batch = tuple[Tensor, ...]
 
@@ -225,5 +225,4 @@ def _unchanged(batch: Any) -> Any:
 
 def _ignore_signals(_worker: int) -> None:
     """The training process decides when loading ends; a signal to the whole group must not."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore()

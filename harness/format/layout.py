@@ -55,7 +55,7 @@ TEMPORARY = ".tmp-"
 """Prefix of a save or a fetch that was cut off: readers ignore it, the next writer removes it."""
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
-_NONFINITE_NAME = re.compile(rf"{NONFINITE}step-(\d{{8,}})(?:-([1-9]\d*))?")
+_NONFINITE_NAME = re.compile(rf"{NONFINITE}(step-\d{{8,}})(?:-([1-9]\d*))?")
 
 
 def checkpoint_name(step: int) -> str:
@@ -70,6 +70,13 @@ def parse_checkpoint_name(name: str) -> int | None:
         return None
     step = int(match[1])
     return step if checkpoint_name(step) == name else None
+
+
+def parse_nonfinite_name(name: str) -> tuple[int, int] | None:
+    """Step and number, from 1, of a state that was kept before a NaN or an infinity; None for other names."""
+    match = _NONFINITE_NAME.fullmatch(name)
+    step = None if match is None else parse_checkpoint_name(match[1])
+    return None if match is None or step is None else (step, int(match[2] or 1))
 
 
 def name_of(folder: Path) -> str:
@@ -130,9 +137,9 @@ class RunFolder:
         """Steps and folders of the states that were kept before a NaN or an infinity, by step and age."""
         found = []
         for entry in self.checkpoints.iterdir() if self.checkpoints.is_dir() else ():
-            match = _NONFINITE_NAME.fullmatch(entry.name)
-            if match is not None:
-                found.append((int(match[1]), int(match[2] or 1), entry))
+            read = parse_nonfinite_name(entry.name)
+            if read is not None:
+                found.append((*read, entry))
         return [(step, entry) for step, _, entry in sorted(found)]
 
     def free_aside(self, name: str) -> Path:

@@ -28,7 +28,6 @@ rules of a verification: `harness.provenance.checks`.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,8 +46,6 @@ from harness.provenance.policy import Identity, Policy
 from harness.provenance.statements import CheckpointStatement
 
 Kind = Literal["complete", "pruned", "nonfinite", "damaged", "elsewhere"]
-
-_NONFINITE = re.compile(r"nonfinite-(step-\d{8,})(-[1-9]\d*)?")
 
 
 @dataclass(frozen=True)
@@ -139,9 +136,9 @@ def kind_of_name(name: str) -> tuple[Kind, str | None]:
     inner = name.removeprefix(layout.PRUNED)
     if inner != name and layout.parse_checkpoint_name(inner) is not None:
         return "pruned", inner
-    match = _NONFINITE.fullmatch(name)
-    if match is not None and layout.parse_checkpoint_name(match[1]) is not None:
-        return "nonfinite", match[1]
+    nonfinite = layout.parse_nonfinite_name(name)
+    if nonfinite is not None:
+        return "nonfinite", layout.checkpoint_name(nonfinite[0])
     return ("damaged", None) if name.startswith(layout.DAMAGED) else ("elsewhere", None)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from harness.audit.kernels import not_looked_at
 from harness.audit.tier_text import lines as tier_lines
@@ -27,6 +27,7 @@ from harness.report.runs import Facts, Run
 from harness.report.study import Study, failed
 from harness.words import counted
 
+_Told = TypeVar("_Told")
 _INCIDENTS = 20
 _NAMED_IN_TITLE = 3
 _NOTHING = {"—", "null", "[]"}
@@ -119,15 +120,20 @@ def _each(study: Study, section: Callable[[Run], list[Block]]) -> list[Block]:
     """``section`` of every run; runs of which the same is to be said share it."""
     if not study.several:
         return section(study.runs[0])
-    made: list[tuple[list[Block], list[str]]] = []
-    for run in study.runs:
-        blocks = section(run)
-        same = next((names for known, names in made if known == blocks), None)
-        if same is None:
-            made.append((blocks, [run.name]))
-        else:
-            same.append(run.name)
+    made = _alike((section(run), run.name) for run in study.runs)
     return [block for blocks, names in made for block in (Heading(3, listed(names)), *blocks)]
+
+
+def _alike(told: Iterable[tuple[_Told, str]]) -> list[tuple[_Told, list[str]]]:
+    """What is told of each name, once, with all the names that it is told of."""
+    found: list[tuple[_Told, list[str]]] = []
+    for what, name in told:
+        same = next((names for known, names in found if known == what), None)
+        if same is None:
+            found.append((what, [name]))
+        else:
+            same.append(name)
+    return found
 
 
 def _other_data(study: Study) -> Iterator[Block]:
@@ -175,14 +181,10 @@ def _setups(study: Study) -> Iterator[Block]:
     """What was trained, on what, and how: first what is the same for all runs, then what is not."""
     made = [_setup(run) for run in study.runs]
     same = [row for row in made[0] if all(row in rows for rows in made)]
-    own: list[tuple[list[list[str]], list[str]]] = []
-    for run, rows in zip(study.runs, made, strict=True):
-        rest = [row for row in rows if row not in same]
-        known = next((names for told, names in own if told == rest), None)
-        if known is None:
-            own.append((rest, [run.name]))
-        else:
-            known.append(run.name)
+    own = _alike(
+        ([row for row in rows if row not in same], run.name)
+        for run, rows in zip(study.runs, made, strict=True)
+    )
     for rows, names in ([(same, [run.name for run in study.runs])] if same else []) + own:
         if rows:
             yield from [Heading(3, listed(names))] if study.several else []

@@ -30,6 +30,7 @@ from harness.tasks.task import Batch, Task
 from harness.training import optimizer, tree_norm
 from harness.training.doubling import Doubling
 from harness.training.elastic import ShardSums
+from harness.training.evaluate import on_device
 from harness.training.exchange import Exchange, scalar_mean
 from harness.training.optimizer import Average, Precision
 from harness.training.remembered import Remembered
@@ -187,9 +188,7 @@ class Session:
         return self._moved(batch)
 
     def _moved(self, batch: Batch) -> Batch:
-        if not self._move:
-            return batch
-        return tuple(tensor.to(self.workers.device, non_blocking=True) for tensor in batch)
+        return on_device(batch, self.workers.device) if self._move else batch
 
     def micro_steps(self, update: int, ledger: Ledger) -> Iterator[Callable[[], Tensor]]:
         """The passes of this rank in the update after ``update`` others, to be made again in this order.
