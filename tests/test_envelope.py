@@ -139,6 +139,21 @@ def test_what_is_no_base64_is_told_as_such(opening: Callable[..., object], text:
             opening(good.replace(part, text.encode()), [ED25519], where="x")
 
 
+@pytest.mark.parametrize("payload", [b"1", b"{}"])
+@pytest.mark.parametrize("part", ["payload", "sig"])
+def test_of_two_spellings_of_base64_only_one_is_ours(payload: bytes, part: str) -> None:
+    """Oracle: RFC 4648 section 3.5: the bits that padding leaves over mean nothing, and decoders differ."""
+    good = signed(payload, ED25519)
+    text = good.split(f'"{part}":"'.encode())[1].split(b'"')[0]
+    letters = text.rstrip(b"=")
+    other = letters[:-1] + bytes([letters[-1] + 1]) + text[len(letters) :]
+    assert base64.b64decode(other) == base64.b64decode(text)
+    changed = good.replace(text, other)
+    assert envelope.open_bundle(changed, [ED25519], where="x").payload == payload
+    with pytest.raises(VerificationFailed, match="has changed where no signature reaches"):
+        envelope.open_own(changed, [ED25519], where="x")
+
+
 GOOD = signed(b'{"a":1}', ED25519)
 
 

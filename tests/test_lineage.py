@@ -430,25 +430,26 @@ def test_a_long_stretch_is_one_node_and_what_else_happened_is_not_in_it(tmp_path
     run = run_folder.SampleRun(tmp_path / "run", run_folder.identity(tmp_path / "me"))
     run.advance(*range(1, 25))
     run.resume("exact", at=24)
-    run.advance(*range(25, 53))
+    run.advance(*range(25, 73))
     broken = run.saved[48].folder / "provenance" / "checkpoint.sigstore.json"
     broken.write_bytes(broken.read_bytes().replace(b'"sig":"', b'"sig":"AAAA'))
     words = key_words(run.root)
     text = drawn(run.root, *words).text
     assert re.findall(r"\* step (\d+ to \d+  \d+ checkpoints)  loss (\S+ to \S+)", text) == [
+        ("53 to 68  16 checkpoints", "1.01887 to 1.01471"),
         ("28 to 43  16 checkpoints", "1.03571 to 1.02326"),
         ("5 to 20  16 checkpoints", "1.2 to 1.05"),
     ]
     alone = {int(step) for step in re.findall(r"\* step (\d+)  [0-9a-f]{12}", text)}
-    assert alone == set(range(1, 53)) - set(range(28, 44)) - set(range(5, 21)) - {48}
+    assert alone == set(range(1, 73)) - {*range(53, 69), *range(28, 44), *range(5, 21), 48}
     assert (
-        "32 checkpoints between which nothing else happened are drawn as 2 nodes; --every draws each" in text
+        "48 checkpoints between which nothing else happened are drawn as 3 nodes; --every draws each" in text
     )
     every = drawn(run.root, *words, "--every")
-    assert len(re.findall(r"\* step \d+  [0-9a-f]{12}", every.text)) == 51
+    assert len(re.findall(r"\* step \d+  [0-9a-f]{12}", every.text)) == 71
     assert "nothing else happened" not in every.text
     page = drawn(run.root, *words, "--format", "html").text
     # In each of two drawings: three of a pile; 48 as a name, and as a parent.
-    assert page.count("<circle") == 2 * (52 - 32 + 2 * 3 + 1)
+    assert page.count("<circle") == 2 * (72 - 48 + 3 * 3 + 1)
     assert all(f"<code>{saved.checkpoint}</code>" in page for step, saved in run.saved.items() if step != 48)
-    assert drawn(run.root, *words, "--format", "mermaid").text.count("16 checkpoints") == 2
+    assert drawn(run.root, *words, "--format", "mermaid").text.count("16 checkpoints") == 3

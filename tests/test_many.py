@@ -18,6 +18,7 @@ from attack import flip, trusted
 from harness.audit import many, opening, verify
 from harness.cli import main
 from harness.errors import EnvironmentFault
+from harness.format.manifest import Manifest
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks on Linux only")
 
@@ -66,6 +67,20 @@ def test_several_processes_find_what_one_finds(tmp_path: Path, forking: list[int
     assert forking == [2]
     assert several == one
     assert several["verdict"] == ("FAILED" if damaged else "verified")
+
+
+def test_what_the_processes_have_parsed_is_not_parsed_again(tmp_path: Path, forking: list[int]) -> None:
+    """Oracle: the report of one process; a parser that fails once the checkpoints are examined."""
+    signer = run_folder.identity(tmp_path / "me")
+    root = run_folder.build(tmp_path / "run", signer, steps=range(10, 70, 10), pruned=(10, 20))
+    report = verify.verify(root, trusted(signer), quiet=True)
+    assert forking == [2]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delattr(Manifest, "parse")
+        several = report.document()["checkpoints"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(many, "_may_fork", lambda: False)
+        assert document(root, signer)["checkpoints"] == several
 
 
 def test_a_disk_that_fails_in_a_process_is_told(
