@@ -18,7 +18,7 @@ from run_folder import SampleRun
 import harness as package
 from harness.audit import verify
 from harness.cli import main
-from harness.provenance import keys, policy, policy_file
+from harness.provenance import keys, model_signature, policy, policy_file
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,21 @@ def test_a_p256_key_alone_tells_whether_the_files_are_the_signed_ones(tmp_path: 
         [key for key in keys.public_keys(other) if key.algorithm == "p256"], statements=False
     )
     assert verify.verify(root, wrong, quiet=True).exit_code == 1
+
+
+def test_a_model_signature_that_lists_other_files_than_the_manifest_is_refused(tmp_path: Path) -> None:
+    """Oracle: both are the signer's own, and say two things of one file."""
+    signer = run_folder.identity(tmp_path / "me")
+    folder = run_folder.build(tmp_path / "run", signer) / "checkpoints" / "step-00000020"
+    public = [key for key in keys.public_keys(signer) if key.algorithm == "p256"]
+    path, private = folder / "model.sig", signer.p256
+    assert private is not None
+    listed = model_signature.verify(path.read_bytes(), public, where="x")
+    other = {**listed, "config.json": "0" * 64}
+    path.write_bytes(model_signature.sign(other.items(), private, public[0], folder.name))
+    report = verify.verify(folder, policy.from_keys(public, statements=False), quiet=True)
+    assert report.exit_code == 1
+    assert "lists other files than model.sig signs" in str(report.findings[0])
 
 
 @pytest.mark.parametrize("judged", [".", "checkpoints/step-00000020"])
