@@ -121,14 +121,17 @@ def _parsed(words: list[str]) -> int:
 
 
 def _call(module: ModuleType, options: argparse.Namespace) -> int:
+    verb = module.__name__.rpartition(".")[2]
     try:
         outcome: Outcome = module.run(options)
     except HarnessError as error:
+        if isinstance(error, UsageError) and not (error.remedy or error.usual_remedy):
+            error.remedy = f"see `harness {verb} --help`"
         return _failed(error, options.json)
     except OSError as error:
         # What a verb expects of the disk it says itself. The rest is the machine's all the same: exit code 1
         # would say that evidence is wrong.
-        doing = f"running harness {module.__name__.rpartition('.')[2]}"
+        doing = f"running harness {verb}"
         place = next((value for name in _PLACES if (value := getattr(options, name, None))), Path())
         return _failed(storage_fault(error, doing, place), options.json)
     try:

@@ -23,10 +23,10 @@ import errno
 from pathlib import Path
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+_WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _REMEDIES = (
     (_NO_SPACE, "free space"),
-    ((errno.EACCES, errno.EPERM, errno.EROFS), "make it writable for you or name another place"),
+    ((errno.EACCES, errno.EPERM, errno.EROFS), "get access to it or name another place"),
     ((*_WRONG_PATH, errno.EEXIST), "check the path"),
 )
 _STORAGE = (*_NO_SPACE, errno.EFBIG, errno.EINTR, errno.EIO, errno.EROFS, errno.ESTALE)
@@ -66,6 +66,8 @@ class UsageError(HarnessError):
 
 class ConfigError(UsageError):
     """The config cannot be understood; ``where`` is ``file:line`` or the override."""
+
+    usual_remedy = "correct it, then run the same command again"
 
 
 class ResumeRefused(HarnessError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 
 from harness.cli import VERBS, main
 from harness.errors import EvidenceIncomplete
+from harness.provenance import keys
 
 ROOT = Path(__file__).parent.parent
 
@@ -159,6 +161,52 @@ def test_whom_to_trust_is_read_or_the_reason_has_its_code(
     assert main(["verify", str(tmp_path / "run"), option, str(path)]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert f"cannot be read: {said}: {path}; check the path" in line
+
+
+def test_whoever_blames_the_machine_says_what_to_do() -> None:
+    """Oracle: the calls in the syntax trees of all modules; the other kinds of errors have a usual remedy."""
+    told = {"EnvironmentFault", "ResumeRefused"}
+    for path in sorted((ROOT / "harness").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in told:
+                assert "remedy" in [each.arg for each in node.keywords], f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("there", ["nothing", "folder", "loop", "prose"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "verify run --key me.ed25519.pub --head FILE",
+        "verify run --key me.ed25519.pub --since FILE",
+        "policy new --key me.ed25519.pub --head FILE",
+        "policy new --key me.ed25519.pub --authority FILE",
+        "policy check FILE",
+        "verify FILE --key me.ed25519.pub",
+        "verify run --key FILE",
+        "verify run --policy FILE",
+        "report run --out report --claims FILE",
+        "lineage FILE",
+        "watch FILE --once",
+    ],
+)
+def test_a_path_that_is_the_wrong_one_is_usage(
+    command: str,
+    there: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Oracle: DESIGN.md section 2: exit code 2 is usage, and an error is one line that says what to do."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    keys.create(tmp_path / "me")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "prose").write_text("Dear diary\n")
+    assert main(command.replace("FILE", there).split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert there in line
+    assert "; " in line
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from run_folder import SampleRun
 from test_verify import harness
 
 from harness.audit import kept_head, verify
-from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
+from harness.errors import UsageError, VerificationFailed
 from harness.provenance import heads, log, merkle
 from harness.provenance.keys import PublicKey
 from harness.provenance.policy import Policy
@@ -232,7 +232,7 @@ def test_a_head_that_is_no_head_of_the_maker_is_refused(kept: Path, tmp_path: Pa
     (tmp_path / "stranger.head").write_bytes(log.sign_note(log.Head(1, bytes(32), "x"), stranger))
     (tmp_path / "broken.head").write_bytes(b"x\n")
     for name, kind in (
-        ("none.head", EvidenceIncomplete), ("broken.head", VerificationFailed),
+        ("none.head", UsageError), ("broken.head", UsageError),
         ("stranger.head", VerificationFailed),
     ):  # fmt: skip
         with pytest.raises(kind) as caught:

@@ -104,7 +104,7 @@ def test_a_key_may_be_written_into_the_file(folder: Path) -> None:
         (["log_head: []"], "", "an empty one"),
         (["log_head: 5"], "", "no mapping"),
         (["log_head: nowhere.head"], "", "is missing"),
-        (["log_head: [alice.ed25519.pub]"], "", "is no signed note"),
+        (["log_head: [alice.ed25519.pub]"], "", "is no log head"),
         ([], ", run: [x]", "unknown key `run`"),
         ([], ", runs: []", "no list, or an empty one"),
         ([], ", runs: gpt", "no list, or an empty one"),

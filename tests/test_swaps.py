@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -32,7 +33,7 @@ from harness.commands import attest, report
 from harness.data import cache, tokens
 from harness.data.tokens import TokenData
 from harness.errors import EnvironmentFault, HarnessError, VerificationFailed
-from harness.format import layout
+from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import Manifest
 from harness.provenance import history, keys, log
@@ -115,10 +116,36 @@ def test_verify_finds_what_is_exchanged_after_names_sizes_and_headers_were_check
     report = verify.verify(target, policy, quiet=True)
     (finding,) = (each for each in report.findings if each.check == "payload")
     assert report.exit_code == (4 if swap is gone else 1)
-    assert (finding.where, "cannot be read" if swap is gone else "changed while it was verified") == (
+    assert (finding.where, "is missing" if swap is gone else "changed while it was verified") == (
         str(folder / MODEL),
         finding.what.partition(":")[0],
     )
+
+
+@pytest.mark.parametrize("when", ["opened", "read"])
+def test_payload_that_the_machine_does_not_let_verify_read_is_no_verdict(
+    run: SampleRun, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Oracle: DESIGN.md section 2: exit code 3 is the environment, 4 would say that evidence is not there."""
+    config = run.saved[20].folder / "config.json"
+
+    def opened(path: Path | str) -> object:
+        if path == config:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path)
+
+    def read(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    real = files._open_regular
+    if when == "opened":
+        monkeypatch.setattr(files, "_open_regular", opened)
+    else:
+        monkeypatch.setattr(payload.os, "readv", read)
+    with pytest.raises(EnvironmentFault, match="cannot be read") as fault:
+        verify.verify(run.root, trusted(run.signer), quiet=True)
+    assert fault.value.where is not None
+    assert Path(fault.value.where).parent.parent == run.root / "checkpoints"
 
 
 @pytest.mark.parametrize("name", [MODEL, "config.json", layout.CHECKPOINT_BUNDLE])

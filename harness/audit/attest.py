@@ -65,7 +65,10 @@ def countersign(opened: OpenedCheckpoint, signer: Signer | KeylessSigner) -> Add
     Raises `UsageError` when ``signer`` is the one that made it, else as `add`.
     """
     if isinstance(signer, Signer) and signer.ed25519_id == opened.signer:
-        raise UsageError("this key has signed the checkpoint already", where=str(opened.folder))
+        remedy = "countersign with another: --signing-key KEY"
+        raise UsageError(
+            "this key has signed the checkpoint already", where=str(opened.folder), remedy=remedy
+        )
     path = opened.folder / layout.CHECKPOINT_BUNDLE
     bundle = files.read_limited(path, envelope.LIMIT)
     if hashlib.sha256(bundle).hexdigest() != opened.bundle_sha256:
@@ -81,7 +84,8 @@ def enter(opened: OpenedCheckpoint, signer: Signer) -> list[str]:
     """
     run = _run_of(opened)
     if run is None:
-        raise UsageError("does not lie in a run, so there is no log", where=str(opened.folder))
+        remedy = "name the checkpoint in its run folder"
+        raise UsageError("does not lie in a run, so there is no log", where=str(opened.folder), remedy=remedy)
     with files.locked(opened.folder / layout.PROVENANCE):
         book = log.read(run.log, public_keys(signer))
         known = _logged(book, opened.checkpoint_id, str(run.log))
@@ -97,7 +101,8 @@ def _write(opened: OpenedCheckpoint, kind: str, payload: bytes, signer: Signer |
     else:
         bundle = signer.sign(payload, where=str(opened.folder))
     if len(bundle) > later.LIMIT:
-        raise UsageError(f"a statement of {len(bundle)} bytes is over the limit of {later.LIMIT}")
+        what = f"a statement of {len(bundle)} bytes is over the limit of {later.LIMIT}"
+        raise UsageError(what, remedy="shorten the predicate: name large files by their digest")
     try:
         name = _publish(opened.folder, kind, bundle)
     except OSError as error:
@@ -121,7 +126,7 @@ def _publish(folder: Path, kind: str, bundle: bytes) -> str:
         files.write_durable(
             folder / later.path_of(name),
             bundle,
-            temporary=folder.resolve().parent / f"{layout.TEMPORARY}{folder.resolve().name}-{name}",
+            temporary=files.real(folder).parent / f"{layout.TEMPORARY}{files.real(folder).name}-{name}",
         )
     return name
 
@@ -158,6 +163,6 @@ def _logged(book: log.Log, checkpoint: str, where: str) -> set[str]:
 
 def _run_of(opened: OpenedCheckpoint) -> RunFolder | None:
     """The run that the checkpoint's folder lies in, if that has a log."""
-    parent = opened.folder.resolve().parent
+    parent = files.real(opened.folder).parent
     run = RunFolder(parent.parent)
     return run if parent.name == layout.CHECKPOINTS and (run.log / log.HEAD).is_file() else None

@@ -76,7 +76,9 @@ def export(folder: Path, target: Path, policy: Policy) -> dict[str, Any]:
     statement, *_ = prepared.examine(folder, policy, findings)
     findings.raise_first()
     if statement is None:
-        raise UsageError("no prepared corpus", where=str(folder))
+        raise UsageError(
+            "no prepared corpus", where=str(folder), remedy="name a folder that harness prepare has made"
+        )
     document = metadata(statement, sealed.manifest(folder, statement))
     files.write_durable(target, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode())
     return document

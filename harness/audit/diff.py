@@ -17,7 +17,7 @@ from harness.audit.facts import Fact
 from harness.audit.story import Story
 from harness.audit.tensors import Compared, Difference, Folder
 from harness.errors import EvidenceIncomplete, HarnessError, UsageError
-from harness.format import layout
+from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.format.ledger import Ledger
 from harness.provenance.findings import raise_first
@@ -121,7 +121,7 @@ def plan(a: Path, b: Path) -> Plan:
         what = f"A is a {kinds[0]} and B a {kinds[1]}"
         raise UsageError(what, where=f"{a}, {b}", remedy="give two runs or two checkpoints")
     if a.samefile(b):
-        raise UsageError("A and B are the same folder", where=str(a))
+        raise UsageError("A and B are the same folder", where=str(a), remedy="name two")
     if kinds[0] == "checkpoint":
         return Plan(a, b, (_pair(a, b),), (), ())
     left, right = _by_step(a), _by_step(b)
@@ -153,7 +153,7 @@ def verified(planned: Plan, policy: Policy, *, quiet: bool) -> Verified:
         report = verify.verify(side, policy, quiet=quiet)
         raise_first(report.findings)
         signers |= dict.fromkeys(name for each in report.checkpoints for name in each.signers)
-        stories |= {each.folder.resolve(): story.of(each) for each in report.checkpoints}
+        stories |= {files.real(each.folder): story.of(each) for each in report.checkpoints}
     return Verified(", ".join(signers), stories)
 
 
@@ -176,7 +176,7 @@ def compare(
 
 
 def _pair(a: Path, b: Path) -> Pair:
-    names = [path.resolve().name for path in (a, b)]
+    names = [files.real(path).name for path in (a, b)]
     steps = [layout.parse_checkpoint_name(name) for name in names]
     if steps[0] is not None and steps[0] == steps[1]:
         return Pair(f"step {steps[0]}", steps[0], tensors.read(a), tensors.read(b))
@@ -200,7 +200,7 @@ def _steps(found: dict[int, Path]) -> str:
 
 
 def _story(folder: Path, found: Verified | None) -> Story:
-    return story.unverified(folder) if found is None else found.stories[folder.resolve()]
+    return story.unverified(folder) if found is None else found.stories[files.real(folder)]
 
 
 def _facts(pair: Pair, found: Verified | None) -> tuple[tuple[Fact, ...] | None, list[str]]:

@@ -295,7 +295,9 @@ def _mixed(mix: Mix, source: TensorEntry, read: Sequence[bytes]) -> bytes:
     try:
         return mix.combine(source.dtype, read)
     except ValueError as error:
-        raise UsageError(f"cannot be merged: {error}", where=f"tensor `{source.name}`") from error
+        where = f"tensor `{source.name}`"
+        remedy = "merge checkpoints of one model and dtype"
+        raise UsageError(f"cannot be merged: {error}", where=where, remedy=remedy) from error
 
 
 def _tensor(opened: OpenedCheckpoint, source: TensorEntry) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any
 from harness.audit import exported, prepared, verify
 from harness.audit.verify import Report
 from harness.errors import EvidenceIncomplete, HarnessError, UsageError, VerificationFailed
-from harness.format import layout
+from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.provenance.policy import Policy
 
@@ -79,8 +79,8 @@ def examine(paths: Sequence[Path], policy: Policy, *, quiet: bool = True) -> Pas
     refusals: list[Refusal] = []
     for path in paths:
         if not path.exists():
-            raise UsageError("no such file or folder", where=str(path))
-        for found in _below(path.resolve() if path.is_symlink() else path):
+            raise UsageError("no such file or folder", where=str(path), remedy="check the path")
+        for found in _below(files.real(path) if path.is_symlink() else path):
             if isinstance(found, Refusal):
                 refusals.append(found)
                 continue

@@ -50,7 +50,7 @@ def trust(path: Path, policy: Policy, *, logged: Path | None = None) -> Trust:
 
 def run_of(path: Path) -> RunFolder | None:
     """The run folder that ``path`` is, or lies in as a checkpoint."""
-    path = path.resolve()
+    path = files.real(path)
     if path.parent.name == layout.CHECKPOINTS:
         return RunFolder(path.parent.parent)
     return RunFolder(path) if (path / layout.CHECKPOINTS).is_dir() else None
@@ -64,11 +64,13 @@ def enter(run: RunFolder, data: bytes, new: Signer) -> int | None:
     key that hands over.
     """
     if not (run.log / log.HEAD).is_file():
-        raise UsageError("has no log that a new key could go on with", where=str(run.root))
+        remedy = "name a run folder, or leave --run out"
+        raise UsageError("has no log that a new key could go on with", where=str(run.root), remedy=remedy)
     claim = Claim(data, "the hand-over")
     found = rotation.opened(claim, public_keys(new))
     if found is None:
-        raise UsageError("is a hand-over to another key than the one that is given", where=claim.where)
+        what = "is a hand-over to another key than the one that is given"
+        raise UsageError(what, where=claim.where, remedy="give the key that it names: --to KEY")
     with files.locked(run.root, wait=False):
         book = log.read(run.log, [*found.old, *found.new])
         run_id = str(history.parse_record(book.records[0], where=str(run.log))["run"])

@@ -19,6 +19,8 @@ from harness.provenance.keys import Signer
 from harness.provenance.log import Head, Log
 from harness.provenance.policy import Policy
 
+_OTHER = "name another --out"
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -60,7 +62,8 @@ def stamp(taken: Taken, url: str) -> Path:
     Raises `UsageError` for what is no such URL, `EnvironmentFault` when there is no good answer.
     """
     if not timestamp_url.is_valid(url):
-        raise UsageError(f"{url!r} is no {timestamp_url.FORM}", where="--timestamp")
+        remedy = "give the address of a time-stamping authority"
+        raise UsageError(f"{url!r} is no {timestamp_url.FORM}", where="--timestamp", remedy=remedy)
     path = taken.folder / timestamp.path_of(taken.head.size)
     if not os.path.lexists(path):  # an older timestamp proves more
         timestamp_client.write(taken.folder, taken.head, url)
@@ -76,7 +79,7 @@ def cosign(taken: Taken, out: Path, signer: Signer, name: str, now: datetime) ->
         raise UsageError("a witness checks whose log it is", where=str(out), remedy="add --key or --policy")
     note = taken.note
     if os.path.lexists(out):
-        there = files.read_limited(out.resolve(), log.NOTE_LIMIT)
+        there = files.read_given(out, "what is there", log.NOTE_LIMIT, _OTHER)
         if there.startswith(note):
             note = there
     return replace(taken, note=witness.cosign(note, signer, name, now, where=str(out)))
@@ -89,7 +92,7 @@ def write(taken: Taken, out: Path) -> Head | None:
     evidence, and stays as it is; `UsageError` when it holds something else, `EnvironmentFault` when it cannot
     be written.
     """
-    out = out.resolve()
+    out = files.real(out)
     if out.is_dir():
         raise UsageError(
             "is a folder, and a head is a file", where=str(out), remedy=f"--out {out / 'run.head'}"
@@ -97,13 +100,11 @@ def write(taken: Taken, out: Path) -> Head | None:
     layout.require_unsigned(out)
     before = None
     if os.path.lexists(out):
-        note = files.read_limited(out, log.NOTE_LIMIT)
+        note = files.read_given(out, "what is there", log.NOTE_LIMIT, _OTHER)
         try:
             before = log.claimed(note, where=str(out))
         except VerificationFailed as error:
-            raise UsageError(
-                "exists, and is no log head", where=str(out), remedy="name another --out"
-            ) from error
+            raise UsageError("exists, and is no log head", where=str(out), remedy=_OTHER) from error
         findings = Findings()
         heads.check(taken.book, [Kept(before, f"the head in {out.name}")], findings, str(out))
         findings.raise_first()

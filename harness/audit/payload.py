@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.cores import process_cpu_count
-from harness.errors import VerificationFailed
+from harness.errors import EnvironmentFault, EvidenceIncomplete, VerificationFailed
 from harness.format import files
 from harness.format.manifest import FileEntry, Manifest, TensorEntry
 from harness.format.tensor_digests import TensorDigests
@@ -50,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a file, or that it cannot be read."""
+    """What is wrong with a file, or that it is missing."""
 
     what: str
     missing: bool = False
@@ -83,7 +83,10 @@ def jobs(folder: Path, manifest: Manifest, there: Mapping[str, files.Stamp]) -> 
 
 
 def check(work: Sequence[Job], findings: Findings, bar: Progress) -> int:
-    """Hash every file of ``work``; returns the bytes hashed. Failures go to ``findings``, in order."""
+    """Hash every file of ``work``; returns the bytes hashed. Failures go to ``findings``, in order.
+
+    Raises `EnvironmentFault` for a file that the machine does not let it read.
+    """
     counter = _Counter(bar)
     cores = process_cpu_count()
     total = sum(job.entry.size for job in work)
@@ -94,7 +97,11 @@ def check(work: Sequence[Job], findings: Findings, bar: Progress) -> int:
             large = job.entry.size > max(_SHARED, total / cores)
             divided = cores > 1 and bool(job.tensors) and large
             running[job.path] = pool.submit(_problems, job, counter, divided)
-        problems = {path: future.result() for path, future in running.items()}
+        try:
+            problems = {path: future.result() for path, future in running.items()}
+        except EnvironmentFault:
+            pool.shutdown(cancel_futures=True)
+            raise
     for job in work:
         for problem in problems[job.path]:
             report = findings.missing if problem.missing else findings.bad
@@ -120,21 +127,16 @@ class _Counter:
 
 def _problems(job: Job, counter: _Counter, divided: bool) -> list[Problem]:
     try:
-        descriptor = os.open(job.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            return _hash(descriptor, job, counter, divided)
-        finally:
-            os.close(descriptor)
+        with files.open_regular(job.path) as stream:
+            return _hash(stream.fileno(), job, counter, divided)
     except OSError as error:
-        return [Problem(f"cannot be read: {error.strerror or error}", missing=True)]
-    except VerificationFailed as error:
-        return [Problem(error.what)]
+        raise files.unreadable(error, str(job.path)) from error
+    except (VerificationFailed, EvidenceIncomplete) as error:
+        return [Problem(error.what, missing=isinstance(error, EvidenceIncomplete))]
 
 
 def _hash(descriptor: int, job: Job, counter: _Counter, divided: bool) -> list[Problem]:
-    before = os.fstat(descriptor)
-    files.check_regular(before, str(job.path))
-    if files.stamp(before) != job.stamp:
+    if files.stamp(os.fstat(descriptor)) != job.stamp:
         return [_CHANGED]
     tensors = sorted(job.tensors, key=lambda entry: (entry.start, entry.end))
     digests, whole = TensorDigests(tensors), hashlib.sha256()

@@ -146,11 +146,13 @@ def verify(
     `EvidenceIncomplete` for a file of ``head`` or ``since`` that is no signed head; `EnvironmentFault` for a
     disk that cannot be read.
     """
-    path = path.resolve() if path.is_symlink() else path  # links are refused inside the folder, not to it
+    path = files.real(path) if path.is_symlink() else path  # links are refused inside the folder, not to it
     if policy.is_of_models_only:
         if beside or head or since is not None:
             raise UsageError(
-                "no Ed25519 key was given, and heads and lineage are signed with one", where=str(path)
+                "no Ed25519 key was given, and heads and lineage are signed with one",
+                where=str(path),
+                remedy="add --key NAME.ed25519.pub",
             )
         return verify_models(path, policy, quiet=quiet)
     keys = _keys(path, policy)
@@ -161,7 +163,8 @@ def verify(
     if not is_export and not is_corpus and layout.kind_of(path) == "run":
         return verify_run(path, policy, beside=beside, since=earlier, quiet=quiet)
     if earlier is not None:
-        raise UsageError("--since needs a run folder, whose log it looks into", where=str(path))
+        what = "--since needs a run folder, whose log it looks into"
+        raise UsageError(what, where=str(path), remedy="name the run folder, or leave --since out")
     if is_export:
         return verify_export(path, policy, quiet=quiet)
     if is_corpus:

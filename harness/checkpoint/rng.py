@@ -67,7 +67,8 @@ def restore(state: Mapping[str, Tensor], generators: Mapping[str, Generator]) ->
 def _python_tensors(state: tuple[Any, ...], prefix: str) -> dict[str, Tensor]:
     version, words, gauss = state
     if version != _PYTHON_VERSION:
-        raise TrainingFailed(f"python's random state has the unknown version {version}")
+        what = f"python's random state has the unknown version {version}"
+        raise TrainingFailed(what, remedy="use another version of Python")
     return {
         f"{prefix}.state": torch.tensor(words, dtype=torch.uint32),
         f"{prefix}.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),

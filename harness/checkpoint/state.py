@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from harness.checkpoint.shards import Group, Item, Part, divide
 from harness.errors import TrainingFailed
 
+AS_SAVED = "configure model and optimizer as they were when it was saved"
+"""What to do when a checkpoint does not fit."""
+
 
 @dataclass(frozen=True)
 class TrainingState:
@@ -125,7 +128,8 @@ def load(state: TrainingState, source: Source, aliases: Mapping[str, str]) -> No
     """
     model, shared = model_tensors(state.model)
     if shared != dict(aliases):
-        raise TrainingFailed(f"shared weights differ: checkpoint {dict(aliases)}, model {shared}")
+        what = f"shared weights differ: checkpoint {dict(aliases)}, model {shared}"
+        raise TrainingFailed(what, remedy=AS_SAVED)
     described = source.described("optimizer")
     slots = _slots(state, {key: value for key, value in described.items() if key.startswith("optimizer.")})
     others = {f"ema.{name}": tensor for name, tensor in state.ema.items()}
@@ -191,7 +195,7 @@ def _slots(state: TrainingState, described: Described) -> dict[str, Tensor]:
             odd.append(key)
             continue
         if shape and shape != tuple(parameter.shape):
-            raise TrainingFailed(f"{key} has shape {shape}")
+            raise TrainingFailed(f"{key} has shape {shape}", remedy=AS_SAVED)
         own = state.optimizer.state.get(parameter, {}).get(slot)
         if isinstance(own, Tensor) and own.dtype == dtype and tuple(own.shape) == shape:
             slots[key] = own
@@ -200,9 +204,8 @@ def _slots(state: TrainingState, described: Described) -> dict[str, Tensor]:
         else:
             slots[key] = torch.empty((), dtype=dtype, device=parameter.device if fused else "cpu")
     if odd:
-        raise TrainingFailed(
-            f"optimizer state of parameters that the model does not train: {sorted(odd)[:3]}"
-        )
+        what = f"optimizer state of parameters that the model does not train: {sorted(odd)[:3]}"
+        raise TrainingFailed(what, remedy=AS_SAVED)
     return slots
 
 
@@ -241,6 +244,7 @@ def _check_fits(group: Group, targets: Mapping[str, Tensor], described: Describe
         raise TrainingFailed(
             f"tensors do not fit: {len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}",
             where=where,
+            remedy=AS_SAVED,
         )
     for name, target in targets.items():
         dtype, shape = described[name]
@@ -248,4 +252,5 @@ def _check_fits(group: Group, targets: Mapping[str, Tensor], described: Describe
             raise TrainingFailed(
                 f"`{name}` is {dtype} {shape}, the model wants {target.dtype} {tuple(target.shape)}",
                 where=where,
+                remedy=AS_SAVED,
             )

@@ -22,7 +22,7 @@ from harness.audit.attest import Added
 from harness.audit.opening import OpenedCheckpoint
 from harness.commands import Outcome
 from harness.commands.trust import add_signing_key, add_trust, required, signer_of
-from harness.errors import HarnessError, UsageError, VerificationFailed
+from harness.errors import UsageError, VerificationFailed
 from harness.format import files, layout, moments, strict_json
 from harness.provenance import keyless, later
 from harness.provenance.findings import raise_first
@@ -103,7 +103,9 @@ def _signer(arguments: argparse.Namespace) -> tuple[Signer | KeylessSigner, str]
         signer, reason = signer_of(arguments.signing_key, arguments.checkpoint)
         return signer, f"ed25519 {signer.ed25519_id[:16]}… ({reason})"
     file: Path | None = arguments.sigstore_config
-    found = keyless.load_signer(None if file is None else files.read_limited(file, keyless.ROOT_LIMIT))
+    remedy = "give a client trust config (docs/keys.md)"
+    given = None if file is None else files.read_given(file, "the config", keyless.ROOT_LIMIT, remedy)
+    found = keyless.load_signer(given)
     return found, f"{found.subject.identity} (issuer {found.subject.issuer})"
 
 
@@ -132,10 +134,11 @@ def _add(arguments: argparse.Namespace, opened: OpenedCheckpoint, signer: Signer
         return attest.add(opened, kind, _verification(), signer)
     if file is None:
         raise UsageError("needs --predicate FILE", where=f"--kind {kind}", remedy="see docs/statements.md")
+    remedy = "give one JSON object (docs/statements.md)"
+    data = files.read_given(file, "the predicate", later.LIMIT, remedy)
     try:
-        predicate = strict_json.loads(files.read_limited(file, later.LIMIT), where=str(file))
-    except HarnessError as error:  # a file of the user's, so nothing that was signed is wrong or missing
-        remedy = "give one JSON object (docs/statements.md)"
+        predicate = strict_json.loads(data, where=str(file))
+    except VerificationFailed as error:
         raise UsageError(f"the predicate {error.what}", where=str(file), remedy=remedy) from error
     return attest.add(opened, kind, predicate, signer, predicate_type=arguments.predicate_type)
 

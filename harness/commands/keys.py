@@ -104,7 +104,7 @@ def _rotate(arguments: argparse.Namespace) -> Outcome:
     made = not os.path.lexists(out)
     if made:
         files.write_durable(out, rotation.build(old, new, moments.now(), arguments.reason))
-    data = files.read_limited(out.resolve(), rotation.LIMIT)
+    data = files.read_given(out, "what is there", rotation.LIMIT, "choose another --out")
     found = rotation.opened(Claim(data, str(out)), keys.public_keys(old))
     if found is None or found.new_id != new.ed25519_id:
         raise UsageError("is a hand-over between other keys", where=str(out), remedy="choose another --out")

@@ -161,5 +161,7 @@ def _one(jobs: list[Job], number: int) -> Outcome:
     try:
         os.execv(job.command[0], job.command)
     except OSError as error:
-        raise EnvironmentFault(f"cannot start: {error.strerror}", where=job.command[0]) from error
+        remedy = "check the installation of Python that runs harness"
+        what = f"cannot start: {error.strerror}"
+        raise EnvironmentFault(what, where=job.command[0], remedy=remedy) from error
     raise TrainingFailed("unreachable")

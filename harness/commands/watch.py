@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.commands import Outcome
 from harness.errors import UsageError
+from harness.format import files
 from harness.format.layout import RunFolder, parse_checkpoint_name
 from harness.report import facts, frame, runs
 from harness.report.frame import View
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Outcome:
     """Follow the files of the run."""
     if not arguments.run.is_dir():
-        raise UsageError("no such run folder", where=str(arguments.run))
+        raise UsageError("no such run folder", where=str(arguments.run), remedy="check the path")
     if not (math.isfinite(arguments.every) and arguments.every > 0):
         raise UsageError(f"--every {arguments.every} is not a positive number of seconds")
     folder = RunFolder(arguments.run)
@@ -86,7 +87,7 @@ class Follower:
         self._incidents.sort(key=lambda one: one.time)
         complete = self._folder.complete()
         return View(
-            name=self._root.resolve().name,
+            name=files.real(self._root).name,
             planned=facts.planned_steps(runs.config_text(self._root), str(self._folder.run_config)),
             lines=self._lines,
             unreadable=self._unreadable,

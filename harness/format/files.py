@@ -182,6 +182,23 @@ def read_limited(path: Path | str, limit: int) -> bytes:
     return data
 
 
+def read_given(path: Path, what: str, limit: int, remedy: str) -> bytes:
+    """The bytes of a file that the user names, ``what`` for messages; it is theirs, so it may be a link.
+
+    Raises `UsageError` for a wrong path and for more than ``limit`` bytes, since nothing that was signed is
+    wrong or missing; `EnvironmentFault` when the machine does not let it be read.
+    """
+    try:
+        return read_limited(real(path), limit)
+    except (EvidenceIncomplete, VerificationFailed) as error:
+        raise UsageError(f"{what} {error.what}", where=str(path), remedy=remedy) from error
+
+
+def real(path: Path) -> Path:
+    """Where the links of ``path`` lead. Of a loop of links the name: whoever opens it is told."""
+    return Path(os.path.realpath(path))  # Path.resolve raises RuntimeError there, up to Python 3.12
+
+
 def open_regular(path: Path) -> BufferedReader:
     """A regular file with one link, open for reading.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.errors import UsageError
+from harness.format import files
 
 RUN_CONFIG = "run.yaml"
 METRICS = "metrics.jsonl"
@@ -81,7 +82,7 @@ def parse_nonfinite_name(name: str) -> tuple[int, int] | None:
 
 def name_of(folder: Path) -> str:
     """The name of ``folder``, also of ``.`` and ``..``; of a link, its own."""
-    return folder.name if folder.name not in ("", "..") else folder.resolve().name
+    return folder.name if folder.name not in ("", "..") else files.real(folder).name
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def kind_of(path: Path) -> Literal["run", "checkpoint"]:
 def require_unsigned(target: Path) -> None:
     """Raise `UsageError` when the new ``target`` would lie in a folder whose files are signed, or among the
     checkpoints of a run: neither would verify any longer."""
-    for folder in target.resolve().parents:
+    for folder in files.real(target).parents:
         sealed = (folder / MANIFEST).is_file() and (folder / PROVENANCE).is_dir()
         if sealed or (folder.name == CHECKPOINTS and (folder.parent / LOG).is_dir()):
             what = f"would lie in {folder}, which holds what is signed and nothing else"

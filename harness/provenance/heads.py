@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import EvidenceIncomplete, VerificationFailed
+from harness.errors import UsageError, VerificationFailed
 from harness.format import files
 from harness.provenance import log, witness
 from harness.provenance.checks import Check
@@ -53,15 +53,16 @@ def load(path: Path, keys: Sequence[PublicKey], policy: Policy | None = None) ->
     """The head in the signed note ``path``, as `harness head` writes it. With witnesses in ``policy``, enough
     of them have cosigned it, and it was there at the moment that they state.
 
-    Raises `EvidenceIncomplete` when there is no such file, `VerificationFailed` when it is no log head, no
-    Ed25519 key of ``keys`` has signed it or too few witnesses have.
+    Raises `UsageError` when there is no such file or it is no log head, `VerificationFailed` when no Ed25519
+    key of ``keys`` has signed it or too few witnesses have, `EnvironmentFault` when it cannot be read.
     """
+    remedy = "give a file that harness head RUN --out FILE has written"
+    note = files.read_given(path, "the kept head", log.NOTE_LIMIT, remedy)
     try:
-        note = files.read_limited(path.resolve(), log.NOTE_LIMIT)  # the auditor's own file may be a link
-        head = log.open_note(note, keys, where=str(path))
-    except (EvidenceIncomplete, VerificationFailed) as error:
-        error.remedy = error.remedy or "give a file that harness head RUN --out FILE has written"
-        raise
+        log.claimed(note, where=str(path))
+    except VerificationFailed as error:
+        raise UsageError(f"the kept head {error.what}", where=str(path), remedy=remedy) from error
+    head = log.open_note(note, keys, where=str(path))
     seen = None
     if policy is not None and policy.witnesses:
         seen = witness.seen(note, policy.witnesses, policy.witness_threshold, where=str(path))

@@ -39,6 +39,7 @@ TOKEN = "SIGSTORE_IDENTITY_TOKEN"
 ROOT_LIMIT = 1 << 20
 """Bytes of a trusted root."""
 
+_UNKEPT = "try again: nothing was written"
 _MATERIAL = {"certificate", "tlogEntries", "timestampVerificationData"}
 
 
@@ -207,9 +208,10 @@ class KeylessSigner:
         try:
             signed = _opened(bundle, [self.subject], verifier, where)
         except VerificationFailed as error:
-            raise EnvironmentFault(f"sigstore's signature {error.what}", where=where) from error
+            what = f"sigstore's signature {error.what}"
+            raise EnvironmentFault(what, where=where, remedy=_UNKEPT) from error
         if signed.payload != payload:
-            raise EnvironmentFault("sigstore has signed other bytes", where=where)
+            raise EnvironmentFault("sigstore has signed other bytes", where=where, remedy=_UNKEPT)
         return bundle
 
 

@@ -39,6 +39,7 @@ _PRIVATE_BLOCK = re.compile(
 )
 _PUBLIC_BLOCK = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----\r?\n?", re.DOTALL)
 _FILE_LIMIT = 64 << 10
+_MAKE = "make a key: harness keys new --out NAME"
 _UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, InternalError)
 """What cryptography raises for bytes that are no key; the last one for some that OpenSSL chokes on."""
 
@@ -215,7 +216,8 @@ def sign_with(private: PrivateKey, message: bytes) -> bytes:
     if isinstance(private, HeldKey) and not _public(private.public_key(), private.name).verifies(
         signature, message
     ):
-        raise EnvironmentFault(f"{private.holder} gave a signature that does not verify", where=private.name)
+        what = f"{private.holder} gave a signature that does not verify"
+        raise EnvironmentFault(what, where=private.name, remedy="sign with another key (harness keys new)")
     return signature
 
 
@@ -316,7 +318,7 @@ def signing_key_path(configured: Path | None, run_dir: Path | None) -> tuple[Pat
 
 
 def _require_outside(path: Path, what: str, run_dir: Path) -> None:
-    if path.resolve().is_relative_to(run_dir.resolve()):
+    if files.real(path).is_relative_to(files.real(run_dir)):
         raise UsageError(f"the {what} lies in the run folder", where=str(path), remedy="keep it elsewhere")
 
 
@@ -334,7 +336,7 @@ def _private_keys(data: bytes, path: Path) -> list[Ed25519PrivateKey | ec.Ellipt
             raise UsageError("cannot be read as a private key", where=str(path), remedy=remedy) from error
         odd_curve = isinstance(key, ec.EllipticCurvePrivateKey) and not isinstance(key.curve, ec.SECP256R1)
         if odd_curve or not isinstance(key, Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
-            raise UsageError("holds a key other than Ed25519 or P-256", where=str(path))
+            raise UsageError("holds a key other than Ed25519 or P-256", where=str(path), remedy=_MAKE)
         keys.append(key)
     if not keys:
         raise UsageError("holds no private key", where=str(path), remedy="make one: harness keys new")
@@ -348,7 +350,7 @@ def _public(key: object, where: str) -> PublicKey:
     elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
         algorithm = "p256"
     else:
-        raise UsageError("is neither an Ed25519 nor a P-256 key", where=where)
+        raise UsageError("is neither an Ed25519 nor a P-256 key", where=where, remedy=_MAKE)
     spki = serialization.PublicFormat.SubjectPublicKeyInfo
     der = key.public_bytes(serialization.Encoding.DER, spki)
     return PublicKey(
@@ -389,5 +391,5 @@ def _read(path: Path) -> bytes:
             remedy = "write the URI into a file, without a PIN, and name that (docs/keys.md)"
             raise UsageError("a PKCS#11 URI stands where a key file is named", remedy=remedy) from None
         told = error if isinstance(error, OSError) else FileNotFoundError(errno.ENOENT, str(error))
-        remedy = "check the path, or make a key: harness keys new --out NAME"
+        remedy = f"check the path, or {_MAKE}"
         raise unreadable_input(told, "the key file", path, remedy) from error

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from harness import strict_yaml
-from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed, visible
+from harness.errors import UsageError, VerificationFailed, visible
 from harness.format import files, moments
 from harness.provenance import authorities, heads, policy, policy_file
 from harness.provenance.heads import Kept
@@ -73,10 +73,12 @@ def draft(wish: Wish, now: datetime) -> Draft:
 
 
 def _certificate(path: Path) -> bytes:
+    remedy = "give a certificate in PEM or DER"
+    data = files.read_given(path, "the certificate", authorities.FILE_LIMIT, remedy)
     try:
-        return authorities.parse(files.read_limited(path, authorities.FILE_LIMIT), where=str(path))
-    except (VerificationFailed, EvidenceIncomplete) as error:
-        raise UsageError(error.what, where=error.where, remedy="give a certificate in PEM or DER") from error
+        return authorities.parse(data, where=str(path))
+    except VerificationFailed as error:
+        raise UsageError(f"the certificate {error.what}", where=str(path), remedy=remedy) from error
 
 
 def _timestamps(certificates: Sequence[bytes]) -> list[str]:

@@ -36,7 +36,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness.errors import ConfigError, EvidenceIncomplete, VerificationFailed, unreadable_input
+from harness.errors import ConfigError, UsageError, VerificationFailed, unreadable_input
 from harness.format import files
 from harness.provenance import authorities, heads, keyless, policy, rotation
 from harness.provenance.heads import Kept
@@ -283,11 +283,17 @@ class _Reader:
         if not isinstance(value, str) or not value:
             remedy = "sigstore: trusted_root.json (docs/keys.md)"
             self.fail("an identity is keyless, and sigstore names no trusted root", "sigstore", remedy=remedy)
-        path = self.folder / expanded(Path(value))
+        return self.file(value, "sigstore", keyless.ROOT_LIMIT, "sigstore")
+
+    def path(self, value: str) -> Path:
+        """Where a file lies that the policy names."""
+        return self.folder / expanded(Path(value))
+
+    def file(self, value: str, what: str, limit: int, *place: str) -> bytes:
         try:
-            return files.read_limited(path.resolve(), keyless.ROOT_LIMIT)
-        except (VerificationFailed, EvidenceIncomplete) as error:
-            self.fail(f"sigstore {error.what}: {path}", "sigstore")
+            return files.read_given(self.path(value), what, limit, "")
+        except UsageError as error:
+            self.fail(f"{error.what}: {error.where}", *place)
 
     def keys(self, value: Any, name: str, place: _Place) -> tuple[PublicKey, ...]:
         found: list[PublicKey] = []
@@ -302,7 +308,7 @@ class _Reader:
             self.fail("a key is no text", *place)
         if value.startswith(("-----BEGIN", "ssh-")):
             return parse_public(value.encode(), where=self.where)
-        return load_public(self.folder / expanded(Path(value)))
+        return load_public(self.path(value))
 
     def moment(self, value: Any, *place: str) -> str:
         date_only = isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value, re.ASCII)
@@ -358,12 +364,8 @@ class _Reader:
         for number, name in enumerate(self.items(value, "rotations", "rotations")):
             if not isinstance(name, str) or not name:
                 self.fail("rotations names a file that is no text", "rotations", str(number))
-            path = self.folder / expanded(Path(name))
-            try:
-                data = files.read_limited(path.resolve(), rotation.LIMIT)
-            except (VerificationFailed, EvidenceIncomplete) as error:
-                self.fail(f"rotations {error.what}: {path}", "rotations", str(number))
-            claims.append(Claim(data, str(path)))
+            data = self.file(name, "rotations", rotation.LIMIT, "rotations", str(number))
+            claims.append(Claim(data, str(self.path(name))))
         try:
             return rotation.extended(read, claims, timed=True)[0]
         except VerificationFailed as error:
@@ -400,12 +402,13 @@ class _Reader:
         if not isinstance(value, str) or not value:
             self.fail("a certificate is no text", *place)
         inline = value.startswith("-----BEGIN")
-        path = self.folder / expanded(Path(value)) if not inline else Path(self.where)
+        what = "a certificate of timestamps"
+        data = value.encode() if inline else self.file(value, what, authorities.FILE_LIMIT, *place)
+        where = self.where if inline else str(self.path(value))
         try:
-            data = value.encode() if inline else files.read_limited(path.resolve(), authorities.FILE_LIMIT)
-            return authorities.parse(data, where=str(path))
-        except (VerificationFailed, EvidenceIncomplete) as error:
-            self.fail(f"a certificate of timestamps {error.what}: {path}", *place)
+            return authorities.parse(data, where=where)
+        except VerificationFailed as error:
+            self.fail(f"{what} {error.what}: {where}", *place)
 
     def acceptable(self, read: Policy) -> None:
         """Refuse rules under which nothing could ever be accepted, and those that say nothing."""
@@ -460,11 +463,11 @@ class _Reader:
     def head_file(self, value: Any, read: Policy, place: _Place) -> Kept:
         if not isinstance(value, str) or not value:
             self.fail("log_head names a file that is no text", *place)
-        path = self.folder / expanded(Path(value))
+        path = self.path(value)
         try:
             return heads.load(path, read.statement_keys, read)
-        except (VerificationFailed, EvidenceIncomplete) as error:
-            self.fail(f"log_head {error.what}: {path}", *place)
+        except (VerificationFailed, UsageError) as error:
+            self.fail(f"log_head: {error.what}: {path}", *place)
 
 
 def _exists(moment: str) -> bool:

@@ -151,7 +151,8 @@ def _strings(data: bytes, name: str) -> list[bytes]:
     while data:
         size = int.from_bytes(data[:4]) if len(data) >= 4 else len(data)
         if size > len(data) - 4:
-            raise EnvironmentFault("ssh-agent gave an answer that cannot be read", where=name)
+            what = "ssh-agent gave an answer that cannot be read"
+            raise EnvironmentFault(what, where=name, remedy="check what $SSH_AUTH_SOCK leads to")
         found.append(data[4 : 4 + size])
         data = data[4 + size :]
     return found

@@ -29,6 +29,7 @@ SECONDS = 10.0
 """For one request, connection and answer together."""
 _CUT_SECONDS = 0.05
 """Between two looks for a connection that is to be cut."""
+_OTHER = "name another authority (signing.timestamp, --timestamp)"
 _ASKS, _ANSWERS = "application/timestamp-query", "application/timestamp-reply"
 
 
@@ -39,12 +40,17 @@ def ask(url: str, message: bytes, *, seconds: float = SECONDS) -> bytes:
         stamp = timestamp.granted(_post(url, timestamp.request(message, nonce), seconds), where=url)
         said = timestamp.opened_by_anybody(stamp, message, where=url)
     except VerificationFailed as error:
-        raise EnvironmentFault(f"the authority's answer {error.what}", where=url) from error
+        what = f"the authority's answer {error.what}"
+        raise EnvironmentFault(what, where=url, remedy=_OTHER) from error
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise EnvironmentFault(f"the authority did not answer: {reason}", where=url) from error
+        what = f"the authority did not answer: {reason}"
+        raise EnvironmentFault(
+            what, where=url, remedy=f"check the network and try again, or {_OTHER}"
+        ) from error
     if said.nonce != nonce:
-        raise EnvironmentFault("the authority's answer is not to this request: its number differs", where=url)
+        what = "the authority's answer is not to this request: its number differs"
+        raise EnvironmentFault(what, where=url, remedy=_OTHER)
     return stamp
 
 

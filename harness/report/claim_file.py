@@ -40,8 +40,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from harness.errors import ConfigError, UsageError
-from harness.format.files import read_limited
+from harness.errors import ConfigError
+from harness.format.files import read_given
 
 FORMAT = "harness-claims/1"
 TRAIN_LOSS = "train_loss"
@@ -113,9 +113,7 @@ def load(path: Path) -> Claims:
 
 
 def _read(path: Path) -> bytes:
-    if not path.is_file():
-        raise UsageError("no such file of claims", where=str(path), remedy="docs/method.md shows one")
-    return read_limited(path, _LIMIT)
+    return read_given(path, "the file of claims", _LIMIT, "docs/method.md shows one")
 
 
 def parse(text: str, *, where: str) -> Claims:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import HarnessError, UsageError, visible
-from harness.format import layout
-from harness.format.files import read_limited
+from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.provenance import envelope, statements
 from harness.report.figure import Point
@@ -125,7 +124,7 @@ class Run:
         """The run's name in its statements, else its folder's; its label if it has one."""
         if self.label is not None:
             return self.label
-        return visible(str(self.newest["run"]["name"])) if self.newest else self.root.resolve().name
+        return visible(str(self.newest["run"]["name"])) if self.newest else files.real(self.root).name
 
     @property
     def last_step(self) -> int:
@@ -165,7 +164,9 @@ def read(root: Path) -> Run:
     """Read the run folder ``root``. Raises `UsageError` when it holds neither metrics nor checkpoints."""
     folder = RunFolder(root)
     if not folder.metrics.exists() and not folder.checkpoints.exists():
-        raise UsageError("not a run folder: no metrics.jsonl and no checkpoints/", where=str(root))
+        raise UsageError(
+            "not a run folder: no metrics.jsonl and no checkpoints/", where=str(root), remedy="check the path"
+        )
     metrics = read_all(folder.metrics)
     events = [(rank, line) for rank, path in event_files(root) for line in read_all(path).lines]
     return Run(
@@ -183,7 +184,7 @@ def read(root: Path) -> Run:
 
 def told_apart(found: Sequence[Run]) -> list[Run]:
     """``found``, with those that share a name labelled by their folders, by the whole path if need be."""
-    labelled = _relabelled(found, lambda run: run.root.resolve().name)
+    labelled = _relabelled(found, lambda run: files.real(run.root).name)
     return _relabelled(labelled, lambda run: str(run.root))
 
 
@@ -245,7 +246,7 @@ def energy(events: Iterable[tuple[int, Line]]) -> dict[str, float]:
 def _unverified(checkpoint: Path) -> Facts:
     """The predicate of ``checkpoint``'s own statement. Raises `HarnessError` without one."""
     path = checkpoint / layout.CHECKPOINT_BUNDLE
-    payload = envelope.unauthenticated_payload(read_limited(path, envelope.LIMIT), where=str(path))
+    payload = envelope.unauthenticated_payload(files.read_limited(path, envelope.LIMIT), where=str(path))
     return statements.parse_checkpoint(payload, where=str(path)).predicate
 
 
@@ -286,7 +287,7 @@ def config_text(root: Path) -> str:
     path = RunFolder(root).run_config
     if not path.exists():
         return ""
-    return read_limited(path, _CONFIG_LIMIT).decode("utf-8", "replace")
+    return files.read_limited(path, _CONFIG_LIMIT).decode("utf-8", "replace")
 
 
 def _float(value: Any) -> float:

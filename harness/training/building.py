@@ -191,7 +191,10 @@ def _sharded(model: nn.Module, prepare: Accelerator) -> nn.Module:
     """``model`` itself, its parameters cut along their first dimension among all ranks."""
     sharded: nn.Module = fsdp2_prepare_model(prepare, model)
     if not is_sharded(sharded):
-        raise EnvironmentFault("accelerate made no fully sharded model", where="parallel: fsdp2")
+        remedy = "install the accelerate of requirements.lock, or set parallel: ddp"
+        raise EnvironmentFault(
+            "accelerate made no fully sharded model", where="parallel: fsdp2", remedy=remedy
+        )
     return sharded
 
 

@@ -309,7 +309,10 @@ def _log_tip(
     Raises `VerificationFailed` when the log is not the one that the checkpoint saw when it was signed.
     """
     if found.opened is None:
-        raise ResumeRefused("there is no checkpoint to enter into the log", where=str(folder.log))
+        remedy = "bring the checkpoints back, or choose another run.dir"
+        raise ResumeRefused(
+            "there is no checkpoint to enter into the log", where=str(folder.log), remedy=remedy
+        )
     opened, statement = found.opened, found.opened.statement
     seen = 0 if statement.predicate["log"] is None else int(statement.predicate["log"]["size"])
     if seen > len(records) or any(map(history.is_commit, records[seen:])):

@@ -328,7 +328,8 @@ def resume(session: Session, loaded: Loaded) -> Iterator[Batch]:
     trainer = loaded.trainer
     exact_ranks = trainer["world_size"] == session.workers.world_size
     if trainer["groups"] != state.group_names(session.state):
-        raise TrainingFailed("the optimizer's parameter groups are not those of the checkpoint")
+        what = "the optimizer's parameter groups are not those of the checkpoint"
+        raise TrainingFailed(what, remedy=state.AS_SAVED)
     state.load(session.state, loaded, trainer["aliases"])
     stream = session.batches.iterate(trainer["step"])
     session.updates = trainer["step"]
@@ -337,7 +338,8 @@ def resume(session: Session, loaded: Loaded) -> Iterator[Batch]:
     file = state.rng_file(session.workers.rank)
     own = loaded.files.get(file)
     if exact_ranks and own is None:
-        raise TrainingFailed(f"the checkpoint has no generators for rank {session.workers.rank}")
+        what = f"the checkpoint has no generators for rank {session.workers.rank}"
+        raise TrainingFailed(what, remedy="resume with the harness that saved it")
     if exact_ranks and own is not None:
         rng.restore(restore.tensors_in(own, file), session.task.generators())
     else:
