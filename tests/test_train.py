@@ -319,12 +319,16 @@ def test_a_rank_that_fails_is_the_last_word_on_the_screen_and_not_taken_for_lost
     assert "the toy breaks here" in events[-1]["traceback"]
 
 
-def test_one_process_imports_nothing_that_only_compilers_and_sharding_use(place: Place) -> None:
-    """Oracle: sys.modules after a run whose first step is under the census; each takes a second or two."""
+def test_one_process_imports_nothing_that_only_compilers_sharding_and_elastic_runs_use(place: Place) -> None:
+    """Oracle: sys.modules after a run whose first step is under the census; each of torch's takes a second or
+    two, and what is not imported cannot run."""
     place.write("toy.yaml", config(place.run, train="{steps: 2, global_batch: 2, micro_batch: 2}"))
     code = (
         "import sys; from harness.cli import main; code = main(['train', 'toy.yaml'])\n"
-        "names = ('torch._dynamo', 'torch.distributed.tensor', 'sympy', 'wandb', 'scipy', 'pyarrow')\n"
+        "names = ['torch._dynamo', 'torch.distributed.tensor', 'sympy', 'wandb', 'scipy', 'pyarrow']\n"
+        "elastic = ('rehearsal', 'sharded_sums', 'tree_norm', 'tree_sums', 'whole_lanes')\n"
+        "names += [f'harness.training.{name}' for name in elastic]\n"
+        "names += ['harness.determinism.peers', 'harness.determinism.tree']\n"
         "print(code, *[name for name in names if name in sys.modules])"
     )
     done = ran(place, [sys.executable, "-c", code])

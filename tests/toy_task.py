@@ -39,7 +39,7 @@ class Toy(Task):
     ``poison`` makes the loss of that call NaN, ``crash`` raises in that call on rank 1, ``pause`` makes every
     call last so many milliseconds longer, so that a test can hit the middle of a run. ``plain`` leaves out
     noise, dropout and batch statistics: nothing then depends on which rank has which sample. ``sharded`` has
-    dropout and noise from the global generators only; ``reads_rank`` looks at its rank.
+    dropout and noise from the global generators only; ``own_process`` differs between processes.
     """
 
     samples = 50
@@ -57,14 +57,14 @@ class Toy(Task):
         pause: int = 0,
         plain: bool = False,
         sharded: bool = False,
-        reads_rank: bool = False,
+        own_process: bool = False,
     ) -> None:
         self._noise = torch.Generator().manual_seed(seed)
         self._numpy = np.random.default_rng(seed)
         self._python = random.Random(seed)
         self._width, self._poison, self._crash = width, poison, crash
         self._pause, self._calls = pause / 1000, 0
-        self._plain, self._sharded, self._reads_rank = plain, sharded, reads_rank
+        self._plain, self._sharded, self._own_process = plain, sharded, own_process
         self._x = torch.randn(self.samples, 8, generator=torch.Generator().manual_seed(seed))
 
     def identity(self) -> Identity:
@@ -83,7 +83,8 @@ class Toy(Task):
         return x, (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        self._calls += 1
+        if self._poison or self._crash:
+            self._calls += 1
         time.sleep(self._pause)
         if self._crash and self._calls == self._crash and os.environ.get("RANK") == "1":
             raise ValueError("the toy breaks here")
@@ -91,8 +92,8 @@ class Toy(Task):
         if not self._plain and not self._sharded:
             x = x + 0.01 * torch.randn(x.shape, generator=self._noise)
             x = x + 0.01 * float(self._numpy.normal()) + 0.01 * self._python.random()
-        if self._reads_rank:
-            x = x + 0.01 * int(os.environ.get("RANK", "0"))
+        if self._own_process:
+            x = x + 1e-6 * os.getpid()
         if not self._plain:
             x = x + 0.01 * random.random() + 0.01 * float(np.random.rand())
         loss = nn.functional.cross_entropy(model(x), y)

@@ -77,7 +77,7 @@ class MicroBatches:
         self._micro_batch = micro_batch
         self.interleaved = interleaved
         self._first, self._stride = (rank, world_size) if interleaved else (rank * self.accumulation, 1)
-        self._workers = workers
+        self.workers = workers
         self._stream: _WorkerStream | None = None
 
     def iterate(self, from_step: int) -> Iterator[Batch]:
@@ -86,10 +86,10 @@ class MicroBatches:
         Updates count from 0. A second call ends the loader processes of the first.
         """
         self.close()
-        if not self._workers:
+        if not self.workers:
             return self._direct(from_step)
         self._stream = _WorkerStream(
-            _Numbered(self), from_step * self.accumulation, self._workers, self._order.seed
+            _Numbered(self), from_step * self.accumulation, self.workers, self._order.seed
         )
         return self._stream
 

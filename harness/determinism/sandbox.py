@@ -65,7 +65,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
         found = [
             f"parameter `{name}` has a hook that runs when its gradient is there"
             for name, each in self._model.named_parameters()
-            if each._backward_hooks or any(map(_acts, _hooks_after(each)))
+            if is_hooked(each)
         ]
         known = set(map(id, self._generators.values()))
         for name, module in self._model.named_modules():
@@ -101,9 +101,7 @@ class Sandbox(AbstractContextManager["Sandbox"]):
         return [name for kept in self._from.attributes for name in kept.moved()]
 
     def _state(self) -> _State:
-        attributes = [_Attributes(module) for module in self._model.modules()]
-        attributes += [_Attributes(each, LARGEST_COPY) for each in self._holders]
-        return _State(rng.capture(self._generators), attributes)
+        return _State(rng.capture(self._generators), _attributes(self._model, self._holders))
 
     def _put_back(self) -> None:
         self._kept.put_back(self._generators)
@@ -112,6 +110,23 @@ class Sandbox(AbstractContextManager["Sandbox"]):
 
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
+
+
+class Snapshot:
+    """What a model and further ``holders`` (objects, modules of code) hold besides parameters, as it is when
+    this is made, to see what passes leave behind."""
+
+    def __init__(self, model: nn.Module, holders: Sequence[object] = ()) -> None:
+        self._kept = _attributes(model, holders)
+
+    def moved(self) -> list[str]:
+        """Names of what has other values by now."""
+        return [name for kept in self._kept for name in (*kept.moved(), *kept.overwritten())]
+
+
+def _attributes(model: nn.Module, holders: Sequence[object]) -> list[_Attributes]:
+    found = [_Attributes(module) for module in model.modules()]
+    return found + [_Attributes(each, LARGEST_COPY) for each in holders]
 
 
 @dataclass(frozen=True)
@@ -131,8 +146,10 @@ IDLE = "idle_in_a_sandbox"
 """Attribute of a gradient hook that does nothing but in an update of the run."""
 
 
-def _hooks_after(parameter: nn.Parameter) -> list[object]:
-    return list((getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values())
+def is_hooked(parameter: nn.Parameter) -> bool:
+    """Whether a hook of a user runs when there is a gradient of ``parameter``."""
+    after = (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values()
+    return bool(parameter._backward_hooks) or any(map(_acts, after))
 
 
 def _acts(hook: object) -> bool:
@@ -192,19 +209,31 @@ class _Attributes:
         now |= {name: value for name, value in _fields(owner) if name not in _TORCHS_OWN}
         names = [
             name
-            for name in before
-            if name not in now or now[name] is not before[name] or id(before[name]) in changed
+            for name, value in before.items()
+            if name not in now or id(value) in changed or not self._alike(name, value, now[name])
         ]
-        return [f"{type(owner).__name__}.{name}" for name in [*names, *(now.keys() - before.keys())]]
+        return [f"{_named(owner)}.{name}" for name in [*names, *(now.keys() - before.keys())]]
+
+    def _alike(self, name: str, before: Any, now: Any) -> bool:
+        if name in self._copies and type(now) is type(before):
+            return _same(now, self._copies[name])
+        return _equal(now, before)
 
     def overwritten(self) -> list[str]:
         """Names of large tensors that were written to."""
-        kind = type(self._owner).__name__
+        kind = _named(self._owner)
         return [f"{kind}.{name}" for name, tensor, version in self._data if tensor._version != version]
 
 
+def _named(owner: object) -> str:
+    return owner.__name__ if isinstance(owner, types.ModuleType) else type(owner).__name__
+
+
 def _fields(owner: object) -> list[tuple[str, Any]]:
-    return list(getattr(owner, "__dict__", {}).items())
+    found = list(getattr(owner, "__dict__", {}).items())
+    if isinstance(owner, types.ModuleType):
+        return [(name, value) for name, value in found if not name.startswith("__")]
+    return found
 
 
 def _is_container(value: Any) -> bool:
@@ -293,8 +322,26 @@ def _same(value: Any, kept: _Kept) -> bool:
     ]
     if len(pairs[0]) != len(pairs[1]):
         return False
-    alike = all(one[0] == other[0] and one[1] is other[1] for one, other in zip(*pairs, strict=True))
+    alike = all(one[0] == other[0] and _equal(one[1], other[1]) for one, other in zip(*pairs, strict=True))
     return alike and all(_same(item, inner) for item, inner in kept.inner)
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values are the same one, or cannot be told apart."""
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and bool(np.array_equal(one, other))
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return isinstance(one, _PLAIN) and bool(one == other)
 
 
 def _same_entries(target: dict[Any, Any], wanted: Mapping[Any, Any]) -> None:

@@ -14,9 +14,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SHAPE = "binary, neighbours first"
-"""The tree, in the words of the statement."""
-
 
 def is_power_of_two(number: int) -> bool:
     """Whether ``number`` is 1, 2, 4, 8 …"""

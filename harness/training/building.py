@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,21 +24,21 @@ from harness.checkpoint.cut import is_sharded
 from harness.checkpoint.state import TrainingState
 from harness.data.loader import MicroBatches
 from harness.data.order import Order
+from harness.determinism.sandbox import is_hooked
 from harness.errors import ConfigError, EnvironmentFault
 from harness.settings import Settings
 from harness.tasks.task import Batch, Task
-from harness.training import elastic, optimizer
-from harness.training.elastic import ShardSums
+from harness.training import optimizer
 from harness.training.evaluate import on_device
 from harness.training.optimizer import Average
 from harness.training.schedule import LearningRate
-from harness.training.seeding import seed_rank, seed_shard
+from harness.training.seeding import seed_rank, seed_weights
 from harness.training.session import Session
-from harness.training.whole_lanes import WholeLanes
 from harness.workers import Workers
 
 if TYPE_CHECKING:
     from harness.training.sharded_sums import ShardedSums
+    from harness.training.tree_sums import ShardSums
 
 _WARM_UP_PASSES = 2
 """DDP lays out its buckets again at the start of its second pass."""
@@ -111,8 +110,9 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
         workers=settings.train.data_workers,
         interleaved=settings.determinism.elastic and _is_cut(settings, workers),
     )
-    torch.manual_seed(settings.run.seed)
-    model = task.build_model().to(workers.device)
+    seed_weights(settings.run.seed)
+    elastic = settings.determinism.elastic
+    model = (_model_of_shards(task, workers) if elastic else task.build_model()).to(workers.device)
     if settings.train.activation_checkpointing:
         _checkpoint_activations(model)
     if precision.name == "fp8":
@@ -120,12 +120,12 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
     clip, wants_norm = settings.optimizer.clip, settings.determinism.step_digests
     # Before the optimizer, whose parameters are the shards under FSDP2.
     wrapped = _wrapped(model, settings, workers, prepare)
-    sums = _sums(model, task, workers, batches.accumulation) if settings.determinism.elastic else None
+    sums = _sums(model, workers, batches.accumulation) if elastic else None
     scaler = optimizer.loss_scaler(workers.device) if precision.scaled else None
     average = Average(model, settings.optimizer.ema) if settings.optimizer.ema else None
     # A GPU's fused kernel computes every element by the same instructions; the CPU's does not.
-    lanes = settings.determinism.elastic and workers.device.type == "cpu"
-    adamw = optimizer.adamw(model, settings.optimizer, WholeLanes if lanes else optimizer.EagerAdamW)
+    kind = _whole_lanes() if elastic and workers.device.type == "cpu" else optimizer.EagerAdamW
+    adamw = optimizer.adamw(model, settings.optimizer, kind)
     session = Session(
         task=task,
         workers=workers,
@@ -146,7 +146,9 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
     )
     seed_rank(settings.run.seed, workers.rank)
     if sums is not None:
-        sums.examine(model, partial(_first_shard, session, settings.train.micro_batch))
+        from harness.training import rehearsal
+
+        rehearsal.examine(session, sums, settings.train.micro_batch, compiled=settings.compile)
     elif workers.world_size > 1 or settings.compile:
         _warm_up(session, settings.train.micro_batch)
     return session
@@ -177,18 +179,38 @@ def _is_cut(settings: Settings, workers: Workers) -> bool:
     return settings.parallel == "fsdp2" and workers.world_size > 1
 
 
-def _sums(model: nn.Module, task: Task, workers: Workers, count: int) -> ShardSums | ShardedSums:
-    elastic.refuse(list(task.generators()))
+def _model_of_shards(task: Task, workers: Workers) -> nn.Module:
+    from harness.training import rehearsal
+
+    return rehearsal.build_model(task, workers)
+
+
+def _whole_lanes() -> type[torch.optim.AdamW]:
+    from harness.training.whole_lanes import WholeLanes
+
+    return WholeLanes
+
+
+def _sums(model: nn.Module, workers: Workers, count: int) -> ShardSums | ShardedSums:
     if is_sharded(model):
         from harness.training.sharded_sums import ShardedSums
 
         return ShardedSums(workers, model, count)
+    from harness.training.tree_sums import ShardSums
+
     trained = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
     return ShardSums(workers, trained, count)
 
 
 def _sharded(model: nn.Module, prepare: Accelerator) -> nn.Module:
     """``model`` itself, its parameters cut along their first dimension among all ranks."""
+    hooked = [name for name, each in model.named_parameters() if is_hooked(each)]
+    if hooked:
+        raise ConfigError(
+            f"`{hooked[0]}` has a hook on its gradient, which FSDP2 would lose: it replaces parameters",
+            where="parallel: fsdp2",
+            remedy="do it in the model's forward pass, or set parallel=ddp",
+        )
     sharded: nn.Module = fsdp2_prepare_model(prepare, model)
     if not is_sharded(sharded):
         remedy = "install the accelerate of requirements.lock, or set parallel: ddp"
@@ -234,15 +256,6 @@ def _warm_up(session: Session, size: int) -> None:
         for name, buffer in session.model.named_buffers():
             buffer.copy_(kept[name])
     rng.restore(generators, session.task.generators())
-
-
-def _first_shard(session: Session, size: int) -> None:
-    """The gradients of samples 0 to ``size``, as the first shard of the first update draws."""
-    batch = _first_samples(session, size)
-    seed_shard(session.seed, 0, 0)
-    with session.autocast():
-        loss = session.task.loss(session.wrapped, batch)
-    loss.backward()
 
 
 def _first_samples(session: Session, size: int) -> Batch:

@@ -1,4 +1,8 @@
-"""Evaluation on the held-out split: the same batches each time, and no trace left in the run."""
+"""Evaluation on the held-out split: the same batches each time, and no trace left in the run.
+
+Each batch has generators of its own, so what a task draws in ``evaluate`` depends neither on the step nor on
+the rank that has the batch.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.checkpoint import rng
 from harness.checkpoint.cut import is_sharded
 from harness.errors import TrainingFailed
 from harness.tasks.task import Batch, Task
+from harness.training.seeding import seed_evaluation
 from harness.workers import Workers
 
 
@@ -27,23 +32,29 @@ def evaluate(
     """The task's metrics over ``batches``, divided among the ranks.
 
     Sums are added in the order of the batches whatever the world size, in float64. The generators and the
-    model's mode are afterwards as they were before. Raises `TrainingFailed` for a non-finite metric.
+    mode of every module are afterwards as they were before. Raises `TrainingFailed` for a non-finite metric.
     """
-    state = rng.capture({})
-    was_training = model.training
+    generators = task.generators()
+    state = rng.capture(generators)
+    was_training, modes = model.training, [(module, module.training) for module in model.modules()]
     model.eval()
+    rows: dict[int, Tensor] = {}
     try:
         with torch.no_grad(), autocast:
-            rows = {
-                position: task.evaluate(model, on_device(batches[position], workers.device)).double().cpu()
-                for position in range(workers.rank, len(batches), workers.world_size)
-            }
+            for position in range(workers.rank, len(batches), workers.world_size):
+                seed_evaluation(position)
+                rows[position] = (
+                    task.evaluate(model, on_device(batches[position], workers.device)).double().cpu()
+                )
             if is_sharded(model) and len(rows) < -(-len(batches) // workers.world_size):
                 # The shards are gathered in every pass, so each rank must make as many as the others.
                 task.evaluate(model, on_device(batches[0], workers.device))
     finally:
         model.train(was_training)
-        rng.restore(state, {})
+        # Layers that the task keeps in evaluation mode, as those with fixed statistics, stay in it.
+        for module, mode in modes:
+            module.training = mode
+        rng.restore(state, generators)
     width = next(iter(rows.values())).numel() if rows else 0
     width = max(int.from_bytes(data, "little") for data in workers.gather_bytes(width.to_bytes(4, "little")))
     table = torch.zeros(len(batches), width, dtype=torch.float64)

@@ -1,4 +1,5 @@
-"""Where the generators of a process begin: of a rank, and of a logical shard of an elastic run."""
+"""Where the generators of a process begin: for a model's first weights, for the updates of a rank or of a
+logical shard of an elastic run, and for a batch of an evaluation."""
 
 from __future__ import annotations
 
@@ -24,3 +25,15 @@ def _seed(text: str) -> None:
 def seed_shard(seed: int, shard: int, update: int) -> None:
     """Seed python, numpy and torch of this process for logical shard ``shard`` of an update, both from 0."""
     _seed(f"{seed}/shard/{shard}/{update}")
+
+
+def seed_evaluation(batch: int) -> None:
+    """Seed python, numpy and torch of this process for held-out batch ``batch`` of an evaluation, from 0."""
+    _seed(f"evaluation/{batch}")
+
+
+def seed_weights(seed: int) -> None:
+    """Seed python, numpy and torch of this process for the weights that a run begins with, on every rank."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -27,9 +27,8 @@ from harness.determinism.ledger import Ledger
 from harness.errors import ConfigError, TrainingFailed
 from harness.format import layout
 from harness.tasks.task import Batch, Task
-from harness.training import optimizer, tree_norm
+from harness.training import optimizer
 from harness.training.doubling import Doubling
-from harness.training.elastic import ShardSums
 from harness.training.evaluate import on_device
 from harness.training.exchange import Exchange, scalar_mean
 from harness.training.optimizer import Average, Precision
@@ -41,6 +40,7 @@ from harness.workers import Workers
 
 if TYPE_CHECKING:
     from harness.training.sharded_sums import ShardedSums
+    from harness.training.tree_sums import ShardSums
 
 
 @dataclass
@@ -259,6 +259,8 @@ class Session:
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
         if self.sums is not None:
+            from harness.training import tree_norm
+
             named = zip(self._names, self._parameters, strict=True)
             norm = tree_norm.gradient_norm({name: p.grad for name, p in named if p.grad is not None})
         else:
@@ -321,29 +323,30 @@ def resume(session: Session, loaded: Loaded) -> Iterator[Batch]:
     """Put the checkpoint's tensors, cursor and generators in place; returns the micro-batches that follow.
 
     A checkpoint of another world size has no generators for these ranks: they are seeded anew from (seed,
-    rank, step), which the class ``same-data`` says; those of an elastic run follow its shards. Raises
-    `TrainingFailed` for anything that does not fit, and `DamagedCheckpoint` on every rank when tensors are
-    not what was signed.
+    rank, step), which the class ``same-data`` says, as are those of several ranks after an elastic run; its
+    own follow its shards. Raises `TrainingFailed` for anything that does not fit, and `DamagedCheckpoint` on
+    every rank when tensors are not what was signed.
     """
     trainer = loaded.trainer
-    exact_ranks = trainer["world_size"] == session.workers.world_size
     if trainer["groups"] != state.group_names(session.state):
         what = "the optimizer's parameter groups are not those of the checkpoint"
         raise TrainingFailed(what, remedy=state.AS_SAVED)
     state.load(session.state, loaded, trainer["aliases"])
-    stream = session.batches.iterate(trainer["step"])
+    stream = _stream(session, trainer["step"])
     session.updates = trainer["step"]
     if session.sums is not None:
         return stream
     file = state.rng_file(session.workers.rank)
     own = loaded.files.get(file)
-    if exact_ranks and own is None:
+    ranks = trainer["world_size"]
+    saved = [rank for rank in range(ranks) if state.rng_file(rank) in loaded.manifest.digests]
+    if ranks != session.workers.world_size or (ranks > 1 and saved == [0]):  # rank 0's: of an elastic run
+        seed_rank(session.seed, session.workers.rank, trainer["step"])
+    elif own is None:
         what = f"the checkpoint has no generators for rank {session.workers.rank}"
         raise TrainingFailed(what, remedy="resume with the harness that saved it")
-    if exact_ranks and own is not None:
-        rng.restore(restore.tensors_in(own, file), session.task.generators())
     else:
-        seed_rank(session.seed, session.workers.rank, trainer["step"])
+        rng.restore(restore.tensors_in(own, file), session.task.generators())
     return stream
 
 
@@ -362,4 +365,14 @@ def begin(session: Session, weights: Loaded | None) -> Iterator[Batch]:
                 where=str(weights.folder),
                 remedy="give this run's model the sizes in its config.json",
             ) from error
-    return session.batches.iterate(0)
+    return _stream(session, 0)
+
+
+def _stream(session: Session, updates: int) -> Iterator[Batch]:
+    """The micro-batches after so many ``updates``."""
+    stream = session.batches.iterate(updates)
+    if session.sums is None or not session.batches.workers:
+        return stream
+    from harness.training import rehearsal
+
+    return rehearsal.same_as_here(session, stream, updates)

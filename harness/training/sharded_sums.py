@@ -1,4 +1,4 @@
-"""The fixed tree of `harness.training.elastic` under FSDP2, where a rank holds rows of each parameter.
+"""The fixed tree of `harness.training.tree_sums` under FSDP2, where a rank holds rows of each parameter.
 
 FSDP2 brings gradients together as soon as a block's backward pass is over. It does so here for every
 micro-batch, and the W ranks compute W neighbouring shards at a time: rank r has shards r, W + r, 2 W + r …,
@@ -9,7 +9,7 @@ gradients that are first added up inside a rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,9 +19,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 
 from harness.determinism import tree
-from harness.errors import TrainingFailed
-from harness.training import elastic
 from harness.training.optimizer import local
+from harness.training.tree_sums import Differing, without_gradient
 from harness.workers import Workers
 
 
@@ -98,7 +97,7 @@ class ShardedSums:
         rows = []
         for name, parameter in zip(self._names, self._parameters, strict=True):
             if parameter.grad is None:
-                raise elastic.without_gradient(name)
+                raise without_gradient(name)
             rows.append(local(parameter.grad))
         if len(self._losses) < self._count:
             self._counter.add(rows)
@@ -121,11 +120,14 @@ class ShardedSums:
         ordered = every.view(self._workers.world_size, -1).t().reshape(-1)
         return tree.summed(ordered) / len(ordered)
 
-    def examine(self, model: nn.Module, backward: Callable[[], object]) -> None:
-        """`elastic.examine`; ranks that differ show where their gradients are brought together."""
+    def compare(self) -> None:
+        """In the next pass every rank has the same shard: watch whether they bring the same together."""
         for unit in self._units:
             unit.watching, unit.others = True, None
-        self._workers.together(lambda: elastic.first_gradients(model, backward))
+
+    def differing(self, names: Sequence[str], sums: Tensor) -> Differing | None:
+        """Whether a rank brought other gradients than rank 0 since `compare`. This rank's rows, of which
+        ``sums`` are, do not say. Collective."""
         own = torch.zeros(len(self._units), self._workers.world_size, dtype=torch.uint8)
         for row, unit in zip(own, self._units, strict=True):
             unit.watching = False
@@ -134,13 +136,9 @@ class ShardedSums:
         found = torch.zeros_like(own)
         for data in self._workers.gather_bytes(own.numpy().tobytes()):
             found |= torch.frombuffer(bytearray(data), dtype=torch.uint8).view(own.shape)
-        differing = found.nonzero().tolist()
-        if differing:
-            units = {unit for unit, _ in differing}
-            unit, rank = differing[0]
-            raise TrainingFailed(
-                f"from the same samples and generators rank {rank} gets other gradients than rank 0, in "
-                f"{len(units)} of {len(self._units)} units of FSDP2, first `{self._units[unit].unit}`",
-                where="determinism.elastic",
-                remedy=elastic.LOOK_FOR,
-            )
+        places = found.nonzero().tolist()
+        if not places:
+            return None
+        unit, rank = places[0]
+        count = len({unit for unit, _ in places})
+        return Differing(rank, self._units[unit].unit, f"{count} of {len(self._units)} units of FSDP2")

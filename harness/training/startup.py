@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from harness.checkpoint.writer import CheckpointWriter
@@ -33,8 +34,13 @@ def build_task(workers: Workers, settings: Settings, base: Path) -> Task:
 
     Raises `TrainingFailed` when two ranks find different samples.
     """
-    task = workers.first_only(lambda: tasks.build(settings, base))
-    task = workers.together(lambda: task or tasks.build(settings, base))
+    make: Callable[[], Task] = partial(tasks.build, settings, base)
+    if settings.determinism.elastic:
+        from harness.training import rehearsal
+
+        make = partial(rehearsal.make_task, make)
+    task = workers.first_only(make)
+    task = workers.together(lambda: task or make())
     digest = strict_json.dumps({**task.identity().digests, "samples": task.samples})
     for rank, other in enumerate(workers.gather_bytes(digest)):
         if other != digest:

@@ -1,0 +1,192 @@
+"""What would break the bits of an elastic run is refused before its first step, by one line that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from toy_task import Toy, config
+
+from harness import config as configs
+from harness.checkpoint import rng
+from harness.determinism.peers import Peers
+from harness.errors import TrainingFailed
+from harness.format import layout
+from harness.provenance import keys
+from harness.training import rehearsal, session
+from harness.training.evaluate import evaluate
+from harness.training.loop import train
+from harness.training.seeding import seed_rank
+from harness.workers import Workers
+
+ALONE = Workers.alone(torch.device("cpu"))
+
+
+def run(root: Path, kind: str, **sections: str) -> Path:
+    """An elastic run of two steps in this process."""
+    keys.create(root / "me")
+    sections = {
+        "train": "{steps: 2, global_batch: 8, micro_batch: 2}",
+        "determinism": "{elastic: true}",
+        "evaluate": "{every: 1, batches: 2}",
+        "signing": f"{{key: {root}/me.key}}",
+        **sections,
+    }
+    task = f'{{kind: "hostile_tasks:{kind}"}}'
+    (root / "toy.yaml").write_text(config(root / "run", task=task, **sections))
+    train(configs.load(root / "toy.yaml"), quiet=True)
+    return root / "run"
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("Counts", "`Counts.made` is not the same after the same micro-batch"),
+        ("CountsGlobally", "`hostile_tasks.passes` is not the same after the same micro-batch"),
+        ("Loose", "`LooseNet.mean` is not the same after the same micro-batch"),
+        ("Average", "`AverageNet.average` is not the same after the same micro-batch"),
+        ("Normal", "the buffer `normal.running_mean` changes in training"),
+        (
+            "Draws",
+            "shard 0 gets other gradients when computed again, in 4 of 4 tensors, first `first.weight`",
+        ),
+        ("Clock", "shard 0 gets other gradients when computed again"),
+        ("Augments", "shard 0 gets other gradients when computed again"),
+        ("MadeByWorld", "asks for its rank or world size when it is made: $WORLD_SIZE at hostile_tasks.py:"),
+        (
+            "World",
+            "asks for its rank or world size when it builds its model: $WORLD_SIZE at hostile_tasks.py:",
+        ),
+        (
+            "Asks",
+            "asks for its rank or world size when it computes a micro-batch: `is_initialized` at hostile",
+        ),
+        ("Sparse", "`table` has sparse gradients"),
+        ("Unused", "`unused.weight` gets no gradient from a micro-batch"),
+        ("Row", "the loss has shape (1,), and must be a scalar"),
+    ],
+)
+def test_what_carries_over_between_shards_or_asks_for_its_rank_is_refused(
+    tmp_path: Path, kind: str, says: str
+) -> None:
+    """Oracle: the planted fault, in one line, on one rank already; nothing is trained."""
+    with pytest.raises(TrainingFailed) as raised:
+        run(tmp_path, kind)
+    assert says in str(raised.value)
+    assert raised.value.where == "determinism.elastic"
+    assert raised.value.remedy
+    assert not layout.RunFolder(tmp_path / "run").checkpoint(2).exists()
+
+
+def test_caches_and_what_is_overwritten_are_no_faults_and_fixed_statistics_stay_fixed(tmp_path: Path) -> None:
+    """Oracle: a run to its end, through an evaluation after each step; BatchNorm counts the batches that it
+    takes statistics of."""
+    folder = run(tmp_path, "Honest")
+    saved = load_file(layout.RunFolder(folder).checkpoint(2) / "model.safetensors")
+    assert int(saved["normal.num_batches_tracked"]) == 0
+
+
+def test_loader_processes_that_make_other_samples_are_refused(tmp_path: Path) -> None:
+    """Oracle: the second of two processes adds its number to its samples."""
+    with pytest.raises(TrainingFailed, match="a loader process makes other micro-batches of update 1 than"):
+        run(tmp_path, "Loader", train="{steps: 2, global_batch: 8, micro_batch: 2, data_workers: 2}")
+
+
+class OtherRank(Workers):
+    """One of two ranks, whose peer tells the same but for the last byte."""
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        return [data, data[:-1] + bytes([data[-1] ^ 1])] if data else [data, data]
+
+
+def test_ranks_that_begin_with_other_weights_are_told_apart_before_fsdp2_mixes_them() -> None:
+    """Oracle: the last tensor of the model, whose sum comes last."""
+    task: Any = SimpleNamespace(build_model=lambda: nn.Linear(2, 3))
+    with pytest.raises(TrainingFailed, match="rank 1 builds another model than rank 0: `bias` differs"):
+        rehearsal.build_model(task, OtherRank(0, 2, torch.device("cpu"), "none", None, 1))
+    assert rehearsal.build_model(task, ALONE).weight.shape == (3, 2)
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_collectives_are_seen_whoever_begins_them_and_those_of_fsdp2_are_none(group: None) -> None:
+    """Oracle: this file's own calls, of torch.distributed and of its functional collectives; a model cut by
+    FSDP2 gathers in every pass."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    fully_shard(model)
+    with Peers() as seen:
+        model(torch.ones(2, 4)).sum().backward()
+    assert (seen.sent(), seen.asked([__file__])) == ([], [])
+    with Peers() as seen:
+        dist.all_reduce(torch.ones(1))
+        torch.distributed._functional_collectives.all_reduce(torch.ones(1), "sum", dist.group.WORLD).wait()
+        dist.get_world_size()
+    assert [each.split(":")[0] for each in seen.sent()] == ["`all_reduce` at test_rehearsal.py"] * 2
+    assert [each.split(":")[0] for each in seen.asked()] == ["`get_world_size` at test_rehearsal.py"]
+
+
+class DrawsWhenEvaluated(Toy):
+    """Its measure is what it drew."""
+
+    def evaluate(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return torch.rand(1, dtype=torch.float64)
+
+    def metrics(self, sums: torch.Tensor) -> dict[str, float]:
+        return {"accuracy": float(sums[0])}
+
+
+def test_what_an_evaluation_draws_does_not_depend_on_step_or_rank() -> None:
+    """Oracle: both batches on one rank, one on each of two, and after other numbers were drawn."""
+    task = DrawsWhenEvaluated(seed=1, sharded=True)
+    model, batches = task.build_model(), task.evaluation(2, 2)
+
+    def measured(workers: Workers) -> float:
+        seed_rank(workers.rank, 7)
+        before = rng.capture({})
+        found = evaluate(task, model, batches, workers, torch.no_grad())["accuracy"]
+        assert all(torch.equal(each, rng.capture({})[name]) for name, each in before.items())
+        return found
+
+    alone = measured(ALONE)
+    assert (
+        measured(replace(ALONE, rank=0, world_size=2)) + measured(replace(ALONE, rank=1, world_size=2))
+        == alone
+    )
+    assert alone == measured(ALONE) != 0
+
+
+def test_ranks_after_an_elastic_run_get_generators_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Oracle: the manifest, which names the generators of rank 0 alone, or of both, one of them not there."""
+    monkeypatch.setattr(session.state, "load", lambda *_: None)
+    monkeypatch.setattr(session.state, "group_names", lambda _: [])
+    current: Any = SimpleNamespace(
+        state=None, sums=None, seed=3, updates=0, workers=replace(ALONE, rank=1, world_size=2),
+        batches=SimpleNamespace(iterate=lambda step: iter([step]), workers=0),
+    )  # fmt: skip
+    trainer = {"world_size": 2, "groups": [], "aliases": {}, "step": 5}
+    names = [f"rng-rank-{rank:05d}.safetensors" for rank in range(2)]
+    loaded: Any = SimpleNamespace(
+        trainer=trainer, files={}, manifest=SimpleNamespace(digests=dict.fromkeys(names[:1], ""))
+    )
+    assert next(session.resume(current, loaded)) == 5
+    drawn = torch.rand(1)
+    seed_rank(3, 1, 5)
+    assert torch.equal(drawn, torch.rand(1))
+    loaded.manifest.digests[names[1]] = ""
+    with pytest.raises(TrainingFailed, match="no generators for rank 1"):
+        session.resume(current, loaded)
