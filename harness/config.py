@@ -5,7 +5,8 @@
   names, the file, the overrides
 - the value of an override is read by the same rules as in the file (`harness.strict_yaml`)
 - ``data.files``, ``data.cache`` and ``tokenizer.file`` are relative to the folder of the config that the
-  command names; ``run.dir`` and ``signing.key`` to the working directory
+  command names; ``run.dir``, ``signing.key`` and
+  ``signing.policy`` to the working directory
 - a string that begins with ``~/`` is a path below the home folder; the resolved text writes it so again
 - the resolved text holds every key, loads back to equal settings, and its sha256 is in every statement
 

@@ -26,8 +26,8 @@ comes to and where each value was written, `harness config --schema` the JSON sc
   aliases and tags are refused.
 - A leading `~/` is the home folder, and a path below it is recorded as `~/…` in run.yaml and every statement.
   No other `~` and no `$` is expanded.
-- `run.dir` and `signing.key` are relative to the working directory; `data.files`, `data.cache` and
-  `tokenizer.file` to the folder of the config that the command names.
+- `run.dir`, `signing.key` and `signing.policy` are relative to the working directory; `data.files`,
+  `data.cache` and `tokenizer.file` to the folder of the config that the command names.
 
 **On resume** says what a changed value means for a run that is already on disk: `free` changes no bit of it,
 `same-data` keeps the samples and their order but not the rounding, `another run` is refused unless

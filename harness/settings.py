@@ -406,6 +406,10 @@ class Signing(Section):
     private key ssh-agent holds, or a file with `pkcs11:` URIs of keys in a token, relative to the working
     directory; when null, $HARNESS_SIGNING_KEY, else the key of the user's config folder, made at first
     use."""
+    policy: WrittenPath | None = Field(default=None, json_schema_extra=OPERATIONAL)
+    """The policy file (docs/verify.md) under which the run is made, relative to the working directory. It
+    must admit what this run signs, and require nothing that the run leaves out. Statements name it by digest;
+    a resume under another one is refused unless `--accept policy` is given. Null: none."""
     timestamp: TimestampUrl | None = Field(default=None, json_schema_extra=OPERATIONAL)
     """URL of a time-stamping authority (RFC 3161), asked after each checkpoint for a timestamp of the log's
     head, beside the training. A head without an answer is said; the timestamp of the next one covers its

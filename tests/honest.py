@@ -26,7 +26,7 @@ from run_folder import SampleRun
 
 from harness.audit import attest, export, opening
 from harness.format import layout, strict_json
-from harness.provenance import keys, later, log, policy, rotation
+from harness.provenance import keys, later, log, policy, policy_copy, policy_file, rotation
 from harness.provenance.heads import Kept
 from harness.provenance.keys import Signer
 from harness.provenance.policy import Identity, Policy
@@ -49,6 +49,25 @@ def fresh(scene: Scene, signer: Signer | None = None, **options: object) -> Samp
     run = SampleRun(scene.root, signer or scene.signer, **options)  # type: ignore[arg-type]
     scene.policy = trusted(run.signer)
     return run
+
+
+def _made_under(*rules: str) -> bytes:
+    """The copy of a policy of one identity, whose key is nobody's here."""
+    key = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key()
+    line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    text = "\n".join(
+        [f"format: {policy_file.FORMAT}", f"identities: [{{name: team, keys: [{line}]}}]", *rules]
+    )
+    return policy_copy.written(policy_file.parse(text, where="team.yaml", folder=Path(".")))
+
+
+COPY, OTHER = _made_under(), _made_under("max_age: 30d")
+"""Copies of two policies under which a run may have been made; no auditor has them."""
+
+
+def under(scene: Scene, copy: bytes, **options: object) -> SampleRun:
+    """An empty run in place of the scene's, made under the policy of ``copy``; ``options`` as for `fresh`."""
+    return fresh(scene, policy=copy, **options)
 
 
 # What a trainer leaves.
@@ -133,6 +152,88 @@ def a_resume_with_another_config_is_accepted_and_signed(scene: Scene) -> None:
 
 
 @honest
+def a_run_is_made_under_a_policy_that_the_auditor_does_not_have(scene: Scene) -> None:
+    under(scene, COPY).advance(10, 20)
+
+
+@honest
+def a_run_is_made_under_the_policy_that_it_is_verified_with(scene: Scene) -> None:
+    own = Identity("team", tuple(keys.public_keys(scene.signer)))
+    run = under(scene, policy_copy.written(Policy((own,))))
+    run.advance(10, 20)
+    scene.policy = Policy((own,))
+
+
+@honest
+def a_run_is_made_under_a_policy_and_resumed_and_pruned(scene: Scene) -> None:
+    run = under(scene, COPY)
+    run.advance(10, 20)
+    run.resume()
+    run.advance(30)
+    run.prune(10)
+
+
+@honest
+def a_resume_under_another_policy_is_accepted_and_signed(scene: Scene) -> None:
+    run = under(scene, COPY)
+    run.advance(10, 20)
+    _accepts_another(run)
+    run.policy = OTHER
+    run.advance(30)
+
+
+@honest
+def a_resume_without_the_policy_is_accepted_and_signed(scene: Scene) -> None:
+    run = under(scene, COPY)
+    run.advance(10, 20)
+    _accepts_another(run)
+    run.policy = None
+    run.folder.policy.unlink()
+    run.advance(30)
+
+
+@honest
+def a_resume_under_a_first_policy_is_accepted_and_signed(scene: Scene) -> None:
+    run = fresh(scene)
+    run.advance(10, 20)
+    _accepts_another(run)
+    run.policy = COPY
+    run.advance(30)
+
+
+@honest
+def a_launch_under_another_policy_was_killed_before_it_wrote_the_copy(scene: Scene) -> None:
+    run = under(scene, COPY)
+    run.advance(10, 20)
+    _accepts_another(run)
+    run.policy = OTHER
+    run.advance(30)
+    run.folder.policy.write_bytes(COPY)
+
+
+@honest
+def a_checkpoint_of_a_run_with_a_policy_is_verified_alone(scene: Scene) -> None:
+    run = under(scene, COPY)
+    run.advance(10)
+    scene.target = run.saved[10].folder
+
+
+@honest
+def an_older_version_that_knew_no_policies_has_begun_the_run(scene: Scene) -> None:
+    run = fresh(scene)
+    run.tweak = lambda step, facts: facts.pop("policy")
+    run.advance(10, 20)
+    run.tweak = None
+    run.resume()
+    run.advance(30)
+
+
+def _accepts_another(run: SampleRun) -> None:
+    difference = {"what": "policy", "before": "a…", "after": "b…"}
+    run.resume("accepted", accepted=["policy: a new member"], differences=[difference])
+
+
+@honest
 def lines_of_the_metrics_were_lost_and_a_resume_accepts_that(scene: Scene) -> None:
     run = fresh(scene)
     run.advance(10, 20)
@@ -147,10 +248,16 @@ def lines_of_the_metrics_were_lost_and_a_resume_accepts_that(scene: Scene) -> No
 def a_run_ends_without_finite_numbers(scene: Scene) -> None:
     run = fresh(scene)
     run.advance(10, 20)
+    become_nonfinite(run, 30)
+
+
+def become_nonfinite(run: SampleRun, step: int, **said: object) -> None:
+    """Keep the state of ``step`` as a trainer does after which numbers are not finite; ``said``: in its
+    statement."""
     book = shutil.copytree(run.folder.log, run.root / "book")
-    run.tweak = lambda step, facts: facts.update(outcome="nonfinite")
-    run.advance(30)
-    folder = run.folder.checkpoint(30)
+    run.tweak = lambda _, facts: facts.update(outcome="nonfinite", **said)
+    run.advance(step)
+    folder = run.folder.checkpoint(step)
     folder.rename(folder.with_name(f"nonfinite-{folder.name}"))
     shutil.rmtree(run.folder.log)
     book.rename(run.folder.log)

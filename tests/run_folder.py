@@ -101,6 +101,8 @@ class SampleRun:
     parent: Saved | None = None
     start: Mapping[str, Any] | None = None
     """The checkpoint of another run that this one began with, as `Saved.as_start` names it."""
+    policy: bytes | None = None
+    """The copy of the policy that it is made under, written with each checkpoint."""
     log_head: log.Head | None = None
     segment: dict[str, Any] = field(default_factory=lambda: _segment(0, "first launch", "genesis", None))
     saved: dict[int, Saved] = field(default_factory=dict)
@@ -144,6 +146,8 @@ class SampleRun:
         if self.tweak is not None:
             self.tweak(self.step, facts)
         sealed = seal.seal(folder, manifest, folder.name, facts, self.signer)
+        if self.policy is not None:
+            self.folder.policy.write_bytes(self.policy)
         sequence = int(facts["sequence"])
         record = record_of(self.run_id, sequence, self.step, sealed.checkpoint_id, sealed.bundle_sha256)
         self.log_head = log.append(self.folder.log, record, self.signer, f"harness/run/{self.run_id}")
@@ -262,6 +266,7 @@ class SampleRun:
             "steps": {"from": 0 if parent is None else parent.step, "to": self.step},
             "parent": "genesis" if parent is None else parent.reference,
             "start": self.start,
+            "policy": None if self.policy is None else {"name": "team.yaml", "sha256": _sha256(self.policy)},
             "segment": self.segment,
             "launch": {
                 "command": ["harness", "train", "toy.yaml"], "launcher": "bare", "world_size": 1, "nodes": 1,

@@ -17,6 +17,7 @@ import attacks_on_formats
 import attacks_on_later
 import attacks_on_lineage
 import attacks_on_log
+import attacks_on_own_policy
 import attacks_on_policy
 import attacks_on_rotation
 import attacks_on_statements
@@ -40,6 +41,7 @@ MODULES = (
     attacks_on_log,
     attacks_on_later,
     attacks_on_policy,
+    attacks_on_own_policy,
     attacks_on_rotation,
     attacks_on_timestamps,
 )

@@ -305,6 +305,11 @@ def a_config_that_nobody_signed(scene: Scene) -> None:
     (scene.root / layout.RUN_CONFIG).write_text("run: {}\n")
 
 
+@breaks("policy.json")
+def a_policy_that_nobody_named(scene: Scene) -> None:
+    (scene.root / layout.POLICY).write_text("{}\n")
+
+
 @breaks("freshness")
 def an_old_state(scene: Scene) -> None:
     scene.trust(max_age=timedelta(minutes=1))

@@ -47,13 +47,14 @@ def facts(**changes: Any) -> RunFacts:
         environment={"stack": STACK},
         determinism_mode="warn",
         determinism_settings={},
+        policy={"name": "team.yaml", "sha256": "4" * 64},
     )
     return replace(made, **{name: {**getattr(made, name), **value} for name, value in changes.items()})
 
 
 def statement(made: RunFacts) -> Mapping[str, Any]:
     """The part of a predicate that a resume compares."""
-    names = ("launch", "config", "code", "data", "environment")
+    names = ("launch", "config", "code", "data", "environment", "policy")
     return {name: getattr(made, name) for name in names}
 
 
@@ -61,6 +62,7 @@ CLASSES: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "exact"),
     "another folder and more checkpoints": ({"config": {"checkpoint": {"every": 3}}}, "exact"),
     "another command": ({"launch": {"command": ["torchrun", "harness"]}}, "exact"),
+    "the same policy in another file": ({"policy": {"name": "ours.yaml"}}, "exact"),
     "world size": ({"launch": {"world_size": 2}}, "same-data"),
     "backend": ({"launch": {"backend": "gloo"}}, "same-data"),
     "micro-batch": ({"config": {"train.micro_batch": 1}}, "same-data"),
@@ -74,6 +76,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "corpus": ({"data": {"corpus_sha256": "2" * 64}}, "data"),
     "tokenizer": ({"data": {"tokenizer_sha256": "2" * 64}}, "tokenizer"),
     "what it began with": ({"config": {"start": {"checkpoint": "base/checkpoints/step-00000003"}}}, "config"),
+    "policy": ({"policy": {"sha256": "5" * 64}}, "policy"),
     "commit": ({"code": {"git_commit": "b"}}, "code"),
     "the task's source": ({"code": {"task": {"import_path": "a:B", "sha256": "3" * 64}}}, "code"),
 }

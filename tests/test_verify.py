@@ -119,8 +119,8 @@ def test_nobody_is_trusted_by_a_key_or_a_policy_in_the_run(
                 "identities": [{"name": "me", "keys": ["me.ed25519.pub", "me.p256.pub"]}],
             }
         )
-        (folder / "policy.json").write_text(text)
-    for words in (["--key", "me.ed25519.pub"], ["--key", "me.p256.pub"], ["--policy", "policy.json"]):
+        (folder / "team.json").write_text(text)
+    for words in (["--key", "me.ed25519.pub"], ["--key", "me.p256.pub"], ["--policy", "team.json"]):
         good = main(["verify", str(root / judged), words[0], str(tmp_path / words[1])])
         assert good == (4 if "p256" in words[1] else 0)
         capsys.readouterr()

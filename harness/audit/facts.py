@@ -2,8 +2,8 @@
 
 Topics: ``config``, ``code``, ``data``, ``environment``, ``launch``, ``determinism``, ``kernels``,
 ``metrics``, and ``identity`` for what only tells two runs apart and has no part in the result: run id and
-name, folders, keys, tracking, the command's words, job numbers, parents, the history of launches, the log,
-the clock.
+name, folders, keys and policy, tracking, the command's words, job numbers, parents, the history of launches,
+the log, the clock.
 
 The predicate's claims are compared, signed or not; tensors are compared by their bytes elsewhere.
 """
@@ -25,7 +25,7 @@ TOPICS = ("config", "code", "data", "environment", "launch", "determinism", "ker
 ABSENT = "(absent)"
 """Stands for a name that one side does not have."""
 
-_IDENTITY_KEYS = re.compile(r"run\.(dir|name)|signing\.key|track\..*")
+_IDENTITY_KEYS = re.compile(r"run\.(dir|name)|(signing|track)\..*")
 """Keys of the config that have no part in the training."""
 _JOB_VARIABLES = re.compile(r"variables\.(SLURM_JOB_ID|SLURM_RESTART_COUNT|TORCHELASTIC_RESTART_COUNT)")
 _AMBIGUOUS = re.compile(r"|null|true|false|-?\d+(\.\d+)?([eE][-+]?\d+)?|[\[{(\"].*", re.DOTALL)
@@ -63,6 +63,7 @@ def _predicates(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[Fa
     yield from _facts("identity", {"run": run}, {"run": other_run})
     for name in ("sequence", "steps", "parent", "segment", "log", "created"):
         yield from _facts("identity", {name: one[name]}, {name: other[name]})
+    yield from _facts("identity", {"policy": one.get("policy")}, {"policy": other.get("policy")})
 
 
 def _facts(topic: str, one: Any, other: Any) -> Iterator[Fact]:

@@ -45,6 +45,7 @@ _CHECKPOINT = closed(
     run=HEX32,
     sequence=NATURAL,
     steps=closed(**{"from": NATURAL, "to": NATURAL}),
+    policy=either(closed(name=_TEXT, sha256=HEX64), NULL),
     signers=_TEXTS,
     key_id=HEX64,
     bytes=NATURAL,

@@ -255,6 +255,7 @@ def _script(facts: Mapping[str, Any], identity: str, step: int) -> str:
     if start is not None:
         found = f'"$(harness show {_quoted(_start(facts))} --json)"'
         before.append(f"expect 'the checkpoint that it began with' {found} {start['checkpoint']}")
+    unset = "signing.key=null" if facts.get("policy") is None else "signing.key=null signing.policy=null"
     train = "python -m harness train"
     if launch["launcher"] != "bare" or launch["world_size"] > 1:
         ranks = launch["world_size"] // launch["nodes"]
@@ -272,7 +273,7 @@ def _script(facts: Mapping[str, Any], identity: str, step: int) -> str:
             f'    echo "DIFFERS at step {step}: $1 is not what was signed" >&2; exit 1 ;; esac; }}',
             *before,
             f'cp "$here/{CONFIG}" {place}',
-            f'{train} {place} run.dir="$here/run" signing.key=null "$@"',
+            f'{train} {place} run.dir="$here/run" {unset} "$@"',
             f'found=$(harness show "$here/run/checkpoints/{layout.checkpoint_name(step)}" --json)',
             *after,
             f"expect 'the state' \"$found\" {facts['state']['sha256']}",

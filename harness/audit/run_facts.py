@@ -1,14 +1,16 @@
-"""What a run holds beside its checkpoints, against what they have signed: metrics.jsonl and run.yaml."""
+"""What a run holds beside its checkpoints, against what they have signed: its metrics, config and policy."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from harness.audit import chain
 from harness.format import files, layout, metrics_line
 from harness.format.layout import RunFolder
+from harness.provenance import policy_copy
 from harness.provenance.findings import Findings
 from harness.provenance.history import Entry
 
@@ -111,4 +113,22 @@ def check_config(run: RunFolder, entries: Sequence[Entry], findings: Findings) -
         return None
     if digest != signed[-1]:
         findings.note("run.yaml is the config of an earlier checkpoint, not of the newest")
+    return data
+
+
+def check_policy(run: RunFolder, entries: Sequence[Entry], findings: Findings) -> bytes | None:
+    """policy.json, if it is the copy of a policy that one of ``entries`` names, and there where none does."""
+    named = [None if (told := entry.statement.policy) is None else told["sha256"] for entry in entries]
+    if not named or (named[-1] is None and not os.path.lexists(run.policy)):
+        return None
+    data = findings.attempt("policy.json", files.read_limited, run.policy, policy_copy.LIMIT)
+    if data is None:
+        return None
+    digest = policy_copy.digest(data)
+    if digest not in named:
+        findings.bad("policy.json", "is a policy that no checkpoint names", str(run.policy))
+        return None
+    if digest != named[-1]:
+        findings.note(f"{layout.POLICY} is the policy of an earlier checkpoint, not of the newest")
+        return None
     return data

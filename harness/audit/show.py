@@ -126,6 +126,8 @@ def _how(facts: Mapping[str, Any]) -> Iterator[Line]:
     yield "command", " ".join(launch["command"])
     yield "precision", launch["precision"]
     yield "config", f"sha256 {config['sha256']}"
+    if facts.get("policy") is not None:
+        yield "policy", f"{facts['policy']['name']}  sha256 {facts['policy']['sha256']}"
     yield from _code(facts["code"])
     counts = ", ".join(f"{number} {name}" for name, number in data["counts"].items())
     yield "data", f"{data['kind']}: {counts or 'no counts'}"

@@ -2,8 +2,8 @@
 
 A checkpoint: `harness.audit.opening`, then every payload byte is hashed (`harness.audit.payload`).
 A run: every checkpoint, the lineage and the log between them (`harness.provenance.history`), the metrics
-chain (`harness.audit.chain`) and run.yaml. Nothing stops at the first failure; all of them are reported, in
-the order of `harness.provenance.checks`.
+chain (`harness.audit.chain`), run.yaml and policy.json. Nothing stops at the first failure; all of them are
+reported, in the order of `harness.provenance.checks`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from harness.audit import (
     handover,
     incremental,
     log_folder,
+    made_under,
     many,
     model_only,
     opening,
@@ -58,7 +59,7 @@ from harness.words import listed
 Kind = Literal["run", "checkpoint", "export", "corpus"]
 
 _VERDICTS = {0: "verified", 1: "FAILED", 4: "cannot tell"}
-_SIGNED = {layout.CHECKPOINTS, layout.LOG, layout.METRICS, layout.RUN_CONFIG}
+_SIGNED = {layout.CHECKPOINTS, layout.LOG, layout.METRICS, layout.RUN_CONFIG, layout.POLICY}
 """What signatures cover in a run folder."""
 _NAMED = 20
 """Names of files that no signature covers, in a note."""
@@ -240,7 +241,7 @@ def verify_checkpoint(
 ) -> Report:
     """Check one checkpoint by itself. Raises `EnvironmentFault` for a disk that cannot be read."""
     started = time.perf_counter()
-    findings = Findings()
+    findings, given = Findings(), policy
     policy = _trust(folder, policy, findings).policy
     shown = seen.beside(folder, policy)
     opened = opening.examine_folder(folder, policy, findings, shown)
@@ -249,7 +250,9 @@ def verify_checkpoint(
         findings.missing("payload", opening.pruned(folder).what, str(folder), "choose a newer checkpoint")
     if opened is not None and opened.kind == "nonfinite":
         findings.note("the last state of a run that became non-finite: authentic, and no good checkpoint")
-    _check_starts([] if opened is None else [entry_of(opened)], beside, policy, findings)
+    entries = [] if opened is None else [entry_of(opened)]
+    _check_starts(entries, beside, policy, findings)
+    _tell_policy(entries, given, None, findings)
     _miss_log(policy, findings, "a checkpoint folder", folder)
     times = [] if opened is None else [str(opened.statement.predicate["created"])]
     freshness.check(policy, times, findings, str(folder))
@@ -301,7 +304,7 @@ def verify_run(
     """
     started = time.perf_counter()
     findings = Findings()
-    run = RunFolder(root)
+    run, given = RunFolder(root), policy
     try:
         trust = _trust(root, policy, findings)
         policy = trust.policy
@@ -340,6 +343,8 @@ def verify_run(
         config = run_facts.check_config(run, entries, findings)
         if keep is not None:
             keep.config = config
+        copy = run_facts.check_policy(run, entries, findings)
+        _tell_policy(entries, given, copy, findings)
         times = [str(entry.statement.predicate["created"]) for entry in entries]
         freshness.check(policy, [*times, *shown.kept], findings, str(root))
     except OSError as error:
@@ -464,6 +469,13 @@ def _check_starts(
         findings.note(f"of the runs given by --with: payload, log and metrics not checked ({_named(paths)})")
 
 
+def _tell_policy(entries: Sequence[Entry], given: Policy, copy: bytes | None, findings: Findings) -> None:
+    """Under which policy the newest of ``entries`` was made; nothing depends on it."""
+    named = entries[-1].statement.policy if entries else None
+    if named is not None:
+        findings.note(made_under.told(named, given, copy))
+
+
 def _named(paths: Sequence[Path]) -> str:
     return ", ".join(f"harness verify {path}" for path in paths)
 
@@ -502,6 +514,7 @@ def _summary(opened: OpenedCheckpoint, shown: Mapping[str, str]) -> dict[str, An
         "run": statement.run_id,
         "sequence": statement.sequence,
         "steps": {"from": statement.step_from, "to": statement.step_to},
+        "policy": statement.policy,
         "signers": list(opened.signers),
         "key_id": opened.signer,
         "bytes": opened.size,

@@ -14,6 +14,9 @@ from harness import config, environment
 from harness.commands import Outcome
 from harness.errors import UsageError
 from harness.settings import Settings
+from harness.training import own_policy
+from harness.training.checkup import signing_key
+from harness.training.own_policy import OwnPolicy
 from harness.words import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     environment.require_training()
     from harness.training.plan import plan
 
+    own = _policy(settings)
     planned = plan(settings, loaded.path.parent, world_size)
     seconds, assumption = _seconds(planned, settings, arguments.gpu, arguments.tokens_per_second)
     document = {
@@ -59,12 +63,25 @@ def run(arguments: argparse.Namespace) -> Outcome:
         "device_bytes": planned.memory.device,
         "seconds": seconds,
         "speed": assumption,
+        "policy": None if own is None else own.reference,
     }
     rows = _rows(planned, settings)
+    if own is not None:
+        rows.append(("policy", own.words))
+        rows += [("  odd", f"{each.what}: {each.where}; {each.remedy}") for each in own.odd]
     if seconds is not None:
         rows.append(("time", f"{human_seconds(seconds)}  {assumption}"))
     width = max(len(name) for name, _ in rows)
     return Outcome(document, "\n".join(f"{name:<{width}}  {text}" for name, text in rows))
+
+
+def _policy(settings: Settings) -> OwnPolicy | None:
+    """What the run is to be made under. Raises as a launch does when that would not accept what it signs."""
+    own = own_policy.load(settings)
+    _, signer = signing_key(settings.signing.key, settings.run.dir)
+    if own is not None and signer is not None:
+        own_policy.require_satisfiable(own, signer, own_policy.claimed_run(settings))
+    return own
 
 
 def _seconds(

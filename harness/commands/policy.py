@@ -3,6 +3,7 @@
 `policy new` writes a YAML file from public keys that you have checked, with a reason beside each rule.
 `policy check` reads one as `verify` would, and says what its author may not mean: people whose time is over,
 a threshold that cannot be reached, kinds of statements that nobody may sign, names that are nearly right.
+It also says by which digest runs name it that are made under it.
 Exit code 0: nothing odd; 1: something is; 2: it is no policy.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from harness.commands import Outcome
 from harness.errors import UsageError
 from harness.format import files
-from harness.provenance import policy_check, policy_draft
+from harness.provenance import policy_check, policy_copy, policy_draft
 from harness.provenance.policy import Policy
 
 EXAMPLE = (
@@ -98,11 +99,13 @@ def _check(file: Path) -> Outcome:
         "identities": [each.name for each in read.identities],
         "threshold": read.threshold,
         "required": sorted(read.required),
+        "sha256": policy_copy.digest(policy_copy.written(read)),
         "odd": [{"what": each.what, "where": each.where, "remedy": each.remedy} for each in odd],
     }
     lines = [f"odd   {each.what}: {each.where}; {each.remedy}" for each in odd]
     head = f"{'odd' if odd else 'good'}  {file}: {_told(read)}"
-    return Outcome(document, "\n".join([head, *lines]), int(bool(odd)))
+    digest = f"sha256 {document['sha256']}, as statements of runs name it (signing.policy)"
+    return Outcome(document, "\n".join([head, *lines, digest]), int(bool(odd)))
 
 
 def _told(read: Policy) -> str:

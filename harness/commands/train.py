@@ -17,7 +17,7 @@ from harness.errors import HarnessError, Interrupted, UsageError
 
 EXAMPLE = "harness train configs/tiny.yaml train.steps=20 run.dir=runs/try"
 
-_ACCEPTABLE = ("config", "data", "tokenizer", "code", "metrics", "checkpoints")
+_ACCEPTABLE = ("config", "data", "tokenizer", "code", "policy", "metrics", "checkpoints")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from harness.errors import UsageError
-from harness.format import files, layout
+from harness.format import layout
 from harness.provenance import keys, policy, policy_file
 from harness.provenance.keys import Signer
 from harness.provenance.policy import Policy
@@ -86,12 +86,6 @@ def signer_of(signing_key: Path | None, folder: Path) -> tuple[Signer, str]:
 def require_own(arguments: argparse.Namespace, judged: Path) -> None:
     """Raise `UsageError` for a key or a policy that lies in the run or the folder that it is to judge:
     whoever made that could have put it there."""
-    folder = files.real(judged)
-    root = folder.parent.parent if folder.parent.name == layout.CHECKPOINTS else folder
-    for path in [*arguments.key, *([] if arguments.policy is None else [arguments.policy])]:
-        if files.real(path).is_relative_to(root):
-            raise UsageError(
-                "whom to trust would come from the folder that is checked",
-                where=str(path),
-                remedy="use your own copy, from somewhere else",
-            )
+    layout.require_outside(
+        [*arguments.key, *([] if arguments.policy is None else [arguments.policy])], judged
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,8 @@ from harness.format import files
 
 RUN_CONFIG = "run.yaml"
 METRICS = "metrics.jsonl"
+POLICY = "policy.json"
+"""A copy of the policy that the run is made under; nobody trusts it, and statements name it by its digest."""
 EVENTS = "events"
 CHECKPOINTS = "checkpoints"
 LOG = "log"
@@ -97,6 +100,11 @@ class RunFolder:
         return self.root / RUN_CONFIG
 
     @property
+    def policy(self) -> Path:
+        """The copy of the policy that the run is made under."""
+        return self.root / POLICY
+
+    @property
     def metrics(self) -> Path:
         """One line a step."""
         return self.root / METRICS
@@ -179,6 +187,20 @@ def require_unsigned(target: Path) -> None:
         if sealed or (folder.name == CHECKPOINTS and (folder.parent / LOG).is_dir()):
             what = f"would lie in {folder}, which holds what is signed and nothing else"
             raise UsageError(what, where=str(target), remedy="name a place elsewhere")
+
+
+def require_outside(trust: Iterable[Path], judged: Path) -> None:
+    """Raise `UsageError` for a key or a policy, ``trust``, that lies in the folder that it is to judge, or in
+    the run of that: whoever made those could have put it there."""
+    folder = files.real(judged)
+    root = folder.parent.parent if folder.parent.name == CHECKPOINTS else folder
+    for path in trust:
+        if files.real(path).is_relative_to(root):
+            raise UsageError(
+                "whom to trust would come from the folder that is checked",
+                where=str(path),
+                remedy="use your own copy, from somewhere else",
+            )
 
 
 def _looks_like_checkpoint(path: Path) -> bool:

@@ -12,7 +12,14 @@ from pathlib import Path
 from harness.format import layout
 from harness.format.layout import RunFolder
 
-_WRITTEN = (layout.RUN_CONFIG, layout.CORPUS, layout.TRACKING, layout.METRICS, layout.LOG)
+_WRITTEN = (
+    layout.RUN_CONFIG,
+    layout.POLICY,
+    layout.CORPUS,
+    layout.TRACKING,
+    layout.METRICS,
+    layout.LOG,
+)
 """What is written under a temporary name beside ``checkpoints/``; the log by a fetch."""
 
 

@@ -56,6 +56,7 @@ Check = Literal[
     "timestamp",
     "metrics",
     "run.yaml",
+    "policy.json",
     "freshness",
 ]
 
@@ -110,6 +111,10 @@ REMEDIES: Mapping[Check, Remedies] = MappingProxyType(
         "timestamp": Remedies(_STAMP, "have the head stamped: harness head RUN --timestamp URL"),
         "metrics": Remedies("do not draw conclusions from the file; get it from its maker again"),
         "run.yaml": Remedies("do not rely on the file; harness show CKPT tells the signed config"),
+        "policy.json": Remedies(
+            "do not rely on the file, and never verify with it; get it from its maker again",
+            "start the run again, which writes it, or get the whole folder from its maker",
+        ),
         "freshness": Remedies("get the newest state of the run from its maker"),
     }
 )

@@ -3,6 +3,7 @@
 - every checkpoint belongs to the same run, names the checkpoint before it as its parent by id and step, and
   has the next sequence number; the first one is genesis
 - it names the same start as the checkpoint before: what other run's checkpoint this run began with, if any
+- it names the same policy as the checkpoint before, unless it is of another launch, which accepted a change
 - its launch is that of the checkpoint before, or the next one, which says that it resumed from there
 - the log holds one record for each commit, in order; what a checkpoint saw of the log when it was signed is
   the log before its own record, statements apart that others entered while it was being written
@@ -35,6 +36,8 @@ from harness.provenance.statements import CheckpointStatement
 LINEAGE: Check = "lineage"
 LOG: Check = "log"
 START: Check = "start"
+POLICY = "policy"
+"""What a resume accepts that goes on under another policy."""
 _UNLOGGED = "is not in the log yet: its writer stopped between the rename and the entry"
 COMMIT, STATEMENT, ROTATION = "checkpoint", "statement", "key-rotation"
 """Kinds of log records."""
@@ -60,9 +63,17 @@ class Entry:
     """Key id of the key that signed provenance/checkpoint.sigstore.json; empty when none was checked."""
 
 
+_ORIGIN = "harness/run/"
+
+
 def origin_of(run_id: str) -> str:
     """The name of a run's log, in every head."""
-    return f"harness/run/{run_id}"
+    return f"{_ORIGIN}{run_id}"
+
+
+def run_of(origin: str) -> str | None:
+    """The run id in the name of a log; None for a log that is no run's."""
+    return origin.removeprefix(_ORIGIN) if origin.startswith(_ORIGIN) else None
 
 
 def record_of(run_id: str, sequence: int, step: int, checkpoint: str, bundle_sha256: str) -> bytes:
@@ -258,6 +269,9 @@ def _breaks(entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
             yield f"names another start of the run than {before.statement.name} before it", entry.where
         elif before is not None and not _continues(before, now.segment):
             yield f"its launch does not continue that of {before.statement.name} before it", entry.where
+        elif before is not None and not _keeps_policy(before.statement, now):
+            what = f"names another policy than {before.statement.name} before it, and no resume accepted that"
+            yield what, entry.where
         before = entry
 
 
@@ -266,6 +280,13 @@ def _continues(before: Entry, segment: Mapping[str, Any]) -> bool:
     known = before.statement.segment
     source = {"checkpoint": before.checkpoint_id, "step": before.statement.step_to}
     return segment == known or (segment["number"], segment["resumed_from"]) == (known["number"] + 1, source)
+
+
+def _keeps_policy(before: CheckpointStatement, now: CheckpointStatement) -> bool:
+    """Whether ``now`` is made under the policy of ``before``, or by a launch that accepted another one."""
+    one, other = (None if each.policy is None else each.policy["sha256"] for each in (before, now))
+    accepted = (each.partition(":")[0] for each in now.segment["accepted"])
+    return one == other or (now.segment["number"] > before.segment["number"] and POLICY in accepted)
 
 
 def _orphaned(entry: Entry, entries: Sequence[Entry]) -> Iterator[tuple[str, str]]:
@@ -278,6 +299,8 @@ def _orphaned(entry: Entry, entries: Sequence[Entry]) -> Iterator[tuple[str, str
         yield "belongs to another run than its parent", entry.where
     if parent is not None and parent.statement.start != now.start:
         yield "names another start of the run than its parent", entry.where
+    if parent is not None and not _keeps_policy(parent.statement, now):
+        yield "names another policy than its parent, and no resume accepted that", entry.where
 
 
 def _departures(

@@ -141,6 +141,11 @@ class Policy:
         return self._of("p256")
 
     @property
+    def is_of_keys(self) -> bool:
+        """Whether it was made `from_keys`, and its user has no policy."""
+        return [each.name for each in self.identities] == [GIVEN_KEYS]
+
+    @property
     def is_of_models_only(self) -> bool:
         """Whether there is no Ed25519 key, revoked or not: nothing but model.sig can then be asked about."""
         return all(key.algorithm == "p256" for identity in self.identities for key in identity.keys)

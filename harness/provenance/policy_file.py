@@ -10,13 +10,14 @@
       - name: ci                                    # signs without a key, what is added later
         keyless: [{issuer: "https://token.example.org", identity: "https://example.org/eval.yml@main"}]
         statements: [test-result]
-    sigstore: trusted_root.json                     # of the instance that certifies them, beside this file
+    sigstore: trusted_root.json                     # of the instance that certifies them: a file, or its text
     required: [checkpoint, slsa, model-signature, log]
     threshold: 1                                    # distinct identities that must have signed a checkpoint
     revoked: ["<64 hex digits>", {id: "<64 hex digits>", from: 2026-06-01, reason: stolen laptop}]
     witnesses: {keys: [w1.pub, w2.pub], threshold: 2}   # who must have cosigned each kept head
     timestamps: {certificates: [tsa-root.pem]}      # whose timestamps count; with timestamp in `required`
-    rotations: [alice-2.rotation]   # hand-overs to other keys of the same identity (`harness keys rotate`)
+    rotations: [alice-2.rotation]   # hand-overs to other keys of the same identity (`harness keys rotate`):
+                                    # files, or their text
     log_head: tiny.head      # the newest log head that you have kept: a file of `harness head`, or
                              # {origin: harness/run/…, size: 12, root: "<64 hex digits>"}, or a list
     max_age: 30d
@@ -37,7 +38,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from harness.errors import ConfigError, UsageError, VerificationFailed, unreadable_input
-from harness.format import files
+from harness.format import files, layout
 from harness.provenance import authorities, heads, keyless, policy, rotation
 from harness.provenance.heads import Kept
 from harness.provenance.keyless import Subject
@@ -48,8 +49,9 @@ from harness.provenance.rotation import Claim
 from harness.provenance.schema import DIALECT, FLAG, HEX64, TEXT, Schema, closed, either
 
 FORMAT = "harness-policy/1"
+FILE_LIMIT = 256 << 10
+"""Bytes of the file."""
 
-_FILE_LIMIT = 256 << 10
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)?$"
 _AGE = r"^[1-9][0-9]{0,4}[dh]$"
 _KIND = r"^[a-z][a-z-]*$"
@@ -107,7 +109,18 @@ SCHEMA: Schema = {
 
 
 def load(path: Path) -> Policy:
-    """The policy in the YAML file ``path``. Raises `ConfigError` with file and line."""
+    """The policy in the YAML file ``path``, to verify with.
+
+    Raises `ConfigError` with file and line, `UsageError` for the copy that a run keeps of the policy that it
+    is made under (`harness.provenance.policy_copy`): whoever made the run has written it.
+    """
+    real = files.real(path)
+    if real.name == layout.POLICY and (real.parent / layout.CHECKPOINTS).is_dir():
+        raise UsageError(
+            "is a run's own copy of a policy, and nobody is trusted by what a run says",
+            where=str(path),
+            remedy="use a policy of your own; harness policy check tells what is in this one",
+        )
     return parse(read(path), where=str(path), folder=path.parent)
 
 
@@ -115,7 +128,7 @@ def read(path: Path) -> str:
     """The text of ``path``. Raises `ConfigError` when it is no text, else as `unreadable_input` tells."""
     try:
         with open(path, "rb") as stream:
-            return stream.read(_FILE_LIMIT + 1).decode("utf-8")
+            return stream.read(FILE_LIMIT + 1).decode("utf-8")
     except OSError as error:
         raise unreadable_input(
             error, "the policy", path, "check the path, or make one: harness policy new"
@@ -283,7 +296,16 @@ class _Reader:
         if not isinstance(value, str) or not value:
             remedy = "sigstore: trusted_root.json (docs/keys.md)"
             self.fail("an identity is keyless, and sigstore names no trusted root", "sigstore", remedy=remedy)
-        return self.file(value, "sigstore", keyless.ROOT_LIMIT, "sigstore")
+        root = self.contents(value, "sigstore", keyless.ROOT_LIMIT, "sigstore")
+        try:
+            root.decode()
+        except UnicodeDecodeError:
+            self.fail("sigstore names a trusted root that is not UTF-8", "sigstore")
+        return root
+
+    def contents(self, value: str, what: str, limit: int, *place: str) -> bytes:
+        """What a rule holds as JSON text, or names by a file beside this one."""
+        return value.encode() if value.startswith("{") else self.file(value, what, limit, *place)
 
     def path(self, value: str) -> Path:
         """Where a file lies that the policy names."""
@@ -364,8 +386,8 @@ class _Reader:
         for number, name in enumerate(self.items(value, "rotations", "rotations")):
             if not isinstance(name, str) or not name:
                 self.fail("rotations names a file that is no text", "rotations", str(number))
-            data = self.file(name, "rotations", rotation.LIMIT, "rotations", str(number))
-            claims.append(Claim(data, str(self.path(name))))
+            data = self.contents(name, "rotations", rotation.LIMIT, "rotations", str(number))
+            claims.append(Claim(data, self.where if name.startswith("{") else str(self.path(name))))
         try:
             return rotation.extended(read, claims, timed=True)[0]
         except VerificationFailed as error:

@@ -58,6 +58,8 @@ class Rotation:
     at: str
     """The moment, as ``2026-11-23T20:00:00Z``."""
     reason: str
+    file: bytes
+    """Both bundles, as `build` wrote them."""
 
     @property
     def old_id(self) -> str:
@@ -121,7 +123,7 @@ def opened(claim: Claim, keys: Sequence[PublicKey]) -> Rotation | None:
     payload = payloads[0] or payloads[1]
     if payload is None:
         return None
-    found = _parse(payload, where)
+    found = _parse(payload, claim)
     for bundle, key in zip(bundles, (found.old[0], found.new[0]), strict=True):
         if _payload(bundle, [key], where) != payload:
             what = f"is not signed by the key {key.key_id[:16]}… that it names"
@@ -233,7 +235,8 @@ def _payload(bundle: bytes, keys: Sequence[PublicKey], where: str) -> bytes | No
         return None
 
 
-def _parse(payload: bytes, where: str) -> Rotation:
+def _parse(payload: bytes, claim: Claim) -> Rotation:
+    where = claim.where
     document = strict_json.loads(payload, where=where, limit=LIMIT)
     if not isinstance(document, dict) or set(document) != {"_type", "subject", "predicateType", "predicate"}:
         raise VerificationFailed("is no in-toto statement", where=where)
@@ -249,7 +252,7 @@ def _parse(payload: bytes, where: str) -> Rotation:
         raise VerificationFailed("is about another key than the new one", where=where)
     if {key.key_id for key in old} & {key.key_id for key in new}:
         raise VerificationFailed("hands a key over to itself", where=where)
-    return Rotation(payload, old, new, predicate["at"], predicate["reason"])
+    return Rotation(payload, old, new, predicate["at"], predicate["reason"], claim.data)
 
 
 def _read(told: Mapping[str, Any], where: str) -> tuple[PublicKey, ...]:

@@ -48,6 +48,7 @@ SCHEMA: Schema = {
     "$id": PREDICATE_TYPE,
     "title": "What made a checkpoint",
     **closed(
+        {"policy": either(closed(name=TEXT, sha256=HEX64), NULL)},
         run=closed(id=HEX32, name=TEXT, seed=NATURAL),
         sequence=NATURAL,
         steps=closed(**{"from": NATURAL, "to": NATURAL}),
@@ -189,6 +190,13 @@ class CheckpointStatement:
         """The checkpoint of another run whose weights this run began with."""
         start: Mapping[str, Any] | None = self.predicate["start"]
         return start
+
+    @property
+    def policy(self) -> Mapping[str, Any] | None:
+        """The policy that the run is made under, by the name of its file and the digest of its copy; None for
+        none, and in statements of versions that knew none."""
+        policy: Mapping[str, Any] | None = self.predicate.get("policy")
+        return policy
 
     @property
     def segment(self) -> Mapping[str, Any]:

@@ -30,7 +30,7 @@ from harness.stores.client import ObjectStore
 from harness.stores.contents import Contents, Selection, newest
 from harness.terminal import Progress, progress
 
-SMALL_FILES = (layout.RUN_CONFIG, layout.CORPUS, layout.TRACKING)
+SMALL_FILES = (layout.RUN_CONFIG, layout.POLICY, layout.CORPUS, layout.TRACKING)
 """Files of a run that are replaced as a whole."""
 _LIMIT = 64 << 20
 """Largest small object, in bytes."""

@@ -20,13 +20,14 @@ from harness.audit import prepared, sealed
 from harness.data.corpus import WheelFiles
 from harness.data.documents import FILE_KINDS, matching_files, prepared_folder
 from harness.errors import HarnessError
-from harness.format import leftovers, moments
+from harness.format import leftovers
 from harness.format.layout import RunFolder
 from harness.provenance import keys, policy, policy_file, timestamp, timestamp_client
 from harness.provenance.policy import Policy
 from harness.settings import PREPARED, WHEEL, Data, Settings
 from harness.stores.client import ObjectExistsError, ObjectStore
 from harness.stores.contents import Contents
+from harness.training import own_policy
 from harness.training.checkup import Check, Level, environment_size, existing, signing_key, writable
 from harness.training.parent import opened_start, trust_of
 from harness.words import human_bytes
@@ -56,7 +57,8 @@ def of_run(path: Path, overrides: list[str], world_size: int | None, rules: Path
     key, signer = signing_key(settings.signing.key, settings.run.dir)
     yield key
     if rules is not None:
-        yield from trusted(rules, signer, settings.run_name)
+        yield from trusted(rules, signer, settings)
+    yield from _own_policy(settings, signer)
     yield writable(settings.run.dir, "run.dir")
     yield from _run(settings.run.dir)
     yield from _start(settings, signer)
@@ -111,51 +113,41 @@ def _batch(settings: Settings, processes: int) -> Check:
     return Check("ok", "batch", text)
 
 
-_SIGNED = {
-    "ed25519": {policy.CHECKPOINT, policy.SLSA, policy.LOG},
-    "p256": {policy.MODEL_SIGNATURE},
-}
-"""What a run signs with which key."""
-
-
-def trusted(file: Path, signer: keys.Signer | None, run_name: str | None) -> Iterator[Check]:
-    """Whether the policy in ``file`` accepts what ``signer`` signs now, for ``run_name`` when it is known."""
+def trusted(file: Path, signer: keys.Signer | None, settings: Settings | None) -> Iterator[Check]:
+    """Whether the policy in ``file`` accepts what ``signer`` signs now, for the run of ``settings``."""
     try:
-        rules = policy_file.load(file)
+        yield _satisfied(file, policy_file.load(file), signer, settings, "policy")
     except HarnessError as error:
         yield Check("bad", "policy", str(error))
-        return
+
+
+def _own_policy(settings: Settings, signer: keys.Signer | None) -> Iterator[Check]:
+    """Whether `signing.policy` accepts what the run is going to sign, and what its author may not mean."""
+    try:
+        own = own_policy.load(settings)
+        if own is not None:
+            yield _satisfied(own.path, own.policy, signer, settings, own_policy.KEY)
+            for each in own.odd:
+                yield Check("warn", own_policy.KEY, f"{each.what}: {each.where}", each.remedy)
+    except HarnessError as error:
+        yield Check("bad", own_policy.KEY, str(error))
+
+
+def _satisfied(
+    file: Path, rules: Policy, signer: keys.Signer | None, settings: Settings | None, name: str
+) -> Check:
+    """``rules`` against the key that is to sign. Raises as `own_policy.objections`."""
     accepted = ", ".join(identity.name for identity in rules.identities)
     if signer is None:
-        yield Check("ok", "policy", f"{file} is understood; it accepts {accepted}")
-        return
-    objections = list(_objections(rules, signer, run_name))
+        return Check("ok", name, f"{file} is understood; it accepts {accepted}")
+    run_id = None if settings is None else own_policy.claimed_run(settings)
+    objections = own_policy.objections(rules, signer, settings, run_id)
     if objections:
-        yield Check("bad", "policy", f"{file}: {'; '.join(objections)}", "change the key or the policy")
-    elif rules.threshold > 1:
+        return Check("bad", name, f"{file}: {'; '.join(objections)}", "change the key or the policy")
+    if rules.threshold > 1:
         text = f"{file}: {rules.threshold} people must sign, and a run has one signer"
-        yield Check("warn", "policy", text, "the others sign afterwards")
-    else:
-        yield Check("ok", "policy", f"{file} accepts the signing key; it accepts {accepted}")
-
-
-def _objections(rules: Policy, signer: keys.Signer, run_name: str | None) -> Iterator[str]:
-    now = moments.now()
-    for key in keys.public_keys(signer):
-        known = rules.statement_keys if key.algorithm == "ed25519" else rules.model_keys
-        if key.key_id in rules.revoked:
-            yield f"the {key.algorithm} key {key.key_id[:16]}… is revoked"
-        elif key.key_id not in {each.key_id for each in known}:
-            if key.algorithm == "ed25519" or policy.MODEL_SIGNATURE in rules.required:
-                yield f"it does not know the {key.algorithm} key {key.key_id[:16]}…"
-        elif run_name is not None:
-            kinds = _SIGNED[key.algorithm] & (rules.required | {policy.CHECKPOINT, policy.LOG})
-            whose = rules.identity(key)
-            # A window that needs a proof gets it later, from a head that somebody keeps.
-            found = (whose.objection(run_name, run_name, now, kind, now) for kind in sorted(kinds))
-            yield from dict.fromkeys(objection for objection in found if objection is not None)
-    if signer.p256 is None and policy.MODEL_SIGNATURE in rules.required:
-        yield "it requires model.sig, and the signing key has no P-256 half"
+        return Check("warn", name, text, "the others sign afterwards")
+    return Check("ok", name, f"{file} accepts the signing key; it accepts {accepted}")
 
 
 def _run(root: Path) -> Iterator[Check]:

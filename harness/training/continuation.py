@@ -78,20 +78,25 @@ def classify(
     origin: Origin | None,
 ) -> Launched:
     """The class of this launch and its facts. Raises `ResumeRefused`; a changed corpus is named file by
-    file.
+    file, a changed policy rule by rule.
     """
     if opened is None:
         raise TrainingFailed("only rank 0 classifies a launch")
-    facts = partial(facts_of, loaded, started, workers, task, _run_id(opened), _start(opened, origin))
+    own, start = opened.held.own_policy, _start(opened, origin)
+    policy = None if own is None else own.reference
+    facts = partial(facts_of, loaded, started, workers, task, _run_id(opened), start, policy)
     tokenizer = task.identity().digests.get("tokenizer")
     first = partial(begin.first_segment, origin, tokenizer, task.files(), accept)
     try:
         return Launched(*resume.segment(opened, facts, accept, reason, first))
     except ResumeRefused as error:
         changed = resume.changed_files(opened.folder.root / layout.CORPUS, task.identity().files)
-        if not changed:
+        rules = resume.changed_rules(opened)
+        if not changed and not rules:
             raise
-        what = f"{error.what}; {in_words(changed)}"
+        told = [in_words(changed)] if changed else []
+        told += [f"of the policy: {', '.join(rules)}"] if rules else []
+        what = "; ".join([error.what, *told])
         raise ResumeRefused(what, where=error.where, remedy=error.remedy) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from harness import config, privacy, tracking
 from harness.checkpoint.keeping import Best, Keep
@@ -82,7 +83,8 @@ def open_desk(
         publisher.mirror = remote.mirror(store, publisher, start, only, events, screen)
     publisher.on_commit.append(partial(announce, events, screen))
     text = str(facts.config["text"]).encode()
-    publisher.on_commit.append(lambda _: _keep_config(folder, text))
+    publisher.on_commit.append(lambda _: _keep_text(folder.run_config, text))
+    _keep_policy(opened, publisher)
     stamper = _stamper(loaded.settings, publisher, events, screen)
     return Desk(
         folder=folder,
@@ -126,11 +128,29 @@ def _write_config(opened: OpenRun, facts: RunFacts) -> None:
     """run.yaml is the config of the newest checkpoint, or of this launch when there is none yet."""
     statement = opened.found.statement
     text = facts.config["text"] if statement is None else statement.predicate["config"]["text"]
-    _keep_config(opened.folder, str(text).encode())
+    _keep_text(opened.folder.run_config, str(text).encode())
 
 
-def _keep_config(folder: RunFolder, text: bytes) -> None:
-    path = folder.root / layout.RUN_CONFIG
+def _keep_policy(opened: OpenRun, publisher: Publisher) -> None:
+    """policy.json is the copy of what the newest checkpoint names, or of this launch's policy when there is
+    none yet; another one, which a resume has accepted, comes with the first checkpoint under it."""
+    own, statement, path = opened.held.own_policy, opened.found.statement, opened.folder.policy
+    before = None if statement is None or statement.policy is None else statement.policy["sha256"]
+
+    def keep(_: Commit | None = None) -> None:
+        if own is not None:
+            _keep_text(path, own.copy)
+        elif path.exists():
+            path.unlink()
+            durable.fsync_folder(path.parent)
+
+    if statement is None or (own is not None and own.reference["sha256"] == before):
+        keep()
+    elif own is not None or before is not None:
+        publisher.on_commit.append(keep)
+
+
+def _keep_text(path: Path, text: bytes) -> None:
     if not path.exists() or path.read_bytes() != text:
         durable.write_durable(path, text)
 

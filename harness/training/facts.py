@@ -25,6 +25,7 @@ def facts_of(
     task: Task,
     run_id: str,
     start: Mapping[str, Any] | None,
+    policy: Mapping[str, Any] | None,
     segment: Segment,
 ) -> RunFacts:
     """What a statement of this launch says of it."""
@@ -65,4 +66,5 @@ def facts_of(
             {**determinism.read_back(), **elastic.recorded(settings), **step_digests.recorded(settings)}
         ),
         start=start,
+        policy=policy,
     )

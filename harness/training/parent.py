@@ -33,7 +33,11 @@ def opened_start(start: Start, own: Policy | None) -> OpenedCheckpoint:
 
 
 def policy_of(start: Start, own: Policy | None) -> Policy:
-    """Who may have signed the checkpoint; this run's own keys when ``start`` does not say."""
+    """Who may have signed the checkpoint; this run's own keys when ``start`` does not say.
+
+    Raises `UsageError` for keys or a policy out of the run that they are to judge.
+    """
+    layout.require_outside([*start.key, *([] if start.policy is None else [start.policy])], start.checkpoint)
     if start.policy is not None:
         return policy_file.load(start.policy)
     if start.key:

@@ -83,6 +83,8 @@ class RunFacts:
     determinism_settings: Mapping[str, Any]
     start: Mapping[str, Any] | None = None
     """The checkpoint of another run that this one began with."""
+    policy: Mapping[str, Any] | None = None
+    """The policy that the run is made under, by name and digest."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def predicate(
         "steps": {"from": 0 if parent is None else parent.step, "to": now.step},
         "parent": "genesis" if parent is None else {"checkpoint": parent.checkpoint, "step": parent.step},
         "start": None if facts.start is None else dict(facts.start),
+        "policy": None if facts.policy is None else dict(facts.policy),
         "segment": facts.segment.document(),
         "launch": dict(facts.launch),
         "config": dict(facts.config),

@@ -136,7 +136,9 @@ def launched(order: Order) -> Iterator[tuple[Place, Task]]:
         place = Place(settings, Path(order.base), workers, prepare, answer)
         task = place.task()
         loaded = config.Loaded(settings, {}, (Path(order.base) / "run.yaml",))
-        facts = facts_of(loaded, started, workers, task, "0" * 32, None, Segment(0, "genesis"))
+        # Under which policy it was made has no part in what is executed.
+        policy, this = order.signed.get("policy"), Segment(0, "genesis")
+        facts = facts_of(loaded, started, workers, task, "0" * 32, None, policy, this)
         workers.first_only(partial(_compare, order, facts, answer))
         yield place, task
 

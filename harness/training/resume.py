@@ -6,7 +6,8 @@ statement holds with the facts of this launch. What differs decides the class (R
 - nothing, or the world size of an elastic run: ``exact``, every later checkpoint has the bits of the
   uninterrupted run
 - stack, world size, or a setting that only changes the order of additions: ``same-data``
-- config, corpus, tokenizer, code: refused, unless ``--accept`` names it; then ``accepted``, and signed
+- config, corpus, tokenizer, code, the policy that the run is made under: refused, unless ``--accept`` names
+  it; then ``accepted``, and signed
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ from harness.errors import (
 from harness.format import files as durable
 from harness.format import layout, leftovers, strict_json
 from harness.format.layout import RunFolder
-from harness.provenance import history, keys, log, policy
+from harness.provenance import history, keys, log, policy, policy_copy
 from harness.provenance.keys import PublicKey, Signer
 from harness.provenance.policy import Policy
 from harness.settings import Settings
+from harness.training import own_policy as own_policies
+from harness.training.own_policy import OwnPolicy
 from harness.training.record import Difference, RunFacts, Segment, in_words
 
-ACCEPTABLE = ("config", "data", "tokenizer", "code", "metrics", "checkpoints")
+ACCEPTABLE = ("config", "data", "tokenizer", "code", "policy", "metrics", "checkpoints")
 """What ``--accept`` can name."""
 
 _RESTORE = "restore log/ from a copy of this run, or begin another run with the checkpoint (start.checkpoint)"
@@ -55,6 +58,8 @@ class HeldRun:
     """The file of the signing key."""
     signer: Signer
     signer_reason: str
+    own_policy: OwnPolicy | None = None
+    """What the run is made under; nothing is verified with it."""
     cleared: tuple[str, ...] = ()
     """What cut-off saves and fetches had left, and is removed now."""
 
@@ -93,14 +98,15 @@ def hold(settings: Settings) -> HeldRun:
     """Lock the run folder, and clear what a cut-off save has left.
 
     Raises `EnvironmentFault` when another job trains in the folder or it cannot be written, `UsageError` when
-    it lies among files that are signed.
+    it lies among files that are signed, and as `harness.training.own_policy.load`.
     """
     folder = RunFolder(settings.run.dir)
     layout.require_unsigned(folder.root)
+    own_policy = own_policies.load(settings)
     lock = _lock(folder)
     path, reason = keys.signing_key_path(settings.signing.key, folder.root)
     signer = keys.load_signer(path)
-    return HeldRun(folder, lock, path, signer, reason, leftovers.clear(folder))
+    return HeldRun(folder, lock, path, signer, reason, own_policy, leftovers.clear(folder))
 
 
 def log_origin(held: HeldRun) -> str | None:
@@ -117,7 +123,7 @@ def open_run(held: HeldRun | None, found: Found, accept: Sequence[str]) -> OpenR
     """What ``found`` means for the run: its log, its id, and where damaged checkpoints go.
 
     Raises `ResumeRefused` when the folder holds checkpoints and none verifies, unless ``accept`` names
-    ``checkpoints``.
+    ``checkpoints``; and as `harness.training.own_policy.require_satisfiable`, before anything is signed.
     """
     if held is None:
         raise TrainingFailed("only rank 0 opens a run")
@@ -138,6 +144,8 @@ def open_run(held: HeldRun | None, found: Found, accept: Sequence[str]) -> OpenR
     )
     commits = [record for record in records if history.is_commit(record)]
     run_id = str(records[0]["run"]) if records else None
+    known = run_id if found.statement is None else found.statement.run_id
+    own_policies.require_satisfiable(held.own_policy, signer, known, entries)
     if found.loaded is not None and found.loaded.checkpoint not in {each["checkpoint"] for each in commits}:
         return OpenRun(held, found, _log_tip(folder, found, signer, records), run_id, aside)
     found = Found(found.loaded, found.opened, (*found.skipped, *_lost(found, commits)))
@@ -210,6 +218,20 @@ def changed_files(path: Path, now: Mapping[str, str]) -> list[Difference]:
     ]
 
 
+def changed_rules(run: OpenRun) -> list[str]:
+    """Which rules of the policy differ from those of the policy that the newest checkpoint names, where
+    policy.json is still that."""
+    own, statement, path = run.held.own_policy, run.found.statement, run.folder.policy
+    if own is None or statement is None or statement.policy is None:
+        return []
+    try:
+        copy = durable.read_limited(path, policy_copy.LIMIT)
+    except (VerificationFailed, EvidenceIncomplete):
+        return []
+    named = policy_copy.digest(copy) == statement.policy["sha256"]
+    return policy_copy.changed(copy, own.copy) if named else []
+
+
 def changes(before: Mapping[str, Any], facts: RunFacts) -> Iterator[tuple[str, Difference]]:
     """Every difference of a launch to the predicate ``before``, with its kind: one of `ACCEPTABLE`, or
     ``same-data``."""
@@ -231,6 +253,8 @@ def changes(before: Mapping[str, Any], facts: RunFacts) -> Iterator[tuple[str, D
         yield from _compared(kind, f"data.{name}", before["data"].get(name), facts.data.get(name))
     for name in sorted({*before["code"], *facts.code}):
         yield from _compared("code", f"code.{name}", before["code"].get(name), facts.code.get(name))
+    policies = ["none" if each is None else each["sha256"] for each in (before.get("policy"), facts.policy)]
+    yield from _compared("policy", "policy", *policies)
     for name in () if elastic else ("world_size", "backend"):
         yield from _compared(
             "same-data", f"launch.{name}", before["launch"].get(name), facts.launch.get(name)

@@ -1,0 +1,120 @@
+"""The policy that a run is made under, `signing.policy`: read, and found satisfiable, before the first step.
+
+A run whose key it does not admit, or that does not make what it requires, is refused: its own policy would
+reject its checkpoints. Every statement names it by digest, and policy.json is its copy. Nothing is verified
+with that copy, nor with the file: a resume trusts its own key. Needs no torch, for plan and doctor too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness.audit import handover
+from harness.errors import ConfigError, EvidenceIncomplete, UsageError, VerificationFailed
+from harness.format import files, moments
+from harness.format.layout import RunFolder
+from harness.provenance import heads, history, log, policy_check, policy_copy, policy_fit
+from harness.provenance.findings import Findings
+from harness.provenance.keys import Signer, public_keys
+from harness.provenance.log import Log
+from harness.provenance.policy import Policy
+from harness.provenance.policy_check import Oddity
+from harness.provenance.policy_fit import Maker
+from harness.settings import Settings
+
+KEY = "signing.policy"
+
+
+@dataclass(frozen=True)
+class OwnPolicy:
+    """A policy file that a config names."""
+
+    path: Path
+    settings: Settings
+    """The config."""
+    policy: Policy
+    copy: bytes
+    """What policy.json holds."""
+    odd: tuple[Oddity, ...]
+    """What its author may not mean."""
+
+    @property
+    def reference(self) -> dict[str, str]:
+        """How statements name it."""
+        return {"name": self.path.name, "sha256": policy_copy.digest(self.copy)}
+
+    @property
+    def words(self) -> str:
+        """One line of who must have signed what."""
+        people = ", ".join(each.name for each in self.policy.identities)
+        required = ", ".join(sorted(self.policy.required))
+        digest = self.reference["sha256"][:12]
+        return f"{self.path.name}  {digest}  {self.policy.threshold} of {people}; required {required}"
+
+
+def load(settings: Settings) -> OwnPolicy | None:
+    """The policy that the config names; None when it names none.
+
+    Raises `ConfigError` with file and line for what is no policy, or too large to be kept with the run;
+    `UsageError` for one that cannot be found, or lies in the run folder.
+    """
+    path = settings.signing.policy
+    if path is None:
+        return None
+    if files.real(path).is_relative_to(files.real(settings.run.dir)):
+        what = f"{KEY} lies in the run folder, which only holds a copy of it"
+        raise UsageError(what, where=str(path), remedy="name the policy that its authors keep elsewhere")
+    policy, odd = policy_check.check(path, datetime.now(UTC))
+    copy = policy_copy.written(policy)
+    if len(copy) > policy_copy.LIMIT:
+        what = f"the policy has {len(copy)} bytes with all that it names, more than {policy_copy.LIMIT}"
+        raise ConfigError(what, where=str(path), remedy="leave out what this run does not need")
+    return OwnPolicy(path, settings, policy, copy, tuple(odd))
+
+
+def objections(
+    rules: Policy, signer: Signer, settings: Settings | None, run_id: str | None = None
+) -> list[str]:
+    """Why what ``signer`` signs from now on could not satisfy ``rules``; ``settings``: of the run, None for
+    any; ``run_id``: its id, once it has one.
+
+    Raises `VerificationFailed` for a hand-over in the run's log that breaks a rule.
+    """
+    keys, now = public_keys(signer), moments.now()
+    if settings is None:
+        return list(policy_fit.objections(policy_fit.of_any_run(rules), Maker(keys, "", None, True), now))
+    stamps = settings.signing.timestamp is not None
+    trusted = handover.trust(settings.run.dir, rules).policy
+    return list(policy_fit.objections(trusted, Maker(keys, settings.run_name, run_id, stamps), now))
+
+
+def claimed_run(settings: Settings) -> str | None:
+    """The id that the log in the run folder claims, by nobody's signature; None without a log."""
+    path = RunFolder(settings.run.dir).log / log.HEAD
+    try:
+        head = log.claimed(files.read_limited(path, log.NOTE_LIMIT), where=str(path))
+    except (EvidenceIncomplete, VerificationFailed):
+        return None
+    return history.run_of(head.origin)
+
+
+def require_satisfiable(
+    own: OwnPolicy | None, signer: Signer, run_id: str | None, book: Log | None = None
+) -> None:
+    """Raise `ConfigError` when what the run signs could not satisfy ``own``, `VerificationFailed` when its
+    log, ``book``, does not continue a head that ``own`` names."""
+    if own is None:
+        return
+    found = objections(own.policy, signer, own.settings, run_id)
+    if found:
+        raise ConfigError(
+            f"{KEY} would not accept what this run signs: {'; '.join(found)}",
+            where=str(own.path),
+            remedy="change the policy, signing.key or run.name, or set signing.policy=null",
+        )
+    if book is not None:
+        findings = Findings()
+        heads.check(book, own.policy.log_heads, findings, str(RunFolder(own.settings.run.dir).log))
+        findings.raise_first()
