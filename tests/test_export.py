@@ -30,6 +30,7 @@ from harness.errors import EnvironmentFault, UsageError, VerificationFailed
 from harness.format import byte_tokenizer, files, layout, strict_json
 from harness.format.byte_tokenizer import END_OF_DOCUMENT
 from harness.model.gpt import GPT, Shape
+from harness.provenance import keys
 
 TEMPLATE = (Path(__file__).parent.parent / "recipes" / "chat_template.jinja").read_bytes()
 CHAT = [
@@ -179,6 +180,46 @@ def test_whatever_is_changed_in_an_export_is_found(decoder: SampleRun, made: Pat
     change(made, decoder)
     found, text = judged(made, decoder)
     assert (found, says in text) == (code, True), text
+
+
+def _call(words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = cli.main(words.split())
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def test_an_export_carries_the_signatures_that_the_threshold_of_a_policy_counts(
+    decoder: SampleRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: `threshold` in docs/verify.md: distinct people under the checkpoint's statement, here too."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("bob", "eve"):
+        run_folder.identity(tmp_path / name)
+    people = "identities: [{name: me, keys: [me.ed25519.pub]}, {name: bob, keys: [bob.ed25519.pub]}]\n"
+    (tmp_path / "team.yaml").write_text(f"format: harness-policy/1\n{people}threshold: 2\n")
+    folder = str(decoder.saved[10].folder)
+    mine, team, wanted = "--key me.ed25519.pub", "--policy team.yaml", "signed by 1 of the 2 identities"
+    assert _call(f"export {folder} one --signing-key me.key {mine}", capsys)[0] == 0
+    code, text = _call(f"verify one {team}", capsys)
+    assert (code, wanted in text, "export the checkpoint again" in text) == (4, True, True)
+    code, text = _call(f"export {folder} two --signing-key me.key {team}", capsys)
+    assert (code, wanted in text) == (4, True)
+    said = "attest RUN --kind countersignature --signing-key"
+    assert _call(f"{said} bob.key {mine}".replace("RUN", folder), capsys)[0] == 0
+    assert _call(f"export {folder} two --signing-key me.key {team}", capsys)[0] == 0
+    assert _call(f"verify two {team}", capsys)[0] == 0
+    carried = tmp_path / "two" / layout.source_countersignature(0, "countersignature-0")
+    statement = payload_of(carried)
+    # By the same person as before, by a stranger, of another statement, not at all.
+    carried.write_bytes((tmp_path / "two" / layout.SOURCE_BUNDLE).read_bytes())
+    assert _call(f"verify two {team}", capsys)[0] == 4
+    bob, eve = (keys.load_signer(tmp_path / f"{name}.key") for name in ("bob", "eve"))
+    carried.write_bytes(signed(strict_json.dumps(statement), eve))
+    assert _call(f"verify two {team}", capsys)[0] == 1
+    carried.write_bytes(signed(strict_json.dumps({**statement, "subject": []}), bob))
+    assert _call(f"verify two {team}", capsys)[0] == 1
+    carried.unlink()
+    assert _call(f"verify two {team}", capsys)[0] == 4
 
 
 def test_only_a_checkpoint_that_verifies_is_exported_and_nothing_is_left_behind(

@@ -8,7 +8,8 @@
   the very files that the checkpoint was trained with, except that bytes get a tokenizer.json with their ids
 - MANIFEST.json lists the exported files and tensors; ``provenance/export.sigstore.json`` is signed by whoever
   exports, and names the checkpoint; ``provenance/source.sigstore.json`` is the checkpoint's own statement,
-  unchanged; model.sig covers payload and MANIFEST.json
+  unchanged, and ``source-countersignature-N`` beside it what others have signed of it, which a policy's
+  threshold counts; model.sig covers payload and MANIFEST.json
 - the folder appears by one rename; the weights' bytes are a function of the checkpoint alone
 - a merge is the same of several checkpoints, whose tensors a `Mix` makes one
 """
@@ -33,7 +34,7 @@ from harness.format.byte_tokenizer import END_OF_DOCUMENT
 from harness.format.manifest import FileEntry, Manifest, TensorEntry
 from harness.format.safetensors_header import BITS
 from harness.format.tensor_digests import tensor_digest
-from harness.provenance import envelope, exports, seal
+from harness.provenance import envelope, exports, later, seal
 from harness.provenance.keys import Signer
 from harness.provenance.policy import Policy
 from harness.terminal import progress
@@ -187,15 +188,28 @@ def _seal(
     predicate: Mapping[str, Any],
     signer: Signer,
 ) -> str:
-    """Manifest, statement, model.sig, and the checkpoints' own statements."""
-    bundles = [files.read_limited(each.folder / layout.CHECKPOINT_BUNDLE, envelope.LIMIT) for each in several]
-    for opened, bundle in zip(several, bundles, strict=True):
-        if _sha256(bundle) != opened.bundle_sha256:
-            raise VerificationFailed("changed while it was exported", where=str(opened.folder))
+    """Manifest, statement, model.sig, and the checkpoints' own statements with whoever has countersigned."""
+    bundles: dict[str, bytes] = {}
+    for number, opened in enumerate(several):
+        bundles[layout.source_bundle(number)] = _bundle(
+            opened, layout.CHECKPOINT_BUNDLE, opened.bundle_sha256
+        )
+        for each, digest in opened.later.items():
+            if later.kind_of(each) == later.COUNTERSIGNATURE:
+                path = layout.source_countersignature(number, each)
+                bundles[path] = _bundle(opened, later.path_of(each), digest)
     identity = seal.seal_export(folder, manifest, name, predicate, signer)
-    for number, bundle in enumerate(bundles):
-        (folder / layout.source_bundle(number)).write_bytes(bundle)
+    for path, bundle in bundles.items():
+        (folder / path).write_bytes(bundle)
     return identity
+
+
+def _bundle(opened: OpenedCheckpoint, path: str, digest: str) -> bytes:
+    """A statement of ``opened``. Raises `VerificationFailed` for another than was verified."""
+    data = files.read_limited(opened.folder / path, envelope.LIMIT)
+    if _sha256(data) != digest:
+        raise VerificationFailed("changed while it was exported", where=str(opened.folder / path))
+    return data
 
 
 def _small(opened: OpenedCheckpoint, path: str) -> bytes | None:

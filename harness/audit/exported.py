@@ -14,11 +14,12 @@ from typing import Any
 from harness.audit import opening, payload, sealed
 from harness.errors import VerificationFailed
 from harness.format import files, layout
-from harness.provenance import envelope, exports, statements
+from harness.provenance import envelope, exports, later, statements, verifier
 from harness.provenance import policy as policies
 from harness.provenance.exports import ExportStatement
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
+from harness.provenance.statements import CheckpointStatement
 
 _SIGNATURES = {layout.MANIFEST, layout.MODEL_SIGNATURE, layout.EXPORT_BUNDLE}
 
@@ -35,13 +36,13 @@ def examine(folder: Path, policy: Policy, findings: Findings) -> tuple[list[payl
     if statement is None:
         return [], []
     times = [str(statement.predicate["created"])]
-    bundles = [layout.source_bundle(number) for number in range(len(statement.sources))]
-    for bundle, named in zip(bundles, statement.sources, strict=True):
-        findings.attempt("source statement", _source, folder / bundle, policy, named)
+    bundles: set[str] = set()
+    for number, named in enumerate(statement.sources):
+        bundles |= _check_source(folder, number, named, present, policy, findings)
     manifest = findings.attempt("manifest", sealed.manifest, folder, statement)
     if manifest is None:
         return [], times
-    opening.check_files(folder, manifest, present, _SIGNATURES | set(bundles), findings)
+    opening.check_files(folder, manifest, present, _SIGNATURES | bundles, findings)
     opening.check_headers(folder, manifest, present, findings)
     sealed.check_model_signature(folder, policy, manifest, statement, present, findings)
     made = "merged" if "merge" in statement.predicate else "exported"
@@ -74,14 +75,43 @@ def _statement(folder: Path, policy: Policy) -> ExportStatement:
     return statement
 
 
-def _source(bundle: Path, policy: Policy, named: Mapping[str, Any]) -> None:
-    """The checkpoint's own statement, under the same policy, is the one that the export names."""
+def _check_source(
+    folder: Path,
+    number: int,
+    named: Mapping[str, Any],
+    present: Mapping[str, object],
+    policy: Policy,
+    findings: Findings,
+) -> set[str]:
+    """That the source ``named`` is signed as the policy wants; returns the paths of all that says so."""
+    bundle = layout.source_bundle(number)
+    start, _, end = layout.source_countersignature(number, "*").partition("*")
+    others = [
+        path
+        for path in sorted(present)
+        if path.startswith(start) and later.kind_of(path[len(start) : -len(end)]) == later.COUNTERSIGNATURE
+    ]
+    if len(others) > later.MOST:
+        findings.bad("sizes", f"holds more than {later.MOST} countersignatures", str(folder))
+    found = findings.attempt("source statement", _source, folder / bundle, named, policy)
+    if found is not None:
+        read = {
+            str(folder / path): findings.attempt("sizes", files.read_limited, folder / path, later.LIMIT)
+            for path in others[: later.MOST]
+        }
+        countersigned = {where: data for where, data in read.items() if data is not None}
+        verifier.check_signers(policy, findings, *found, countersigned, str(folder / bundle))
+    return {bundle, *others}
+
+
+def _source(
+    bundle: Path, named: Mapping[str, Any], policy: Policy
+) -> tuple[CheckpointStatement, envelope.Opened]:
+    """The checkpoint's own statement, which is the one that the export names."""
     where = str(bundle)
     data = files.read_limited(bundle, envelope.LIMIT)
     opened = envelope.open_own(data, policy.statement_keys, where=where)
     told = statements.parse_checkpoint(opened.payload, where=where)
     if exports.source_of(told, hashlib.sha256(data).hexdigest()) != dict(named):
         raise VerificationFailed("is not the statement of the checkpoint that the export names", where=where)
-    created = str(told.predicate["created"])
-    words = (told.run_id, told.run_name, created, policies.CHECKPOINT)
-    sealed.check_signer(policy, opened.key, *words, where=where)
+    return told, opened

@@ -42,6 +42,11 @@ def source_bundle(number: int) -> str:
     return SOURCE_BUNDLE if number == 0 else f"{PROVENANCE}/source-{number + 1}.sigstore.json"
 
 
+def source_countersignature(number: int, name: str) -> str:
+    """In an exported folder: what is ``name``, like ``countersignature-0``, beside source ``number``."""
+    return source_bundle(number).replace(".", f"-{name}.", 1)
+
+
 CORPUS_BUNDLE = "provenance/corpus.sigstore.json"
 """In a prepared corpus: its statement."""
 CHAT_TEMPLATE = "chat_template.jinja"

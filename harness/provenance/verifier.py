@@ -28,7 +28,7 @@ rules of a verification: `harness.provenance.checks`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -45,6 +45,7 @@ from harness.provenance.later import Later
 from harness.provenance.policy import Identity, Policy
 from harness.provenance.statements import CheckpointStatement
 
+_COUNTERSIGNED = f"{later.COUNTERSIGNATURE}-0"
 Kind = Literal["complete", "pruned", "nonfinite", "damaged", "elsewhere"]
 
 
@@ -185,6 +186,26 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
     )
 
 
+def check_signers(
+    policy: Policy,
+    findings: Findings,
+    statement: CheckpointStatement,
+    first: envelope.Opened,
+    countersignatures: Mapping[str, bytes],
+    where: str,
+) -> None:
+    """That enough identities have signed ``statement``, which ``first`` holds, outside its folder: in an
+    export. ``countersignatures``: path → bytes of what carries the others' signatures."""
+    signers = [_Signature(policy.identity(first.key), policies.CHECKPOINT, None, first.key.key_id)]
+    for path, data in countersignatures.items():
+        found = _later_statement(path, _COUNTERSIGNED, data, policy, findings, statement, first, None)
+        if found is not None:
+            signers.append(_countersignature(found[0], None))
+    once = {each.identity.name: each for each in reversed(signers)}
+    remedy = "export the checkpoint again once enough of them have countersigned it"
+    _may_sign(policy, findings, statement, list(once.values()), where, remedy)
+
+
 def is_known(known: Mapping[str, str], bundle: bytes | None, manifest: bytes | None) -> bool:
     """Whether the bytes of a statement's bundle and of a manifest are among the ``known``: hex sha256 of
     bundles → checkpoint id, of what a head covers that was kept when all of it had been verified."""
@@ -288,13 +309,16 @@ def _later_statements(
         signer = opened.identity
         kinds.add(later.kind_of(name) or "")
         if read is None:
-            signature = _Signature(signer, later.COUNTERSIGNATURE, seen, opened.key_id, opened.dated)
-            signers.setdefault(signer.name, signature)
+            signers.setdefault(signer.name, _countersignature(opened, seen))
         else:
             good.append(Added(read, signer.name, opened.key_id))
     for kind in sorted(policy.required - kinds):
         findings.missing("required", f"the policy requires a statement of kind {kind}", evidence.where)
     return list(signers.values()), good
+
+
+def _countersignature(opened: _Opened, seen: str | None) -> _Signature:
+    return _Signature(opened.identity, later.COUNTERSIGNATURE, seen, opened.key_id, opened.dated)
 
 
 def _later_statement(
@@ -354,7 +378,12 @@ def _open_keyless(
 
 
 def _may_sign(
-    policy: Policy, findings: Findings, statement: CheckpointStatement, signers: list[_Signature], where: str
+    policy: Policy,
+    findings: Findings,
+    statement: CheckpointStatement,
+    signers: Sequence[_Signature],
+    where: str,
+    remedy: str = "add provenance/countersignature-N.sigstore.json",
 ) -> None:
     created = str(statement.predicate["created"])
     objections = [
@@ -374,7 +403,7 @@ def _may_sign(
             findings.bad("policy", reason, where)
     if not enough and not any(objections):
         what = f"is signed by {good} of the {policy.threshold} identities that the policy wants"
-        findings.missing("policy", what, where, "add provenance/countersignature-N.sigstore.json")
+        findings.missing("policy", what, where, remedy)
     if statement.subject_id in policy.revoked:
         findings.bad("policy", f"the checkpoint {statement.subject_id} is revoked", where, "use another one")
     elif enough:
