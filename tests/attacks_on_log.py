@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import run_folder
@@ -36,6 +37,42 @@ def the_log_is_removed(scene: Scene) -> None:
 @attack("is missing", 4)
 def the_head_of_the_log_is_removed(scene: Scene) -> None:
     (_log(scene) / "checkpoint").unlink()
+
+
+def _unlogged(scene: Scene, *steps: int) -> None:
+    """A run that became non-finite after ``steps``; of the rest nothing is shown."""
+    shutil.rmtree(scene.root)
+    run = SampleRun(scene.root, scene.signer)
+    run.advance(*steps)
+    run.tweak = lambda step, facts: facts.update(outcome="nonfinite")
+    run.advance(40)
+    for step in steps:
+        shutil.rmtree(scene.checkpoint(step))
+    scene.checkpoint(40).rename(scene.checkpoint(40).with_name("nonfinite-step-00000040"))
+    shutil.rmtree(_log(scene))
+
+
+@attack("log/checkpoint", 1)
+def only_the_state_before_a_nan_is_shown_of_a_run_that_had_checkpoints(scene: Scene) -> None:
+    _unlogged(scene, 10, 20)
+
+
+@attack("log/checkpoint", 4)
+def a_run_without_checkpoints_is_shown_to_somebody_who_asks_for_the_log(scene: Scene) -> None:
+    _unlogged(scene)
+    scene.trust(required=frozenset({*scene.policy.required, "log"}))
+
+
+@attack("log/checkpoint", 4)
+def a_run_without_checkpoints_is_shown_to_somebody_who_has_kept_its_head(scene: Scene) -> None:
+    _keep_head(scene)
+    _unlogged(scene)
+
+
+@attack("ago; max_age is")
+def a_run_without_checkpoints_is_older_than_the_policy_wants(scene: Scene) -> None:
+    _unlogged(scene)
+    scene.trust(max_age=timedelta(seconds=0))
 
 
 @attack("the log's head is signed by none of the accepted keys")

@@ -264,6 +264,16 @@ def become_nonfinite(run: SampleRun, step: int, **said: object) -> None:
 
 
 @honest
+def a_run_ends_without_finite_numbers_before_its_first_checkpoint(scene: Scene) -> None:
+    run = fresh(scene)
+    run.tweak = lambda step, facts: facts.update(outcome="nonfinite")
+    run.advance(10)
+    folder = run.folder.checkpoint(10)
+    folder.rename(folder.with_name(f"nonfinite-{folder.name}"))
+    shutil.rmtree(run.folder.log)
+
+
+@honest
 def a_save_and_a_line_of_the_metrics_are_cut_off(scene: Scene) -> None:
     (scene.root / "checkpoints" / ".tmp-step-00000040").mkdir()
     with open(scene.root / "metrics.jsonl", "ab") as stream:

@@ -28,7 +28,7 @@ def of_story(story: Story) -> Evidence:
 
 def _gathered(known: Sequence[Story]) -> Evidence:
     if not known:
-        return Evidence(nothing="no checkpoint is authentic")
+        return Evidence(nothing="the run holds no authentic checkpoint")
     newest = known[-1].statement.predicate
     ledger = _ledger(known[-1])
     counted = newest["determinism"]["ledger"]

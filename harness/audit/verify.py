@@ -322,7 +322,11 @@ def verify_run(
         # Which payload is hashed depends on the log; its findings come after those of the payload.
         later = Findings()
         entitled = partial(_entitled, entries=entries, rotations=trust.rotations)
-        book = _read_log(run, claimed, entitled(policy.as_of(shown.whole)), later)
+        unlogged = _ended_unlogged(run, opened, policy)
+        if unlogged:
+            later.note("log: none, since the run ended before its first checkpoint")
+        told_of = [entry_of(each) for each in known] if unlogged else entries
+        book = None if unlogged else _read_log(run, claimed, entitled(policy.as_of(shown.whole)), later)
         if book is not None and shown.book is not None and book.head != shown.book.head:
             # It has grown since, and nothing is shown of when this head was signed.
             book = _read_log(run, book, entitled(policy), later)
@@ -338,14 +342,14 @@ def verify_run(
         _check_log(run, known, entries, book, trust.rotations, findings)
         if book is not None:
             stamps.require(book, shown.stamped, policy, findings, str(run.log))
-        _check_starts(entries, beside, policy, findings)
+        _check_starts(told_of, beside, policy, findings)
         run_facts.check_metrics(run, entries, findings, None if keep is None else keep.lines.append)
         config = run_facts.check_config(run, entries, findings)
         if keep is not None:
             keep.config = config
         copy = run_facts.check_policy(run, entries, findings)
         _tell_policy(entries, given, copy, findings)
-        times = [str(entry.statement.predicate["created"]) for entry in entries]
+        times = [str(entry.statement.predicate["created"]) for entry in told_of]
         freshness.check(policy, [*times, *shown.kept], findings, str(root))
     except OSError as error:
         raise files.unreadable(error, str(error.filename or root)) from error
@@ -503,6 +507,18 @@ def _claimed(run: RunFolder) -> log.Log | None:
 def _read_log(run: RunFolder, claimed: log.Log | None, signing: Policy, findings: Findings) -> log.Log | None:
     """The run's log under a head that ``signing`` lets somebody sign; None with a finding."""
     return findings.attempt("log", log.read, run.log, signing.statement_keys, claimed)
+
+
+def _ended_unlogged(run: RunFolder, opened: Sequence[OpenedCheckpoint | None], policy: Policy) -> bool:
+    """Whether the run became non-finite before its first checkpoint, and so before its log, as its last state
+    says that has seen none. Not where ``policy`` asks for what only a log can show."""
+    asked = policy.log_heads or {policies.LOG, policies.TIMESTAMP} & policy.required
+    if asked or not opened or os.path.lexists(run.log):
+        return False
+    return all(
+        each is not None and each.kind == "nonfinite" and each.statement.predicate["log"] is None
+        for each in opened
+    )
 
 
 def _summary(opened: OpenedCheckpoint, shown: Mapping[str, str]) -> dict[str, Any]:
