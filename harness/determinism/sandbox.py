@@ -226,7 +226,9 @@ class _Attributes:
 
 
 def _named(owner: object) -> str:
-    return owner.__name__ if isinstance(owner, types.ModuleType) else type(owner).__name__
+    """Its name, or that of its class: FSDP2 makes one of its own, `FSDPLinear` of `Linear`."""
+    name = owner.__name__ if isinstance(owner, types.ModuleType) else type(owner).__name__
+    return name.removeprefix("FSDP") if isinstance(owner, nn.Module) else name
 
 
 def _fields(owner: object) -> list[tuple[str, Any]]:

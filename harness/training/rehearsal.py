@@ -203,7 +203,7 @@ class _Rehearsal:
         gradients: dict[str, Tensor] = {}
         for name, parameter in session.model.named_parameters():
             if parameter.requires_grad and parameter.grad is None:
-                self._wrong.append(without_gradient(name))
+                self._wrong.append(without_gradient(f"`{name}`"))
             elif parameter.grad is not None:
                 gradients[name] = local(parameter.grad)
                 parameter.grad = None

@@ -24,11 +24,38 @@ from harness.training.tree_sums import Differing, without_gradient
 from harness.workers import Workers
 
 
+class Order:
+    """What a backward pass brings together, in its order: the same in every pass and on every rank, or gloo
+    ends the process, and others add what does not belong together."""
+
+    def __init__(self) -> None:
+        self._learning = False
+        self._passes: list[tuple[str, int]] = []
+        self._next = 0
+
+    def learn(self, learning: bool) -> None:
+        """Take the passes from here on for the order, or from here on compare with it."""
+        if learning:
+            self._passes = []
+        self._learning, self._next = learning, 0
+
+    def require(self, unit: str, elements: int) -> None:
+        """``unit`` sends so many. Raises `TrainingFailed` when that is not what comes next."""
+        if self._learning:
+            self._passes.append((unit, elements))
+        elif self._passes:
+            wanted = self._passes[self._next % len(self._passes)]
+            self._next += 1
+            if (unit, elements) != wanted:
+                raise without_gradient(f"a parameter of `{wanted[0]}`")
+
+
 class TreeReduceScatter(ReduceScatter):
     """Adds the gradients of one FSDP2 unit in the tree's order, as its custom reduce-scatter."""
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, order: Order) -> None:
         self.unit = unit
+        self._order = order
         self.watching = False
         """Whether every rank sends the same, so that another one shows."""
         self.others: Tensor | None = None
@@ -53,6 +80,7 @@ class TreeReduceScatter(ReduceScatter):
         ``op`` would be a sum, or an average where each rank had the loss of its own samples alone; here every
         loss is divided by the shards of the update, and the tree only adds.
         """
+        self._order.require(self.unit, input_tensor.numel())
         received = torch.empty_like(input_tensor)
         dist.all_to_all_single(received, input_tensor, group=group)
         rows = received.view(group.size(), -1)
@@ -75,9 +103,10 @@ class ShardedSums:
         self._counter = tree.Counter()
         self._losses: list[Tensor] = []
         self._units: list[TreeReduceScatter] = []
+        self._order = Order()
         for name, module in model.named_modules():
             if isinstance(module, FSDPModule):
-                unit = TreeReduceScatter(name or "the model")
+                unit = TreeReduceScatter(name or type(module).__name__.removeprefix("FSDP"), self._order)
                 module.set_custom_reduce_scatter(unit)
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
@@ -97,7 +126,7 @@ class ShardedSums:
         rows = []
         for name, parameter in zip(self._names, self._parameters, strict=True):
             if parameter.grad is None:
-                raise without_gradient(name)
+                raise without_gradient(f"`{name}`")
             rows.append(local(parameter.grad))
         if len(self._losses) < self._count:
             self._counter.add(rows)
@@ -124,10 +153,12 @@ class ShardedSums:
         """In the next pass every rank has the same shard: watch whether they bring the same together."""
         for unit in self._units:
             unit.watching, unit.others = True, None
+        self._order.learn(True)
 
     def differing(self, names: Sequence[str], sums: Tensor) -> Differing | None:
         """Whether a rank brought other gradients than rank 0 since `compare`. This rank's rows, of which
         ``sums`` are, do not say. Collective."""
+        self._order.learn(False)
         own = torch.zeros(len(self._units), self._workers.world_size, dtype=torch.uint8)
         for row, unit in zip(own, self._units, strict=True):
             unit.watching = False

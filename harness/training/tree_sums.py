@@ -104,12 +104,12 @@ class ShardSums:
         if last and self._buckets:
             late = [position for each in self._buckets for position in each.waiting]
             if late:
-                raise without_gradient(self._names[min(late)])
+                raise without_gradient(f"`{self._names[min(late)]}`")
             return
         gradients = []
         for name, parameter in zip(self._names, self._parameters, strict=True):
             if parameter.grad is None:
-                raise without_gradient(name)
+                raise without_gradient(f"`{name}`")
             gradients.append(parameter.grad)
             parameter.grad = None
         if not last:
@@ -212,10 +212,10 @@ class ShardSums:
             self._next += 1
 
 
-def without_gradient(name: str) -> TrainingFailed:
-    """The error about a parameter that a micro-batch does not reach."""
+def without_gradient(what: str) -> TrainingFailed:
+    """The error about a parameter, ``what`` in words, that a micro-batch does not reach."""
     return TrainingFailed(
-        f"`{name}` gets no gradient from a micro-batch, so its sum has no fixed tree",
+        f"{what} gets no gradient from a micro-batch, so its sum has no fixed tree",
         where="determinism.elastic",
         remedy="freeze it, use it in every micro-batch, or set determinism.elastic=false",
     )

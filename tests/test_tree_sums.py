@@ -1,0 +1,93 @@
+"""The sums of logical shards: what is sent while the backward pass still runs, and in which order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.errors import TrainingFailed
+from harness.training import tree_sums
+from harness.training.sharded_sums import Order
+from harness.training.tree_sums import ShardSums
+from harness.workers import Workers
+
+RANKS, SHARDS = 2, 4
+
+
+def test_each_bucket_is_sent_while_the_backward_pass_of_the_last_shard_still_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Oracle: the order of events on one of two ranks, whose peer has the same gradients. When the last
+    shard's gradient has come down to the first layer, both layers above have been sent, and before the last
+    shard nothing was. The sum of the ranks: twice torch's own of these shards."""
+    events: list[str] = []
+
+    def all_to_all(pieces: Tensor, rows: Tensor, async_op: bool) -> Any:
+        events.append("sent")
+        assert async_op
+        pieces.copy_(rows[0])  # of both ranks
+        return done
+
+    def all_gather(whole: Tensor, own: Tensor, async_op: bool = False) -> Any:
+        events.append("gathered")
+        parts = whole.view(RANKS, -1)
+        parts[0] = own
+        parts[1] *= 2  # what this rank has sent of the peer's piece, and the peer's own
+        return done if async_op else None
+
+    class Done:
+        def wait(self) -> None:
+            """Nothing is on its way."""
+
+    done = Done()
+    monkeypatch.setattr(tree_sums.dist, "all_to_all_single", all_to_all)
+    monkeypatch.setattr(tree_sums.dist, "all_gather_into_tensor", all_gather)
+    monkeypatch.setattr(tree_sums, "BUCKET_BYTES", 300)  # one layer
+    torch.manual_seed(0)
+    layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(3)])
+    batches = [torch.randn(2, 8) for _ in range(SHARDS // RANKS)]
+    sums = ShardSums(
+        replace(Workers.alone(torch.device("cpu")), world_size=RANKS),
+        list(layers.named_parameters()),
+        len(batches),
+    )
+
+    def loss_of(batch: Tensor) -> Tensor:
+        first = layers[0](batch)
+        first.register_hook(lambda _: events.append("at the first layer"))
+        return layers[2](layers[1](first).relu()).square().mean()  # type: ignore[no-any-return]
+
+    loss = loss_of(batches[0])
+    loss.backward()
+    sums.take(loss.detach())
+    assert events == ["at the first layer"]
+    loss = loss_of(batches[1])
+    with sums.last():
+        loss.backward()
+    sums.take(loss.detach())
+    assert events[1:] == ["sent", "sent", "at the first layer", "sent"]
+    sums.finish()
+    assert events[5:] == ["gathered"] * 4  # three buckets, and the losses
+    found = [each.grad for each in layers.parameters()]
+    expected = torch.autograd.grad(sum(map(loss_of, batches)), list(layers.parameters()))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, 2 * other)
+
+
+def test_a_rank_that_would_send_something_else_is_stopped_before_it_does() -> None:
+    """Oracle: the order that was learned, in every pass after it; the unit that did not come is named."""
+    order = Order()
+    order.learn(True)
+    for unit, elements in (("head", 8), ("block", 16)):
+        order.require(unit, elements)
+    order.learn(False)
+    for unit, elements in 2 * (("head", 8), ("block", 16)):
+        order.require(unit, elements)
+    with pytest.raises(TrainingFailed, match="a parameter of `head` gets no gradient from a micro-batch"):
+        order.require("block", 16)
+    with pytest.raises(TrainingFailed, match="a parameter of `block` gets no gradient from a micro-batch"):
+        order.require("block", 12)
