@@ -109,11 +109,14 @@ SCHEMA: Schema = {
 
 
 def load(path: Path) -> Policy:
-    """The policy in the YAML file ``path``, to verify with.
+    """The policy in the YAML file ``path``. Raises `ConfigError` with file and line, and as `require_own`."""
+    require_own(path)
+    return parse(read(path), where=str(path), folder=path.parent)
 
-    Raises `ConfigError` with file and line, `UsageError` for the copy that a run keeps of the policy that it
-    is made under (`harness.provenance.policy_copy`): whoever made the run has written it.
-    """
+
+def require_own(path: Path) -> None:
+    """Raise `UsageError` for the copy that a run keeps of the policy that it is made under
+    (`harness.provenance.policy_copy`): whoever made the run has written it."""
     real = files.real(path)
     if real.name == layout.POLICY and (real.parent / layout.CHECKPOINTS).is_dir():
         raise UsageError(
@@ -121,7 +124,6 @@ def load(path: Path) -> Policy:
             where=str(path),
             remedy="use a policy of your own; harness policy check tells what is in this one",
         )
-    return parse(read(path), where=str(path), folder=path.parent)
 
 
 def read(path: Path) -> str:

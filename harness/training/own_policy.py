@@ -15,7 +15,7 @@ from harness.audit import handover
 from harness.errors import ConfigError, EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files, moments
 from harness.format.layout import RunFolder
-from harness.provenance import heads, history, log, policy_check, policy_copy, policy_fit
+from harness.provenance import heads, history, log, policy_check, policy_copy, policy_file, policy_fit
 from harness.provenance.findings import Findings
 from harness.provenance.keys import Signer, public_keys
 from harness.provenance.log import Log
@@ -58,7 +58,7 @@ def load(settings: Settings) -> OwnPolicy | None:
     """The policy that the config names; None when it names none.
 
     Raises `ConfigError` with file and line for what is no policy, or too large to be kept with the run;
-    `UsageError` for one that cannot be found, or lies in the run folder.
+    `UsageError` for one that cannot be found, lies in the run folder, or is another run's copy.
     """
     path = settings.signing.policy
     if path is None:
@@ -66,6 +66,7 @@ def load(settings: Settings) -> OwnPolicy | None:
     if files.real(path).is_relative_to(files.real(settings.run.dir)):
         what = f"{KEY} lies in the run folder, which only holds a copy of it"
         raise UsageError(what, where=str(path), remedy="name the policy that its authors keep elsewhere")
+    policy_file.require_own(path)
     policy, odd = policy_check.check(path, datetime.now(UTC))
     copy = policy_copy.written(policy)
     if len(copy) > policy_copy.LIMIT:
