@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import rotated
 import run_folder
 import toy_task
 from attack import trusted
+from authority import Authority, stamp_log
 from conftest import Place
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,8 +24,9 @@ from test_verify import harness
 
 from harness.audit import lineage, verify
 from harness.errors import ConfigError
-from harness.provenance import envelope, keys, log, policy_file, rotation
+from harness.provenance import envelope, keys, log, policy_file, rotation, timestamp
 from harness.provenance.rotation import Claim, Rotation
+from harness.provenance.timestamp import Stamp
 
 TRAIN = "{steps: 6, global_batch: 4, micro_batch: 2}"
 OLD, NEW = (["--key", f"{name}.ed25519.pub", f"{name}.p256.pub"] for name in ("old", "new"))
@@ -137,6 +141,30 @@ def test_a_policy_names_a_hand_over_for_checkpoints_apart_from_their_run(folder:
         with pytest.raises(ConfigError, match=reason) as error:
             policy_file.parse(f"{text}{rule}\n", where="trust.yaml", folder=folder)
         assert str(error.value.where).startswith("trust.yaml:")
+
+
+@pytest.mark.parametrize("path", ["run", "run/checkpoints/step-00000010"])
+def test_a_log_with_hand_overs_and_timestamps_is_read_once(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: calls of what opens a timestamp, of which there is one, and the verdict."""
+    run = SampleRun(tmp_path / "run", run_folder.identity(tmp_path / "old"))
+    run.advance(10)
+    old, tsa, calls = run.signer, Authority("tsa"), 0
+    rotated.hand_over(run, rotated.another(run.root))
+    run.advance(20)
+    stamp_log(run.folder.log, tsa, 3)
+
+    def counted(data: bytes, message: bytes, certificates: Sequence[bytes], *, where: str) -> Stamp:
+        nonlocal calls
+        calls += 1
+        return opened(data, message, certificates, where=where)
+
+    opened = timestamp.opened
+    monkeypatch.setattr(timestamp, "opened", counted)
+    policy = dataclasses.replace(trusted(old), authorities=tsa.trusted)
+    assert verify.verify(tmp_path / path, policy, quiet=True).exit_code == 0
+    assert calls == 1
 
 
 def test_both_bundles_are_what_other_tools_read(folder: Path) -> None:

@@ -39,10 +39,10 @@ def read(paths: Sequence[Path], policy: Policy, findings: Findings) -> list[Entr
     """
     found: list[Entry] = []
     for path in paths:
-        told = findings.attempt(rotation.CHECK, handover.trust, path, policy)
+        shown = seen.beside(path, policy)
+        told = findings.attempt(rotation.CHECK, handover.trust, path, policy, shown)
         whom = policy if told is None else told.policy
-        shown = seen.beside(path, whom)
-        opened = [opening.examine_folder(folder, whom, findings, shown) for folder in folders(path)]
+        opened = [opening.examine_folder(folder, whom, findings, shown.bundles) for folder in folders(path)]
         entries = history.in_order([entry_of(each) for each in opened if each is not None])
         if layout.kind_of(path) == "run":
             history.check_lineage(entries, findings)

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.audit import stamps
+from harness.audit import seen
+from harness.audit.seen import Seen
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import heads, history, log, rotation, tiles
+from harness.provenance import history, log, rotation, tiles
+from harness.provenance.findings import Findings
 from harness.provenance.keys import Signer, public_keys
 from harness.provenance.policy import Policy
 from harness.provenance.rotation import Claim, Rotation
@@ -31,29 +33,25 @@ class Trust:
     """In the order of the log."""
 
 
-def trust(path: Path, policy: Policy, *, logged: Path | None = None) -> Trust:
+def trust(path: Path, policy: Policy, shown: Seen | None = None, *, logged: Path | None = None) -> Trust:
     """``policy`` and what the log of ``path`` adds, which is a run or a checkpoint in one; ``logged``: the
     folder of that log, where it lies elsewhere.
 
+    ``shown``: what `harness.audit.seen` has found in that log; looked up here when it is not given and there
+    is a hand-over.
+
     Raises `VerificationFailed` for a hand-over that breaks a rule or that no accepted key has signed.
     """
-    run = run_of(path)
+    run = layout.run_of(path)
     folder = logged or (None if run is None else run.log)
     found = [] if folder is None else list(_claims(folder))
     if folder is None or not found:
         return Trust(policy)
-    moments = _moments(folder, policy)
-    claims = [Claim(data, f"{folder}, record {number}", _earliest(moments, number)) for number, data in found]
+    if shown is None:
+        shown = seen.look(folder, policy, Findings())
+    claims = [Claim(data, f"{folder}, record {number}", shown.earliest(number)) for number, data in found]
     more, rotations = rotation.extended(policy, claims, timed=False)
     return Trust(more, tuple(rotations))
-
-
-def run_of(path: Path) -> RunFolder | None:
-    """The run folder that ``path`` is, or lies in as a checkpoint."""
-    path = files.real(path)
-    if path.parent.name == layout.CHECKPOINTS:
-        return RunFolder(path.parent.parent)
-    return RunFolder(path) if (path / layout.CHECKPOINTS).is_dir() else None
 
 
 def enter(run: RunFolder, data: bytes, new: Signer) -> int | None:
@@ -97,19 +95,3 @@ def _claims(folder: Path) -> Iterator[tuple[int, bytes]]:
                     yield index * tiles.WIDTH + offset, found
     except (EvidenceIncomplete, VerificationFailed):
         return  # a log that cannot be read adds nothing, and is a finding where it is checked
-
-
-def _moments(folder: Path, policy: Policy) -> list[tuple[int, str]]:
-    """(size, moment) of the kept and timestamped heads that show when the log's records were there."""
-    if not policy.authorities and not any(each.seen for each in policy.log_heads):
-        return []
-    try:
-        book = log.read_claimed(folder)
-        stamped = stamps.good(folder, book, policy)
-        return [*heads.seen_before(book, policy.log_heads), *((each.size, each.moment) for each in stamped)]
-    except (EvidenceIncomplete, VerificationFailed):
-        return []
-
-
-def _earliest(moments: list[tuple[int, str]], number: int) -> str | None:
-    return min((moment for size, moment in moments if size > number), default=None)

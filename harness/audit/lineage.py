@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.audit import exported, handover, prepared, seen, story
+from harness.audit.seen import Seen
 from harness.audit.story import Story
 from harness.errors import EvidenceIncomplete, HarnessError
 from harness.format import files, layout
@@ -135,12 +136,12 @@ def _sealed(folder: Path, policy: Policy | None, findings: Findings) -> Corpus |
 def _told(path: Path, policy: Policy | None, findings: Findings) -> list[Story | Unreadable]:
     """What the checkpoints of one folder say, and the lineage between them."""
     alone = layout.kind_of(path) == "checkpoint"
+    shown = Seen() if policy is None else seen.beside(path, policy)
     if policy is not None:
-        trust = findings.attempt(rotation.CHECK, handover.trust, path, policy)
+        trust = findings.attempt(rotation.CHECK, handover.trust, path, policy, shown)
         policy = policy if trust is None else trust.policy
     folders = [path] if alone else list(_folders(RunFolder(path), findings))
-    shown = {} if policy is None else seen.beside(path, policy)
-    found = [_read(folder, policy, findings, shown) for folder in folders]
+    found = [_read(folder, policy, findings, shown.bundles) for folder in folders]
     if policy is not None and not alone:
         _check_lineage([each for each in found if isinstance(each, Story)], findings)
     return found

@@ -23,8 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.audit import handover, payload
-from harness.audit.seen import beside
+from harness.audit import handover, payload, seen
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout, safetensors_header
 from harness.format.manifest import FileEntry, Manifest
@@ -96,8 +95,9 @@ def open_checkpoint(folder: Path, policy: Policy) -> OpenedCheckpoint:
     checkpoint's payload, too), `EnvironmentFault` for a disk that cannot be read.
     """
     findings = Findings()
-    trusted = handover.trust(folder, policy).policy
-    opened = examine_folder(folder, trusted, findings, beside(folder, trusted))
+    shown = seen.beside(folder, policy)
+    trusted = handover.trust(folder, policy, shown).policy
+    opened = examine_folder(folder, trusted, findings, shown.bundles)
     findings.raise_first()
     if opened is None:
         raise VerificationFailed("could not be examined", where=str(folder))

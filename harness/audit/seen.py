@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.audit import handover, stamps
+from harness.audit import stamps
 from harness.audit.stamps import Stamped
 from harness.errors import EvidenceIncomplete, VerificationFailed
+from harness.format import layout
 from harness.provenance import heads, history, log
 from harness.provenance.findings import Findings
 from harness.provenance.policy import Policy
@@ -22,6 +23,8 @@ from harness.provenance.policy import Policy
 class Seen:
     """What was there when."""
 
+    moments: Sequence[tuple[int, str]] = ()
+    """(size, moment): so many records are shown to have been there then."""
     bundles: Mapping[str, str] = field(default_factory=dict)
     """Hex sha256 of each logged bundle → the earliest moment at which it is shown to be there."""
     whole: str | None = None
@@ -32,6 +35,10 @@ class Seen:
     """The good timestamps."""
     book: log.Log | None = None
     """The log that all of this is said of, as it claims to be; None where nothing is said."""
+
+    def earliest(self, number: int) -> str | None:
+        """The earliest moment at which the record ``number`` is shown to be there; None: at none."""
+        return min((moment for size, moment in self.moments if size > number), default=None)
 
 
 def look(folder: Path, policy: Policy, findings: Findings) -> Seen:
@@ -56,14 +63,13 @@ def look(folder: Path, policy: Policy, findings: Findings) -> Seen:
         findings.note(_told(stamped))
     whole = min((moment for size, moment in moments if size == book.head.size), default=None)
     seen_whole = [moment for size, moment in kept if size == book.head.size]
-    return Seen(bundles, whole, seen_whole, stamped, book)
+    return Seen(moments, bundles, whole, seen_whole, stamped, book)
 
 
-def beside(folder: Path, policy: Policy) -> Mapping[str, str]:
-    """`Seen.bundles` of the run that ``folder`` is, or lies in as a checkpoint; whatever is wrong there shows
-    nothing."""
-    run = handover.run_of(folder)
-    return {} if run is None else look(run.log, policy, Findings()).bundles
+def beside(folder: Path, policy: Policy) -> Seen:
+    """`look` at the run that ``folder`` is, or lies in as a checkpoint; what is wrong there shows nothing."""
+    run = layout.run_of(folder)
+    return Seen() if run is None else look(run.log, policy, Findings())
 
 
 def _told(stamped: Sequence[Stamped]) -> str:

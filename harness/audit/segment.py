@@ -163,9 +163,9 @@ class Authentic:
 def authentic(run: RunFolder, policy: Policy) -> Authentic:
     """Examine the whole run but for payload bytes. Raises the first failure."""
     findings = Findings()
-    policy = handover.trust(run.root, policy).policy
     shown, folders = seen.beside(run.root, policy), (*run.complete(), *run.pruned())
-    opened = [opening.examine_folder(each, policy, findings, shown) for each in folders]
+    policy = handover.trust(run.root, policy, shown).policy
+    opened = [opening.examine_folder(each, policy, findings, shown.bundles) for each in folders]
     known = sorted((each for each in opened if each is not None), key=lambda each: each.statement.step_to)
     entries = [
         Entry(str(each.folder), each.statement, each.checkpoint_id, each.bundle_sha256) for each in known

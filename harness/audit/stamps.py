@@ -75,11 +75,6 @@ def check(folder: Path, book: Log, there: Sequence[int], policy: Policy, finding
     return found
 
 
-def good(folder: Path, book: Log, policy: Policy) -> list[Stamped]:
-    """Those that are good, whatever the others are."""
-    return check(folder, book, sizes(folder) if policy.authorities else [], policy, Findings())
-
-
 def require(book: Log, stamped: Sequence[Stamped], policy: Policy, findings: Findings, where: str) -> None:
     """Where ``policy`` requires timestamps: none of the checkpoints in ``book`` is without."""
     if TIMESTAMP not in policy.required:

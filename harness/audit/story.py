@@ -95,8 +95,9 @@ def read(folder: Path, policy: Policy | None, *, logged: Path | None = None) -> 
     if policy is None:
         return unverified(folder)
     findings = Findings()
-    trusted = handover.trust(folder, policy, logged=logged).policy
-    story = examined(folder, trusted, findings, seen.beside(folder, trusted))
+    shown = seen.beside(folder, policy) if logged is None else seen.look(logged, policy, Findings())
+    trusted = handover.trust(folder, policy, shown, logged=logged).policy
+    story = examined(folder, trusted, findings, shown.bundles)
     findings.raise_first()
     if story is None:
         raise VerificationFailed("could not be examined", where=str(folder))

@@ -40,6 +40,7 @@ from harness.audit import tiers as tier_rules
 from harness.audit.ancestors import entry_of
 from harness.audit.handover import Trust
 from harness.audit.opening import OpenedCheckpoint
+from harness.audit.seen import Seen
 from harness.audit.stamps import Stamped
 from harness.audit.tiers import Evidence, Tiers
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
@@ -156,7 +157,7 @@ def verify(
                 remedy="add --key NAME.ed25519.pub",
             )
         return verify_models(path, policy, quiet=quiet)
-    keys = _keys(path, policy)
+    keys = _keys(path, policy) if head or since is not None else ()
     earlier = None if since is None else heads.load(since, keys, policy)
     kept = [heads.load(file, keys, policy) for file in head] + ([earlier] if earlier else [])
     policy = replace(policy, log_heads=(*policy.log_heads, *kept))
@@ -242,9 +243,9 @@ def verify_checkpoint(
     """Check one checkpoint by itself. Raises `EnvironmentFault` for a disk that cannot be read."""
     started = time.perf_counter()
     findings, given = Findings(), policy
-    policy = _trust(folder, policy, findings).policy
     shown = seen.beside(folder, policy)
-    opened = opening.examine_folder(folder, policy, findings, shown)
+    policy = _trust(folder, policy, shown, findings).policy
+    opened = opening.examine_folder(folder, policy, findings, shown.bundles)
     hashed = 0 if opened is None else _hash_payload([opened], findings, quiet)
     if opened is not None and opened.kind == "pruned":
         findings.missing("payload", opening.pruned(folder).what, str(folder), "choose a newer checkpoint")
@@ -258,13 +259,13 @@ def verify_checkpoint(
     freshness.check(policy, times, findings, str(folder))
     findings.note("lineage and log: not checked (they belong to the run folder)")
     report = _report(folder, "checkpoint", findings, [] if opened is None else [opened], hashed, started)
-    return replace(report, shown=shown)
+    return replace(report, shown=shown.bundles)
 
 
-def _trust(path: Path, policy: Policy, findings: Findings) -> Trust:
-    """Whom to trust, hand-overs in the log counted in."""
+def _trust(path: Path, policy: Policy, shown: Seen, findings: Findings) -> Trust:
+    """Whom to trust, hand-overs in the log counted in, of which ``shown`` tells when they were there."""
     try:
-        trust = handover.trust(path, policy)
+        trust = handover.trust(path, policy, shown)
     except VerificationFailed as error:
         findings.bad(rotation.CHECK, error.what, error.where or str(path), error.remedy)
         return Trust(policy)
@@ -306,13 +307,13 @@ def verify_run(
     findings = Findings()
     run, given = RunFolder(root), policy
     try:
-        trust = _trust(root, policy, findings)
+        shown = seen.look(run.log, policy, findings)
+        trust = _trust(root, policy, shown, findings)
         policy = trust.policy
         if policy.witnesses and not policy.log_heads:
             what = "the policy wants a head that witnesses have cosigned, and none is kept"
             findings.missing(heads.CHECK, what, str(root), "give it: --head FILE, or log_head in the policy")
         findings.all_of("file set", _links(run))
-        shown = seen.look(run.log, policy, findings)
         folders = _folders(run, findings)
         claimed = shown.book or _claimed(run)
         earlier = incremental.known(claimed, since)

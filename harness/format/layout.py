@@ -172,6 +172,14 @@ class RunFolder:
         return [entry for _, entry in sorted(found)]
 
 
+def run_of(path: Path) -> RunFolder | None:
+    """The run folder that ``path`` is, or lies in as a checkpoint."""
+    path = files.real(path)
+    if path.parent.name == CHECKPOINTS:
+        return RunFolder(path.parent.parent)
+    return RunFolder(path) if (path / CHECKPOINTS).is_dir() else None
+
+
 def kind_of(path: Path) -> Literal["run", "checkpoint"]:
     """Whether ``path`` is a run folder or a checkpoint folder. Raises `UsageError` when it is neither."""
     if (path / MANIFEST).is_file() or (path / PROVENANCE).is_dir() or _looks_like_checkpoint(path):
