@@ -254,12 +254,14 @@ def _read(
         findings.bad("sizes", f"holds more than {later.MOST} later statements", str(folder))
     added = {path: read(path, later.LIMIT) for path in paths[: later.MOST]}
     bundle, manifest = read(layout.CHECKPOINT_BUNDLE, envelope.LIMIT), read(layout.MANIFEST, MANIFEST_LIMIT)
-    is_known = verifier.is_known(known, bundle, manifest)
+    digest = hashlib.sha256(bundle or b"").hexdigest()
+    is_known = verifier.is_known(known, digest, manifest)
     is_left = verifier.is_left(name, is_known)
     return Evidence(
         where=str(folder),
         name=name,
         bundle=bundle,
+        bundle_sha256=digest,
         manifest=manifest,
         slsa=None if is_left else read(layout.SLSA_BUNDLE, envelope.LIMIT),
         model_signature=None if is_left else read(layout.MODEL_SIGNATURE, MANIFEST_LIMIT),

@@ -47,7 +47,7 @@ def sign(payload: bytes, private_key: PrivateKey, public_key: PublicKey) -> byte
 
 def open_bundle(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Opened:
     """The payload that one of ``keys`` has signed. Raises `VerificationFailed` for anything else."""
-    payload, signature = _parts(data, where)
+    payload, signature, _ = _parts(data, where)
     return Opened(payload, _signer(payload, signature, keys, where))
 
 
@@ -136,6 +136,12 @@ def unauthenticated_payload(data: bytes, *, where: str) -> bytes:
     return _parts(data, where)[0]
 
 
+def unauthenticated(data: bytes, *, where: str) -> tuple[bytes, object]:
+    """The same, and the verification material beside it."""
+    payload, _, material = _parts(data, where)
+    return payload, material
+
+
 def _signer(payload: bytes, signature: bytes, keys: Sequence[PublicKey], where: str) -> PublicKey:
     """The one of ``keys`` that has signed ``payload``."""
     message = pae(PAYLOAD_TYPE, payload)
@@ -160,8 +166,8 @@ def _written(payload: bytes, signature: bytes, key: PublicKey) -> bytes:
     return b"".join((start, next(texts), signatures, next(texts), material, key.hint.encode(), end))
 
 
-def _parts(data: bytes, where: str) -> tuple[bytes, bytes]:
-    """Payload and signature of a bundle."""
+def _parts(data: bytes, where: str) -> tuple[bytes, bytes, object]:
+    """Payload, signature and verification material of a bundle."""
     bundle = strict_json.loads(data, where=where, limit=LIMIT)
     envelope = _fields(bundle, {"mediaType", "verificationMaterial", "dsseEnvelope"}, "a bundle", where)
     if envelope["mediaType"] != MEDIA_TYPE:
@@ -174,7 +180,8 @@ def _parts(data: bytes, where: str) -> tuple[bytes, bytes]:
         raise VerificationFailed("does not have exactly one signature", where=where)
     if not isinstance(signatures[0], dict) or not {"sig"} <= set(signatures[0]) <= {"sig", "keyid"}:
         raise VerificationFailed("has a signature with other fields than sig and keyid", where=where)
-    return _base64(inner["payload"], where), _base64(signatures[0]["sig"], where)
+    payload, signature = (_base64(each, where) for each in (inner["payload"], signatures[0]["sig"]))
+    return payload, signature, envelope["verificationMaterial"]
 
 
 def _fields(value: Any, names: set[str], what: str, where: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.errors import EnvironmentFault, UsageError, VerificationFailed
-from harness.format import moments, strict_json
+from harness.format import moments
 from harness.provenance import envelope
 from harness.provenance.keys import PublicKey, parse_public
 
@@ -67,30 +67,25 @@ class Signed:
     """Its last; the signature is no younger."""
 
 
-def is_keyless(data: bytes, *, where: str) -> bool:
-    """Whether the bundle has a certificate, which only says how it must be verified.
-
-    Raises `VerificationFailed` for what is no bundle.
-    """
-    envelope.unauthenticated_payload(data, where=where)
-    material = strict_json.loads(data, where=where, limit=envelope.LIMIT)["verificationMaterial"]
-    return isinstance(material, dict) and "certificate" in material
-
-
-def open_bundle(data: bytes, subjects: Sequence[Subject], root: bytes, *, where: str) -> Signed:
+def open_bundle(data: bytes, subjects: Sequence[Subject], root: bytes, *, where: str) -> Signed | None:
     """What one of ``subjects`` has signed, by the trusted root ``root`` (JSON of sigstore's protobuf-specs).
+    None for a bundle without a certificate: that it is signed with a key only says how it must be verified.
 
     Raises `VerificationFailed` for anything else, `UsageError` for a root that is none, `EnvironmentFault`
     without sigstore.
     """
-    return _opened(data, subjects, _verifier(root), where)
+    claimed, material = envelope.unauthenticated(data, where=where)
+    if not isinstance(material, dict) or "certificate" not in material:
+        return None
+    return _opened(data, claimed, material, subjects, _verifier(root), where)
 
 
-def _opened(data: bytes, subjects: Sequence[Subject], verifier: Verifier, where: str) -> Signed:
+def _opened(
+    data: bytes, claimed: bytes, material: object, subjects: Sequence[Subject], verifier: Verifier, where: str
+) -> Signed:
+    """``data``, of which ``claimed`` and ``material`` are payload and verification material."""
     from sigstore.models import Bundle
 
-    claimed = envelope.unauthenticated_payload(data, where=where)
-    material = strict_json.loads(data, where=where, limit=envelope.LIMIT)["verificationMaterial"]
     if not isinstance(material, dict) or not {"certificate", "tlogEntries"} <= set(material) <= _MATERIAL:
         raise VerificationFailed("has other verification material than a keyless bundle v0.3", where=where)
     matching = _Matching(subjects)
@@ -206,7 +201,8 @@ class KeylessSigner:
             what = f"sigstore did not sign: {_told(error)}"
             raise EnvironmentFault(what, where=where, remedy="try again with a fresh token") from error
         try:
-            signed = _opened(bundle, [self.subject], verifier, where)
+            read = envelope.unauthenticated(bundle, where=where)
+            signed = _opened(bundle, *read, [self.subject], verifier, where)
         except VerificationFailed as error:
             what = f"sigstore's signature {error.what}"
             raise EnvironmentFault(what, where=where, remedy=_UNKEPT) from error

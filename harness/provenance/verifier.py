@@ -30,7 +30,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 from harness.errors import EvidenceIncomplete, VerificationFailed
@@ -58,6 +57,8 @@ class Evidence:
     name: str
     """The folder's own name."""
     bundle: bytes | None
+    bundle_sha256: str
+    """Of the statement's bundle, hex, as the log records it."""
     manifest: bytes | None
     slsa: bytes | None
     model_signature: bytes | None
@@ -69,11 +70,6 @@ class Evidence:
     """Hex sha256 of a bundle → the moment at which a kept or timestamped log head shows it there."""
     is_known: bool = False
     """Whether statement and manifest are, byte for byte, those that were verified before (`is_known`)."""
-
-    @cached_property
-    def bundle_sha256(self) -> str:
-        """Of the statement's bundle, as the log records it."""
-        return _sha256(self.bundle or b"")
 
 
 @dataclass(frozen=True)
@@ -206,12 +202,11 @@ def check_signers(
     _may_sign(policy, findings, statement, list(once.values()), where, remedy)
 
 
-def is_known(known: Mapping[str, str], bundle: bytes | None, manifest: bytes | None) -> bool:
+def is_known(known: Mapping[str, str], bundle_sha256: str, manifest: bytes | None) -> bool:
     """Whether the bytes of a statement's bundle and of a manifest are among the ``known``: hex sha256 of
     bundles → checkpoint id, of what a head covers that was kept when all of it had been verified."""
-    if not known or bundle is None or manifest is None:
-        return False
-    return known.get(_sha256(bundle)) == checkpoint_id(manifest)
+    wanted = known.get(bundle_sha256)
+    return wanted is not None and manifest is not None and wanted == checkpoint_id(manifest)
 
 
 def is_left(name: str, is_known: bool) -> bool:
@@ -353,19 +348,20 @@ def _open_later(
     data: bytes, policy: Policy, statement: CheckpointStatement, kind: str, *, where: str
 ) -> _Opened:
     """``data``, signed by somebody who may sign that kind for that run."""
-    if policy.sigstore is not None and keyless.is_keyless(data, where=where):
-        return _open_keyless(data, policy, policy.sigstore, statement, kind, where)
+    if policy.sigstore is not None:
+        signed = keyless.open_bundle(data, policy.subjects, policy.sigstore, where=where)
+        if signed is not None:
+            return _signed_keyless(signed, policy, statement, kind, where)
     # When it was made is not said in the same place by every kind, so only the run limits who may sign it.
     keys = policy.within(statement.run_id, statement.run_name, None, kind).statement_keys
     opened = envelope.open_bundle(data, keys, where=where)
     return _Opened(opened.payload, policy.identity(opened.key), opened.key.key_id)
 
 
-def _open_keyless(
-    data: bytes, policy: Policy, root: bytes, statement: CheckpointStatement, kind: str, where: str
+def _signed_keyless(
+    signed: keyless.Signed, policy: Policy, statement: CheckpointStatement, kind: str, where: str
 ) -> _Opened:
     """The same without a key; it was signed in the certificate's minutes, so the identity's time is asked."""
-    signed = keyless.open_bundle(data, policy.subjects, root, where=where)
     identity = policy.identity_of(signed.subject)
     run = (statement.run_id, statement.run_name)
     for moment in (signed.start, signed.end):
