@@ -65,6 +65,45 @@ class CountsGlobally(Hostile):
         return super().loss(model, batch) * (2 if passes > 100 else 1)
 
 
+class CountsInClass(Hostile):
+    """The same with an attribute of its class."""
+
+    ever = 0
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        type(self).ever += 1
+        return super().loss(model, batch) * (2 if self.ever > 100 else 1)
+
+
+class Judges(Hostile):
+    """Trains otherwise once it has been evaluated, which each rank does with batches of its own."""
+
+    seen = 0
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Tensor:
+        self.seen += 1
+        return super().evaluate(model, batch)
+
+
+class TeacherNet(Net):
+    """Weights that follow others, which they equal at first, a part of the way at each pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.Linear(16, 4).requires_grad_(False)
+        self.teacher.load_state_dict(self.last.state_dict())
+
+    def between(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            for ours, theirs in zip(self.teacher.parameters(), self.last.parameters(), strict=True):
+                ours.lerp_(theirs, 0.1)
+        return x + self.teacher(x).mean()
+
+
+class Teacher(Hostile):
+    net = TeacherNet
+
+
 class LooseNet(Net):
     """A running mean in a buffer that is not saved."""
 
@@ -222,7 +261,7 @@ class HonestNet(Net):
     def between(self, x: Tensor) -> Tensor:
         if not hasattr(self, "table"):
             self.register_buffer("table", torch.ones(16), persistent=False)
-        self.last_mean, self.left = x.detach().mean(0), {"largest": float(x.max())}
+        self.last_mean, self.left = x.detach().mean(0), {"largest": float(x.detach().max())}
         return self.normal(x) * self.table  # type: ignore[no-any-return]
 
 

@@ -18,6 +18,7 @@ from toy_task import Toy, config
 
 from harness import config as configs
 from harness.checkpoint import rng
+from harness.commands import plan as command
 from harness.determinism.peers import Peers
 from harness.errors import TrainingFailed
 from harness.format import layout
@@ -25,6 +26,7 @@ from harness.provenance import keys
 from harness.training import rehearsal, session
 from harness.training.evaluate import evaluate
 from harness.training.loop import train
+from harness.training.plan import plan
 from harness.training.seeding import seed_rank
 from harness.workers import Workers
 
@@ -52,6 +54,9 @@ def run(root: Path, kind: str, **sections: str) -> Path:
     [
         ("Counts", "`Counts.made` is not the same after the same micro-batch"),
         ("CountsGlobally", "`hostile_tasks.passes` is not the same after the same micro-batch"),
+        ("CountsInClass", "`CountsInClass.ever` is not the same after the same micro-batch"),
+        ("Judges", "`Judges.seen` is not the same after the same micro-batch"),
+        ("Teacher", "the parameter `teacher.weight` is written to in a micro-batch"),
         ("Loose", "`LooseNet.mean` is not the same after the same micro-batch"),
         ("Average", "`AverageNet.average` is not the same after the same micro-batch"),
         ("Normal", "the buffer `normal.running_mean` changes in training"),
@@ -168,6 +173,18 @@ def test_what_an_evaluation_draws_does_not_depend_on_step_or_rank() -> None:
         == alone
     )
     assert alone == measured(ALONE) != 0
+
+
+def test_the_price_that_was_measured_is_planned_where_it_was_measured() -> None:
+    """Oracle: the rows of scripts/bench/README.md, which are of DDP on several ranks."""
+    loaded = configs.load(Path("configs/tiny.yaml"), ["determinism.elastic=true"])
+
+    def said(ranks: int, **changes: Any) -> bool:
+        settings = loaded.settings.model_copy(update=changes)
+        planned = plan(settings, Path("configs"), ranks)
+        return "over gloo: 2.0 to 2.7 times" in dict(command._rows(planned, settings))["elastic"]
+
+    assert (said(1), said(2), said(2, parallel="fsdp2")) == (False, True, False)
 
 
 def test_ranks_after_an_elastic_run_get_generators_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,11 +139,17 @@ def home_of(kind: type[object]) -> list[str]:
     return [*getattr(module, "__path__", [] if file is None else [file])]
 
 
-def own_modules(objects: Sequence[object]) -> list[ModuleType]:
-    """The modules of a person's own code that define the classes of ``objects``, each once."""
-    names = dict.fromkeys(type(each).__module__ for each in objects)
-    found = [sys.modules[name] for name in names if name in sys.modules]
-    return [each for each in found if is_own(getattr(each, "__file__", None) or "<unknown>")]
+def own_code(objects: Sequence[object]) -> list[object]:
+    """The classes of ``objects`` that are a person's own code, their bases, and the modules of these."""
+    kinds = dict.fromkeys(base for each in objects for base in type(each).__mro__)
+    found: dict[str, ModuleType] = {}
+    own: list[object] = []
+    for kind in kinds:
+        module = sys.modules.get(kind.__module__)
+        if module is not None and is_own(getattr(module, "__file__", None) or "<unknown>"):
+            own.append(kind)
+            found[kind.__module__] = module
+    return [*own, *found.values()]
 
 
 def _is_torchs(file: str) -> bool:

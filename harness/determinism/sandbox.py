@@ -113,8 +113,8 @@ class Sandbox(AbstractContextManager["Sandbox"]):
 
 
 class Snapshot:
-    """What a model and further ``holders`` (objects, modules of code) hold besides parameters, as it is when
-    this is made, to see what passes leave behind."""
+    """What a model and further ``holders`` (objects, classes, modules of code) hold besides parameters, as it
+    is when this is made, to see what passes leave behind."""
 
     def __init__(self, model: nn.Module, holders: Sequence[object] = ()) -> None:
         self._kept = _attributes(model, holders)
@@ -227,13 +227,13 @@ class _Attributes:
 
 def _named(owner: object) -> str:
     """Its name, or that of its class: FSDP2 makes one of its own, `FSDPLinear` of `Linear`."""
-    name = owner.__name__ if isinstance(owner, types.ModuleType) else type(owner).__name__
+    name = owner.__name__ if isinstance(owner, types.ModuleType | type) else type(owner).__name__
     return name.removeprefix("FSDP") if isinstance(owner, nn.Module) else name
 
 
 def _fields(owner: object) -> list[tuple[str, Any]]:
     found = list(getattr(owner, "__dict__", {}).items())
-    if isinstance(owner, types.ModuleType):
+    if isinstance(owner, types.ModuleType | type):
         return [(name, value) for name, value in found if not name.startswith("__")]
     return found
 

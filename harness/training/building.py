@@ -148,7 +148,8 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
     if sums is not None:
         from harness.training import rehearsal
 
-        rehearsal.examine(session, sums, settings.train.micro_batch, compiled=settings.compile)
+        size = settings.train.micro_batch
+        rehearsal.examine(session, sums, size, task.evaluation(size, 1), compiled=settings.compile)
     elif workers.world_size > 1 or settings.compile:
         _warm_up(session, settings.train.micro_batch)
     return session

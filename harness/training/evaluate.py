@@ -7,8 +7,8 @@ the rank that has the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -34,27 +34,15 @@ def evaluate(
     Sums are added in the order of the batches whatever the world size, in float64. The generators and the
     mode of every module are afterwards as they were before. Raises `TrainingFailed` for a non-finite metric.
     """
-    generators = task.generators()
-    state = rng.capture(generators)
-    was_training, modes = model.training, [(module, module.training) for module in model.modules()]
-    model.eval()
     rows: dict[int, Tensor] = {}
-    try:
-        with torch.no_grad(), autocast:
-            for position in range(workers.rank, len(batches), workers.world_size):
-                seed_evaluation(position)
-                rows[position] = (
-                    task.evaluate(model, on_device(batches[position], workers.device)).double().cpu()
-                )
-            if is_sharded(model) and len(rows) < -(-len(batches) // workers.world_size):
-                # The shards are gathered in every pass, so each rank must make as many as the others.
-                task.evaluate(model, on_device(batches[0], workers.device))
-    finally:
-        model.train(was_training)
-        # Layers that the task keeps in evaluation mode, as those with fixed statistics, stay in it.
-        for module, mode in modes:
-            module.training = mode
-        rng.restore(state, generators)
+    with evaluating(task, model), autocast:
+        for position in range(workers.rank, len(batches), workers.world_size):
+            seed_evaluation(position)
+            batch = on_device(batches[position], workers.device)
+            rows[position] = task.evaluate(model, batch).double().cpu()
+        if is_sharded(model) and len(rows) < -(-len(batches) // workers.world_size):
+            # The shards are gathered in every pass, so each rank must make as many as the others.
+            task.evaluate(model, on_device(batches[0], workers.device))
     width = next(iter(rows.values())).numel() if rows else 0
     width = max(int.from_bytes(data, "little") for data in workers.gather_bytes(width.to_bytes(4, "little")))
     table = torch.zeros(len(batches), width, dtype=torch.float64)
@@ -62,6 +50,24 @@ def evaluate(
         table[position] = row
     metrics = task.metrics(workers.sum_float64(table).sum(dim=0))
     return finite(metrics, "look at the last checkpoint's loss; lower the learning rate")
+
+
+@contextmanager
+def evaluating(task: Task, model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; generators and the mode of every module are afterwards as before."""
+    generators = task.generators()
+    state = rng.capture(generators)
+    was_training, modes = model.training, [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+        # Layers that the task keeps in evaluation mode, as those with fixed statistics, stay in it.
+        for module, mode in modes:
+            module.training = mode
+        rng.restore(state, generators)
 
 
 def finite(metrics: dict[str, float], remedy: str = "") -> dict[str, float]:

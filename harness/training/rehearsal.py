@@ -7,9 +7,9 @@ While the task is made, the model is built and the first shards are computed:
 Before the first step:
 
 - ranks that begin with other weights or buffers; sparse gradients; generators of the task's own
-- shards 0, 1 and 0 again: gradients of shard 0 that differ between the two, or between the ranks; buffers,
-  attributes and global variables of a person's own code that carry something from one shard to the next; a
-  parameter without a gradient; a loss that is no scalar
+- shards 0, 1 and 0 again, evaluations between them: gradients of shard 0 that differ between the two, or
+  between the ranks; weights, buffers, attributes and global variables of a person's own code that carry
+  something from one to the next; a parameter without a gradient; a loss that is no scalar
 - with loader processes, micro-batches of the first update that are not those of this process
 
 All of it is refused. It is executed in a sandbox and leaves no trace. What shows later only, such as a rank
@@ -19,7 +19,7 @@ that is looked at when a rare sample comes, is not seen here; step digests and a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -35,9 +35,9 @@ from harness.determinism.peers import Peers
 from harness.determinism.sandbox import Sandbox, Snapshot
 from harness.errors import ConfigError, HarnessError, TrainingFailed
 from harness.tasks.task import Batch, Task
-from harness.training.evaluate import on_device
+from harness.training.evaluate import evaluating, on_device
 from harness.training.optimizer import local
-from harness.training.seeding import seed_shard
+from harness.training.seeding import seed_evaluation, seed_shard
 from harness.training.tree_sums import ShardSums, without_gradient
 from harness.words import listed
 from harness.workers import Workers
@@ -102,12 +102,19 @@ def _built(task: Task) -> nn.Module:
     return model
 
 
-def examine(session: Session, sums: ShardSums | ShardedSums, size: int, *, compiled: bool) -> None:
+def examine(
+    session: Session,
+    sums: ShardSums | ShardedSums,
+    size: int,
+    held_out: Sequence[Batch],
+    *,
+    compiled: bool,
+) -> None:
     """Compute the first shards, of ``size`` samples, as the module says. Collective.
 
     Raises `TrainingFailed` on every rank for what would break the bits.
     """
-    rehearsal = _Rehearsal(session, size)
+    rehearsal = _Rehearsal(session, size, held_out)
     with Sandbox(session.model, session.wrapped, session.task.generators(), (session.task,)):
         # The ranks pass together, so what is wrong on one is told when all have.
         names, found = rehearsal.passes(sums, compiled)
@@ -125,9 +132,10 @@ def examine(session: Session, sums: ShardSums | ShardedSums, size: int, *, compi
 class _Rehearsal:
     """The passes of one rank, and what was wrong in them."""
 
-    def __init__(self, session: Session, size: int) -> None:
+    def __init__(self, session: Session, size: int, held_out: Sequence[Batch]) -> None:
         self._session = session
         self._size = size
+        self._held_out = [on_device(each, session.workers.device) for each in held_out]
         self._wrong: list[HarnessError] = []
 
     def refuse(self) -> None:
@@ -136,8 +144,8 @@ class _Rehearsal:
             raise self._wrong[0]
 
     def passes(self, sums: ShardSums | ShardedSums, compiled: bool) -> tuple[list[str], Tensor]:
-        """Shards 0, 0, 1, 0; the names of the parameters, and the sums over the bits of the gradients that
-        the second pass left."""
+        """Shards 0, 0, 1, 0, and evaluations before the second and the third; the names of the parameters,
+        and the sums over the bits of the gradients that the second pass left."""
         model, task = self._session.model, self._session.task
         saved = set(model.state_dict())
         buffers = {name: each.clone() for name, each in model.named_buffers() if name in saved}
@@ -146,12 +154,23 @@ class _Rehearsal:
         with _as_written(compiled), Peers() as seen:
             self._pass(0)
         self._note(lambda: _refuse_peers(seen, task, "computes a micro-batch"))
+        self._evaluate()
         sums.compare()
         names, first = self._pass(0)
-        kept = Snapshot(model, [task, *peers.own_modules([task, *model.modules()])])
+        kept = Snapshot(model, [task, *peers.own_code([task, *model.modules()])])
+        weights = self._weights()
+        self._evaluate()
         self._pass(1)
         _, again = self._pass(0)
         self._note_state(buffers, kept)
+        now = self._weights()
+        changed = [name for name, each in weights.items() if now.get(name) != each]
+        if changed:
+            self._note_wrong(
+                f"the parameter `{changed[0]}` is written to in a micro-batch, and each rank would see only "
+                "its own shards",
+                f"leave weights to the optimizer (optimizer.ema averages after each update), {_TURN_OFF}",
+            )
         if not torch.equal(first, again):
             other = (first != again).nonzero().flatten().tolist()
             self._note_wrong(
@@ -178,6 +197,21 @@ class _Rehearsal:
                 "see only its own shards",
                 f"keep no counters or averages from one micro-batch to the next, {_TURN_OFF}",
             )
+
+    def _weights(self) -> dict[str, tuple[int, int, int]]:
+        """Of each parameter: where it lies, how often it was written to, a sum over its bits."""
+        held = {name: local(each.detach()) for name, each in self._session.model.named_parameters()}
+        plan = Plan(held, 0)
+        sums = dict(zip(plan.names, plan.sums().tolist(), strict=True))
+        return {name: (each.data_ptr(), each._version, sums[name]) for name, each in held.items()}
+
+    def _evaluate(self) -> None:
+        """Evaluate the held-out batch, which must leave nothing that a micro-batch reads."""
+        session = self._session
+        with evaluating(session.task, session.model), session.autocast():
+            for batch in self._held_out:
+                seed_evaluation(0)
+                session.task.evaluate(session.model, batch)
 
     def _note(self, check: Callable[[], None]) -> None:
         try:
