@@ -25,6 +25,7 @@ from harness import config, verify
 from harness.audit import rerun
 from harness.checkpoint.restore import Found
 from harness.cli import main
+from harness.commands.report import write_report
 from harness.errors import ConfigError, UsageError, VerificationFailed
 from harness.format import layout, strict_json
 from harness.provenance import keys, log, policy_copy, policy_file, policy_fit, rotation
@@ -162,6 +163,7 @@ def test_a_copy_that_is_none_differs_in_nothing_that_could_be_named(data: bytes)
     """Oracle: no exception, and only names of keys."""
     assert all(isinstance(name, str) for name in policy_copy.changed(data, COPY))
     assert policy_copy.changed(COPY, OTHER) == ["max_age"]
+    assert policy_copy.changed(COPY, b'{"\x1b[2J":1,"format":"x"}')[-1] == "rules of another version"
 
 
 FITS: dict[str, tuple[str, str | None]] = {
@@ -211,6 +213,15 @@ MORE: dict[str, tuple[str, str]] = {
         "identities: [{name: alice, keys: [alice.ed25519.pub]}, {name: x, keys: [bob.p256.pub]}]",
         "it does not know the p256 key",
     ),
+    "half of the key, and model.sig is looked at": (
+        "identities: [{name: alice, keys: [alice.ed25519.pub]}, {name: x, keys: [bob.p256.pub]}]\n"
+        "required: [slsa]",
+        "it does not know the p256 key",
+    ),
+    "an evaluation by somebody whose time will come": (
+        f"identities: [{ALICE % ', statements: [checkpoint, slsa, log, model-signature]'}, "
+        f"{BOB % ', valid: {from: 2027-01-01}'}]\nrequired: [test-result]", "",
+    ),
     "a revoked key": (
         f"identities: [{ALICE % ''}, {BOB % ''}]\nrevoked: [ALICE]", "the ed25519 key ALI… is revoked",
     ),
@@ -245,8 +256,8 @@ MORE: dict[str, tuple[str, str]] = {
         f"identities: [{ALICE % ''}]\nlog_head: HEAD 0}}", "its log_head is of the log 'harness/run/0'",
     ),
     "heads of several logs": (f"identities: [{ALICE % ''}]\nlog_head: [HEAD 0}}, HEAD OWN}}]", ""),
-    "heads of other logs": (
-        f"identities: [{ALICE % ''}]\nlog_head: [HEAD 0}}, HEAD 1}}]", "it has log heads of other runs only",
+    "heads of other logs, to which its own can be added": (
+        f"identities: [{ALICE % ''}]\nlog_head: [HEAD 0}}, HEAD 1}}]", "",
     ),
     "witnesses and an age": (
         f"identities: [{ALICE % ''}]\nwitnesses: {{keys: [bob.ed25519.pub]}}\nmax_age: 1h", "",
@@ -354,6 +365,17 @@ def test_what_is_odd_in_it_is_told_before_the_run(work: Path, capsys: pytest.Cap
     assert odd in capsys.readouterr().out
     assert main(["plan", "toy.yaml", "signing.policy=null", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["policy"] is None
+
+
+def test_a_sweep_begins_no_member_that_its_policy_would_reject(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: exit code 2, one line, no folder; the members' names are what the policy is asked about."""
+    text = (work / "team.yaml").read_text().replace("alice.p256.pub]", "alice.p256.pub], runs: [seed-0]")
+    (work / "team.yaml").write_text(text)
+    assert main(["sweep", "toy.yaml", "--seeds", "0..1"]) == 2
+    assert "alice may not sign for the run seed-1" in capsys.readouterr().err
+    assert not (work / "run-seeds").exists()
 
 
 @pytest.mark.slow
@@ -484,6 +506,17 @@ def test_a_child_takes_nobody_on_trust_from_its_parents_run(made: SampleRun) -> 
         parent.policy_of(start, None)
 
 
+def test_a_report_tells_the_policies_of_its_runs(made: SampleRun, tmp_path: Path) -> None:
+    """Oracle: the statements; a report without such a run says nothing of policies."""
+    twin = SampleRun(tmp_path / "twin", made.signer, name="twin")
+    twin.advance(10)
+    write_report([made.root, twin.root], tmp_path / "both", None, None)
+    text = (tmp_path / "both" / "report.md").read_text()
+    assert f"- team.yaml, sha256 `{policy_copy.digest(COPY)}`: sample\n" in text
+    write_report([twin.root], tmp_path / "one", None, None)
+    assert "policy, as its runs say" not in (tmp_path / "one" / "report.md").read_text()
+
+
 def test_show_diff_and_a_rerun_tell_of_it(
     made: SampleRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -531,11 +564,12 @@ def test_a_resume_continues_the_heads_that_its_policy_keeps(made: SampleRun, tmp
     """Oracle: the log itself, one that was rolled back behind the head, and that of a run which begins."""
     (tmp_path / "kept.head").write_bytes((made.folder.log / log.HEAD).read_bytes())
     nothing = Found(None, None, ())
-    rules = "log_head: kept.head"
+    rules = "log_head: [kept.head]"
     assert resume.open_run(held(made, tmp_path, rules), nothing, ()).logged_run == made.run_id
     shutil.rmtree(made.folder.log)
+    assert resume.open_run(held(made, tmp_path, rules), nothing, ()).logged_run is None
     with pytest.raises(ConfigError, match="its log_head is of the log 'harness/run/"):
-        resume.open_run(held(made, tmp_path, rules), nothing, ())
+        resume.open_run(held(made, tmp_path, "log_head: kept.head"), nothing, ())
     again = SampleRun(tmp_path / "again", made.signer, policy=COPY)
     again.advance(10)
     with pytest.raises(VerificationFailed, match="it was rolled back"):

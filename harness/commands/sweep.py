@@ -22,10 +22,12 @@ from harness.format import layout
 from harness.provenance import keys
 from harness.provenance.policy import from_keys
 from harness.report import claim_file
+from harness.settings import Settings
 from harness.sweeps import members, plan, processes
 from harness.sweeps.processes import Job
 from harness.sweeps.register import Register
 from harness.terminal import progress
+from harness.training import own_policy
 
 EXAMPLE = "harness sweep configs/tiny.yaml --seeds 0..4 --variant base --variant wide model.width=128"
 
@@ -80,6 +82,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
         return _listed(folder, jobs)
     environment.require_training()
     key, reason = keys.signing_key_path(base.signing.key, folder)
+    for member in wanted:
+        _require_policy(members.resolved(arguments.config, member).settings)
     digest = None if arguments.claims is None else claim_file.digest(arguments.claims)
     planned = plan.enter(folder, arguments.config, wanted, digest)
     if arguments.member is not None:
@@ -111,6 +115,14 @@ def run(arguments: argparse.Namespace) -> Outcome:
             f"{failed[0].member.name}, {failed[0].failure}"
         )
     return Outcome(document, "\n".join(lines), exit_code=1 if failed else report.exit_code)
+
+
+def _require_policy(settings: Settings) -> None:
+    """Raise what the launch of a member would raise whose policy would not accept what it signs."""
+    own = own_policy.load(settings)
+    if own is not None:
+        path, _ = keys.signing_key_path(settings.signing.key, settings.run.dir)
+        own_policy.require_satisfiable(own, keys.load_signer(path), own_policy.claimed_run(settings))
 
 
 def additions(planned: Register) -> list[str]:

@@ -39,14 +39,17 @@ def digest(copy: bytes) -> str:
 
 
 def changed(before: bytes, after: bytes) -> list[str]:
-    """Names of the rules in which two copies differ; none when one of them cannot be read."""
+    """Names of the rules in which two copies differ; none when one of them cannot be read. What is no rule of
+    this version is called ``rules of another version``."""
     try:
         one, other = (strict_json.loads(each, where="policy", limit=LIMIT) for each in (before, after))
     except VerificationFailed:
         return []
     if not isinstance(one, dict) or not isinstance(other, dict):
         return []
-    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    differ = {name for name in {*one, *other} if one.get(name) != other.get(name)}
+    known = sorted(differ & set(policy_file.SCHEMA["properties"]))
+    return known + (["rules of another version"] if differ - set(known) else [])
 
 
 def _document(policy: Policy) -> dict[str, Any]:

@@ -8,9 +8,10 @@ key if it has one, from now on. Rules:
 - what is required and a run makes itself, it makes: model.sig, timestamps
 - what is required and others add later, somebody may add: enough countersignatures for the threshold, and a
   statement of each required kind
-- a log head that the policy names can be one of this run's log
+- a log head that binds the policy to one log is of this run's log
 
-A window that needs a proof, a cosigned head and an age can be satisfied later, and are no objection.
+A window that needs a proof, a cosigned head, an age and a head of this run among those of several can be
+satisfied later, and are no objection.
 """
 
 from __future__ import annotations
@@ -113,9 +114,6 @@ def _able(rules: Policy, maker: Maker, kind: str, created: str | None) -> set[st
 
 def _of_heads(rules: Policy, maker: Maker) -> Iterator[str]:
     own = None if maker.run_id is None else origin_of(maker.run_id)
-    others = [each for each in rules.log_heads if each.head.origin != own]
-    binding = next((each for each in others if each.binding), None)
-    if binding is not None:
-        yield f"its log_head is of the log {binding.head.origin!r}, which is not this run's"
-    elif others and len(others) == len(rules.log_heads):
-        yield "it has log heads of other runs only"
+    for each in rules.log_heads:
+        if each.binding and each.head.origin != own:
+            yield f"its log_head is of the log {each.head.origin!r}, which is not this run's"

@@ -285,6 +285,23 @@ def _artefacts(study: Study) -> Iterator[Block]:
         )
     else:
         yield Paragraph("No checkpoint with a readable statement.")
+    if policies := _policies(study):
+        yield Paragraph(
+            "Made under a policy, as its runs say; `harness verify --policy` compares it with yours."
+        )
+        yield Bullets(policies)
+
+
+def _policies(study: Study) -> list[str]:
+    """Each policy that a newest checkpoint names, with the runs that do."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for run in study.runs:
+        named = None if run.newest is None else run.newest.get("policy")
+        if named is not None:
+            found.setdefault((named["name"], named["sha256"]), []).append(run.name)
+    return [
+        f"{visible(name)}, sha256 `{sha256}`: {', '.join(runs)}" for (name, sha256), runs in found.items()
+    ]
 
 
 def _signed(run: Run, verdict: Status | None) -> Iterator[list[str]]:

@@ -117,5 +117,6 @@ def require_satisfiable(
         )
     if book is not None:
         findings = Findings()
-        heads.check(book, own.policy.log_heads, findings, str(RunFolder(own.settings.run.dir).log))
+        kept = [each for each in own.policy.log_heads if each.head.origin == book.head.origin]
+        heads.check(book, kept, findings, str(RunFolder(own.settings.run.dir).log))
         findings.raise_first()
