@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_folder import Predicate
 
+import harness
 from harness import cli
 from harness.audit import tiers
 from harness.commands.watch import Follower
@@ -775,3 +776,21 @@ def test_an_evaluation_cannot_choose_a_file_outside_the_folder(tmp_path: Path) -
     assert cli.main(["report", str(root), "--out", str(tmp_path / "x" / "out")]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"a", "x"}
     assert {path.name for path in (tmp_path / "x").iterdir()} == {"out"}
+
+
+def test_a_report_says_when_and_by_what_it_was_made_and_can_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: 1,000,000,000 s of Unix time; the files of two reports; a variable that is no time is usage."""
+    root = fake_runs.finished(tmp_path / "a")
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")
+    for name in ("one", "two"):
+        assert cli.main(["report", str(root), "--out", str(tmp_path / name)]) == 0
+    page = (tmp_path / "one" / "report.md").read_text()
+    assert page.split("\n\n")[1] == f"Made at 2001-09-09T01:46:40Z by harness {harness.__version__}."
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "soon")
+    capsys.readouterr()
+    assert cli.main(["report", str(root), "--out", str(tmp_path / "three")]) == 2
+    assert "'soon' is no time: $SOURCE_DATE_EPOCH; give whole seconds" in capsys.readouterr().err

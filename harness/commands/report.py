@@ -4,6 +4,7 @@ RUN may also be the folder of a sweep. Writes report.md, one self-contained repo
 Nothing counts as verified unless --key or --policy is given; each run is then checked as by `harness verify`.
 --claims names a file of claims (docs/method.md); one that says more than its evidence is marked, with the
 narrower sentence that the evidence supports. --with names prepared corpora, which say what was left out.
+It says when and by what it was made; with $SOURCE_DATE_EPOCH set it is the same bytes when made again.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import harness
 from harness.audit import prepared, run_facts, tier_text
 from harness.audit.tiers import Tiers
 from harness.audit.verify import Report, verify_run
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError, VerificationFailed
-from harness.format import files, layout
+from harness.format import files, layout, moments
 from harness.provenance import later
 from harness.provenance.corpora import CorpusStatement
 from harness.provenance.findings import Findings
@@ -78,7 +80,8 @@ def write_report(
     evidence = [found.evidence for found in reports]
     corpora = [_corpus(folder, whom, read) for folder in beside]
     about = study(read, verdicts, wanted, plans, absent, alone, evidence, corpora)
-    files = _write(out, report.compose(about))
+    made = moments.of_document()
+    files = _write(out, report.compose(about, f"Made at {made} by harness {harness.__version__}."))
     lines = [*(report.summary(one) for one in read), *(one.text for one in verdicts if one)]
     lines += [
         f"{one.claim.name}: {one.verdict}" + (f": {one.reasons[0]}" if one.reasons else "")
@@ -88,6 +91,8 @@ def write_report(
     if "loss.svg" in files:
         lines.append(f"loss curve: {files['loss.svg']}")
     document: dict[str, Any] = {
+        "made": made,
+        "harness": harness.__version__,
         "runs": [_document(*each) for each in zip(read, verdicts, about.tiers, strict=True)],
         "evaluations": [
             {**_statement(one, each), "signer": each.signer, **each.facts} for one, each in about.evaluations

@@ -34,12 +34,13 @@ _NOTHING = {"—", "null", "[]"}
 """How settings are shown that are not set."""
 
 
-def compose(study: Study) -> list[Block]:
-    """The whole report, in the order in which a reader asks."""
+def compose(study: Study, made: str | None = None) -> list[Block]:
+    """The whole report, in the order in which a reader asks; ``made``: when and by what, below the title."""
     runs = study.runs
     named = f": {', '.join(run.name for run in runs)}" if len(runs) <= _NAMED_IN_TITLE else ""
     return [
         Heading(1, f"{len(runs)} runs{named}" if study.several else f"Run {runs[0].name}"),
+        *([] if made is None else [Paragraph(made)]),
         *_standing(study),
         *([] if any(study.verdicts) else [Status("open", "not verified: give `--key` or `--policy`")]),
         *_claimed(study),
