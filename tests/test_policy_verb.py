@@ -15,9 +15,11 @@ import yaml
 from attack import trusted
 from test_verify import harness
 
+from harness import cli
 from harness.audit import verify
 from harness.provenance import keys, log, policy_check, policy_file
 from harness.provenance.heads import Kept
+from harness.provenance.keyless import Subject
 from harness.provenance.keys import public_keys
 from harness.provenance.policy import Policy
 
@@ -60,6 +62,35 @@ def _dates_as_text(file: Path) -> list[dict[str, Any]]:
     """PyYAML makes dates of what YAML 1.2 and our reader take as text."""
     listed = yaml.safe_load(file.read_text())["identities"]
     return [each | {"valid": {"until": str(each["valid"]["until"])}} for each in listed]
+
+
+def test_who_signs_without_a_key_is_written_with_the_root_of_their_instance(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the policy as `verify` reads it, and the check of the same tool; each lack is exit code 2."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    root = {"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1"}
+    (tmp_path / "root.json").write_text(json.dumps(root))
+    (tmp_path / "other.json").write_text("{}")
+    subjects = [Subject("https://issuer.example", f"{name}@lab.example") for name in ("a", "b")]
+    ci = [word for each in subjects for word in ("--keyless", "ci", each.issuer, each.identity)]
+    given = ["policy", "new", "--key", str(folder / "alice.ed25519.pub"), *ci]
+    out = ["--out", "there/team.yaml"]
+    assert cli.main([*given, "--trusted-root", "root.json", *out]) == 0
+    assert cli.main(["policy", "check", "there/team.yaml"]) == 0
+    read = policy_file.load(tmp_path / "there" / "team.yaml")
+    assert [(each.name, each.subjects) for each in read.identities] == [("alice", ()), ("ci", (*subjects,))]
+    assert read.sigstore == (tmp_path / "root.json").read_bytes()
+    for words, says in (
+        (given, "no trusted root is named"),
+        ([*given, "--trusted-root", "none.json"], "the trusted root is missing"),
+        ([*given, "--trusted-root", "other.json"], "is no trusted root"),
+        ([*given[:4], "--trusted-root", "root.json"], "no identity is keyless"),
+    ):
+        capsys.readouterr()
+        assert cli.main(words) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_a_policy_that_was_made_with_a_head_refuses_another_history(folder: Path, tmp_path: Path) -> None:

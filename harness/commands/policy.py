@@ -18,6 +18,7 @@ from harness.commands import Outcome
 from harness.errors import UsageError
 from harness.format import files
 from harness.provenance import policy_check, policy_copy, policy_draft
+from harness.provenance.keyless import Subject
 from harness.provenance.policy import Policy
 
 EXAMPLE = (
@@ -54,6 +55,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PEM",
         help="certificates of time-stamping authorities: each checkpoint must have a timestamp",
     )
+    new.add_argument(
+        "--keyless",
+        action="append",
+        nargs=3,
+        default=[],
+        metavar=("NAME", "ISSUER", "IDENTITY"),
+        help="somebody whom sigstore certifies: issuer and identity of the certificate (docs/keys.md)",
+    )
+    new.add_argument("--trusted-root", type=Path, metavar="FILE", help="of the sigstore instance")
     new.add_argument("--out", type=Path, metavar="FILE", help="file to write (default: stdout)")
     check = actions.add_parser("check", help="find errors and oddities, with their lines")
     check.add_argument("file", type=Path, metavar="FILE")
@@ -78,6 +88,9 @@ def _new(arguments: argparse.Namespace) -> Outcome:
         arguments.max_age,
         arguments.head,
         arguments.authority,
+        [(name, Subject(issuer, identity)) for name, issuer, identity in arguments.keyless],
+        arguments.trusted_root,
+        Path() if out is None else out.parent,
     )
     made = policy_draft.draft(wish, datetime.now(UTC))
     document = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from pathlib import Path
 
 from harness import strict_yaml
 from harness.errors import UsageError, VerificationFailed, visible
-from harness.format import files, moments
-from harness.provenance import authorities, heads, policy, policy_file
+from harness.format import files, moments, strict_json
+from harness.provenance import authorities, heads, keyless, policy, policy_file
 from harness.provenance.heads import Kept
+from harness.provenance.keyless import Subject
 from harness.provenance.keys import PublicKey, load_public
 from harness.provenance.policy import Policy
 
+_ROOT = "application/vnd.dev.sigstore.trustedroot"
 _ENDING = re.compile(r"(\.(ed25519|p256))?\.pub$")
 
 
@@ -41,13 +44,19 @@ class Wish:
     head: Path | None = None
     authorities: Sequence[Path] = ()
     """Files with certificates of time-stamping authorities."""
+    keyless: Sequence[tuple[str, Subject]] = ()
+    """(name, whom a certificate speaks of) of those who sign without a key, one name several times."""
+    trusted_root: Path | None = None
+    """Of the sigstore instance that certifies them."""
+    folder: Path = Path()
+    """Where the file is to lie, which names the trusted root from there."""
 
 
 def draft(wish: Wish, now: datetime) -> Draft:
     """The policy of ``wish``; keys whose files have the same name before ``.ed25519.pub`` are one identity's.
 
     Keys are written into the file: a key file that is replaced later changes nothing. Raises `UsageError`
-    without keys, `ConfigError` for a wish that makes no policy.
+    without keys and for no trusted root, `ConfigError` for a wish that makes no policy.
     """
     if not wish.keys:
         raise UsageError("whom to trust is not said", remedy="give --key NAME.ed25519.pub NAME.p256.pub")
@@ -61,12 +70,17 @@ def draft(wish: Wish, now: datetime) -> Draft:
         f"format: {policy_file.FORMAT}",
         "identities:",
         *(line for name, keys in people.items() for line in _identity(name, keys, wish)),
+        *(line for name, subjects in _keyless(wish).items() for line in _certified(name, subjects, wish)),
         *(line for rule, text, reason in reasons for line in _rule(rule, text, reason, now)),
         *_timestamps(certificates),
     ]
     text = "\n".join(lines) + "\n"
-    read = policy_file.parse(text, where="the draft", folder=Path("."))
+    read = policy_file.parse(text, where="the draft", folder=wish.folder)
     told = [("identities", f"{name}: {', '.join(map(_told, keys))}") for name, keys in people.items()]
+    told += [
+        ("identities", f"{name}: {', '.join(f'{each.identity} by {each.issuer}' for each in subjects)}")
+        for name, subjects in _keyless(wish).items()
+    ]
     told += [(rule, f"{text}  ({reason})") for rule, text, reason in reasons]
     told += [("timestamps", authorities.name_of(each)) for each in certificates]
     return Draft(text, read, tuple(told))
@@ -118,6 +132,10 @@ def _reasons(wish: Wish, people: dict[str, list[PublicKey]], kept: Kept | None) 
         head = f"origin: {strict_yaml.write(kept.head.origin)}, size: {kept.head.size}"
         text = f"{{{head}, root: {strict_yaml.write(kept.head.root.hex())}, seen: NOW}}"
         found.append(("log_head", text, "the run must continue it; it was there when this file was made"))
+    if wish.keyless or wish.trusted_root is not None:
+        found.append(
+            ("sigstore", strict_yaml.write(_trusted_root(wish)), "certifies who signs without a key")
+        )
     return found
 
 
@@ -125,13 +143,52 @@ def _rule(rule: str, text: str, reason: str, now: datetime) -> list[str]:
     return [f"# {reason}", f"{rule}: {text.replace('NOW', moments.text(now))}"]
 
 
-def _identity(name: str, keys: Sequence[PublicKey], wish: Wish) -> list[str]:
+def _keyless(wish: Wish) -> dict[str, list[Subject]]:
+    people: dict[str, list[Subject]] = {}
+    for name, subject in wish.keyless:
+        people.setdefault(name, []).append(subject)
+    return people
+
+
+def _trusted_root(wish: Wish) -> str:
+    """Its path from the policy's folder, once it is a trusted root of sigstore's protobuf-specs."""
+    remedy = "give the trusted_root.json of the sigstore instance (docs/keys.md)"
+    if wish.trusted_root is None:
+        what = "an identity is keyless, and no trusted root is named"
+        raise UsageError(what, where="--keyless", remedy=f"--trusted-root FILE: {remedy}")
+    data = files.read_given(wish.trusted_root, "the trusted root", keyless.ROOT_LIMIT, remedy)
+    try:
+        document = strict_json.loads(data, where=str(wish.trusted_root), limit=keyless.ROOT_LIMIT)
+    except VerificationFailed as error:
+        raise UsageError(f"the trusted root {error.what}", where=error.where, remedy=remedy) from error
+    if not isinstance(document, dict) or not str(document.get("mediaType")).startswith(_ROOT):
+        raise UsageError("is no trusted root", where=str(wish.trusted_root), remedy=remedy)
+    return os.path.relpath(files.real(wish.trusted_root), files.real(wish.folder))
+
+
+def _certified(name: str, subjects: Sequence[Subject], wish: Wish) -> list[str]:
+    lines = [
+        *_limits(name, wish),
+        "    # signs by sigstore what is added to a checkpoint later",
+        "    keyless:",
+    ]
+    for each in subjects:
+        lines.append(f"      - issuer: {strict_yaml.write(each.issuer)}")
+        lines.append(f"        identity: {strict_yaml.write(each.identity)}")
+    return lines
+
+
+def _limits(name: str, wish: Wish) -> list[str]:
     lines = [f"  - name: {strict_yaml.write(name)}"]
     if wish.runs:
         lines.append(f"    runs: {strict_yaml.write(list(wish.runs))}")
     if wish.until is not None:
         lines.append(f"    valid: {{until: {wish.until}}}")
-    lines.append("    keys:")
+    return lines
+
+
+def _identity(name: str, keys: Sequence[PublicKey], wish: Wish) -> list[str]:
+    lines = [*_limits(name, wish), "    keys:"]
     for key in keys:
         lines += [f"      # {_told(key)}", "      - |"]
         lines += [f"        {line}" for line in key.pem.decode().splitlines()]
