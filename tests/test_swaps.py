@@ -244,6 +244,7 @@ def test_a_report_tells_what_was_verified(
     """Oracle: the report of the untouched run; the folder holds something else only while it is read, before
     or after the verification."""
     policy = trusted(run.signer)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1000000000")  # a report says when it was made
 
     def told(out: str) -> str:
         done = report.write_report([run.root], tmp_path / out, policy, None)
