@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,27 +127,24 @@ def test_however_a_device_multiplies_bytes_the_sum_is_the_same(monkeypatch, mult
         assert [each & MASK for each in Plan({"a": tensor}, 0).sums().tolist()] == [by_hand(tensor)]
 
 
-def test_what_is_written_right_before_it_is_read_is_written_once_and_summed():
-    """Oracle: the tensors multiplied first and summed then; a large one of several blocks, a small one, one
-    that is not contiguous, a shard that begins within a row, and one that another rank sums."""
-    block = bit_sums._BLOCK_ROWS * ROW // 4
+def test_sums_in_several_groups_and_of_views_are_those_of_each_tensor_alone(monkeypatch):
+    """Oracle: a plan of the tensor alone, and of a copy of it; a shard that begins within a row, a transposed
+    view, a tensor that is larger than a group, and one that another rank sums."""
+    monkeypatch.setattr(bit_sums, "_GROUP_ROWS", 100)
     whole = {
-        "blocks": values(2 * block + 700, torch.float32),
-        "turned": values(4 * bit_sums.LARGE, torch.float32).view(64, -1).t(),
-        "small": values(9, torch.float32),
-        "complex": values(bit_sums.LARGE, torch.complex64),
-    }
-    pieces = {
-        **whole,
-        "shard": Piece(values(bit_sums.LARGE, torch.float32), 3 * bit_sums.LARGE, 37),
+        "larger": Piece(values(150 * ROW // 4 + 9, torch.float32), 150 * ROW // 4 + 9),
+        "turned": Piece(values(64 * ROW // 4, torch.float32).view(64, -1).t(), 64 * ROW // 4),
+        "shard": Piece(values(60 * ROW // 4, torch.float32), 200 * ROW // 4, 37),
         "of another": Piece(values(5, torch.float32), 5, owned=False),
+        "complex": Piece(values(ROW, torch.complex64), ROW),
     }
-    plan, factor = Plan(pieces), torch.tensor(0.3)
-    live = [each.local if isinstance(each, Piece) else each for each in pieces.values()]
-    expected = [each * factor for each in live]
-    vector = plan.sums(live, lambda part: part.mul_(factor))
-    assert all(torch.equal(*each) for each in zip(live, expected, strict=True))
-    assert torch.equal(vector, plan.sums(expected))
+    for _ in range(2):  # the groups share memory
+        together = dict(zip(whole, Plan(whole, 0).sums().tolist(), strict=True))
+        alone = {
+            name: Plan({name: replace(each, local=each.local.clone().contiguous())}, 0).sums().tolist()
+            for name, each in whole.items()
+        }
+        assert alone == {name: [found] for name, found in together.items()}
 
 
 @pytest.mark.parametrize("large", [0, 10**9])

@@ -34,7 +34,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,13 +53,10 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}
 _BASE = 128
 _LEAST_ROWS = 32
 """Of a product on a device: cuBLAS refuses to multiply 16 rows or fewer."""
-_BLOCK_ROWS = 1024
-"""Rows that a processor multiplies at a time: 2 MiB, most of which lies in its cache after `Before`."""
+_GROUP_ROWS = 65536
+"""Rows whose products lie together: 128 MiB of tensors make 6 MiB."""
 _FLOAT_ROWS = 2048
 """Rows that are converted to floats at a time where a device cannot multiply bytes: 4 MiB become 16."""
-
-Before = Callable[[Tensor], object]
-"""Gets a part of a tensor, with every element in its place, and may write to it."""
 
 _tables: dict[tuple[str, torch.device], Tensor] = {}
 _multiplies: dict[torch.device, bool] = {}
@@ -94,41 +91,36 @@ class Plan:
         self._header = hashlib.sha256(json.dumps([FORMAT, described]).encode()).digest()
         self.names: list[str] = []
         """What each slot of the vector is the sum of."""
-        self._large: list[_Large | None] = []
+        large_held: list[_Large] = []
         self._small: list[_Small] = []
         groups: dict[str, list[tuple[int, Piece]]] = {}
         for position, (name, piece) in enumerate(pieces.items()):
             if piece.numel >= large:
+                if piece.owned and piece.local.numel():
+                    large_held.append(_Large(len(self.names), position, piece))
                 self.names.append(name)
-                held = piece.owned and piece.local.numel()
-                self._large.append(_Large(position, piece) if held else None)
             else:
                 groups.setdefault(str(piece.local.dtype), []).append((position, piece))
         for dtype, members in groups.items():
             self.names.append(f"small tensors of {dtype}")
             self._small.append(_Small([(at, each) for at, each in members if each.owned]))
+        self._groups = _grouped(large_held)
         self._tensors = [piece.local for piece in pieces.values()]
-        read = {each.position for each in self._large if each is not None}
-        self._others = [position for position in range(len(pieces)) if position not in read]
         self._device = self._tensors[0].device if self._tensors else torch.device("cpu")
 
-    def sums(self, tensors: Sequence[Tensor] | None = None, before: Before | None = None) -> Tensor:
+    def sums(self, tensors: Sequence[Tensor] | None = None) -> Tensor:
         """This rank's vector of sums, int64, on the device of the first tensor. Waits for nothing.
 
         ``tensors`` takes the place of the ones that the plan was made from: the same local shapes and dtypes
-        in the same order. ``before`` is called with all of their elements, in parts, each part right before
-        it is read: what it writes is summed, from the cache.
+        in the same order.
         """
         live = self._tensors if tensors is None else tensors
-        if before is not None:
-            for position in self._others:
-                before(live[position])
         zero = _table("zero", self._device, 1)
-        parts = [
-            zero[0] if each is None else each.sum(live[each.position], before).to(self._device)
-            for each in self._large
-        ]
-        parts += [zero[0] if group.empty else group.sum(live).to(self._device) for group in self._small]
+        parts = [zero[0]] * (len(self.names) - len(self._small))
+        for group in self._groups:
+            for slot, found in group.sums(live):
+                parts[slot] = found.to(self._device)
+        parts += [zero[0] if each.empty else each.sum(live).to(self._device) for each in self._small]
         return torch.stack(parts) if parts else zero[:0]
 
     def digest(self, sums: Tensor) -> bytes:
@@ -137,37 +129,73 @@ class Plan:
 
 
 class _Large:
-    """A tensor with a sum of its own, in strips: whole rows, a few at a time, and what is left of others."""
+    """A tensor with a sum of its own, in strips: what it has of its first row, whole rows, the rest."""
 
-    def __init__(self, position: int, piece: Piece) -> None:
-        self.position = position
-        size, device = piece.local.element_size(), piece.local.device
+    def __init__(self, slot: int, position: int, piece: Piece) -> None:
+        self.slot, self.position, self.device = slot, position, piece.local.device
+        size = piece.local.element_size()
         start, count = piece.begin * size, piece.local.numel() * size
         first, last = start // ROW, -(-(start + count) // ROW)
-        self._weights = _table("row", device, last)[first:last].view(-1)
+        self.rows = last - first
+        self.weights = _table("row", self.device, last)[first:last].view(-1)
         self._column = start % ROW
         """Where in its row the tensor begins."""
-        block = ROW * (_BLOCK_ROWS if device.type == "cpu" else last)
         head = min(-start % ROW, count)
-        whole = (count - head) // ROW * ROW
-        blocks = [block] * (whole // block) + [whole % block]
-        self._strips = [each // size for each in (head, *blocks, count - head - whole) if each]
+        whole = (count - head) // ROW
+        strips = ((head, 1), (whole * ROW, whole), (count - head - whole * ROW, 1))
+        self._strips = [each // size for each, _ in strips if each]
         """Elements of each."""
+        self._rows = [rows for each, rows in strips if each]
+        """Rows of each."""
 
-    def sum(self, tensor: Tensor, before: Before | None = None) -> Tensor:
-        """The sum of ``tensor``; ``before``: see `Plan.sums`."""
-        if before is not None and not tensor.is_contiguous():
-            before(tensor)
-            before = None
+    def multiply(self, tensor: Tensor, products: Tensor) -> None:
+        """Put the products of the rows of ``tensor`` into ``products``."""
         flat = tensor.detach().reshape(-1)
-        products, column = [], self._column
-        for strip in flat.split(self._strips) if len(self._strips) > 1 else (flat,):
-            if before is not None:
-                before(strip)
-            products.append(_products(_rows(strip, column)))
+        if len(self._strips) == 1:
+            _multiply(_rows(flat, self._column), products)
+            return
+        column = self._column
+        for strip, out in zip(flat.split(self._strips), products.split(self._rows), strict=True):
+            _multiply(_rows(strip, column), out)
             column = 0
-        joined = products[0] if len(products) == 1 else torch.cat(products)
-        return _dot(joined.to(torch.int64).view(-1), self._weights)
+
+
+class _Group:
+    """Large tensors whose products lie together: each call counts where the cache is full of gradients."""
+
+    def __init__(self, members: Sequence[_Large], products: Tensor, wide: Tensor) -> None:
+        """``products`` and ``wide`` are memory for the products of their rows, of 32 and of 64 bits."""
+        rows = [each.rows for each in members]
+        self._members = members
+        self._products = products[: sum(rows)]
+        self._wide = wide[: sum(rows)]
+        self._parts = self._products.split(rows)
+        self._wide_parts = [each.view(-1) for each in self._wide.split(rows)]
+
+    def sums(self, tensors: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """The slot and the sum of each."""
+        for each, products in zip(self._members, self._parts, strict=True):
+            each.multiply(tensors[each.position], products)
+        self._wide.copy_(self._products)
+        for each, products in zip(self._members, self._wide_parts, strict=True):
+            yield each.slot, _dot(products, each.weights)
+
+
+def _grouped(tensors: Sequence[_Large]) -> list[_Group]:
+    """Those of each device together, some `_GROUP_ROWS` at a time, in memory that they share."""
+    found: dict[torch.device, list[list[_Large]]] = {}
+    for each in tensors:
+        groups = found.setdefault(each.device, [[]])
+        if groups[-1] and sum(other.rows for other in groups[-1]) + each.rows > _GROUP_ROWS:
+            groups.append([])
+        groups[-1].append(each)
+    made = []
+    for device, groups in found.items():
+        most = max(sum(each.rows for each in group) for group in groups)
+        products = torch.empty(most, DIGITS, dtype=torch.int32, device=device)
+        wide = torch.empty(most, DIGITS, dtype=torch.int64, device=device)
+        made += [_Group(group, products, wide) for group in groups]
+    return made
 
 
 class _Small:
@@ -193,7 +221,9 @@ class _Small:
 
 def weighted_sum(tensor: Tensor, begin: int) -> Tensor:
     """The weighted sum of a part of a tensor that starts at element ``begin`` of the whole."""
-    return _Large(0, Piece(tensor, tensor.numel(), begin)).sum(tensor)
+    (group,) = _grouped([_Large(0, 0, Piece(tensor, tensor.numel(), begin))])
+    ((_, found),) = group.sums([tensor])
+    return found
 
 
 def _rows(strip: Tensor, column: int) -> Tensor:
@@ -206,19 +236,18 @@ def _rows(strip: Tensor, column: int) -> Tensor:
     return row
 
 
-def _products(matrix: Tensor) -> Tensor:
-    """Rows of bytes times the digits of the columns, (rows, `DIGITS`), exact."""
+def _multiply(matrix: Tensor, out: Tensor) -> None:
+    """Rows of bytes times the digits of the columns, into ``out``, (rows, `DIGITS`), exact."""
     digits = _table("digit", matrix.device, ROW)
-    if not _multiplies_bytes(matrix.device):
-        return torch.cat([each.float() @ digits.float() for each in matrix.split(_FLOAT_ROWS)])
     rows = matrix.shape[0]
-    if matrix.device.type == "cpu":
-        return torch._int_mm(matrix, digits)
-    if rows < _LEAST_ROWS:
-        matrix = torch.cat((matrix, matrix.new_zeros(_LEAST_ROWS - rows, ROW)))
-    elif matrix.data_ptr() % 16:
-        matrix = matrix.clone()  # a view that starts where cuBLAS does not
-    return torch._int_mm(matrix, digits)[:rows]
+    if not _multiplies_bytes(matrix.device):
+        for part, products in zip(matrix.split(_FLOAT_ROWS), out.split(_FLOAT_ROWS), strict=True):
+            products.copy_(part.float() @ digits.float())
+    elif matrix.device.type == "cpu" or (rows >= _LEAST_ROWS and matrix.data_ptr() % 16 == 0):
+        torch._int_mm(matrix, digits, out=out)
+    else:  # more rows, and a copy of a view that starts where cuBLAS does not
+        padded = torch.cat((matrix, matrix.new_zeros(max(0, _LEAST_ROWS - rows), ROW)))
+        out.copy_(torch._int_mm(padded, digits)[:rows])
 
 
 def _multiplies_bytes(device: torch.device) -> bool:

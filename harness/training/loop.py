@@ -153,7 +153,7 @@ def train(
             try:
                 with ledger.observe(step):
                     loss = current.forward_backward(stream, ledger, digests)
-                    norm, sums = current.clip_and_sum(step)
+                    norm, sums = current.clip_gradients(), current.gradient_sums(step)
                     exchange.begin(
                         recorder.flag(stop.signal), digests, current.rng_digest(), compiled=ledger.compiled
                     )

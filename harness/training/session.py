@@ -238,24 +238,8 @@ class Session:
 
     def clip_gradients(self) -> Tensor | None:
         """The global 2-norm of the unscaled gradients, a scalar; clips when the config says so."""
-        norm, factor = self._norm_and_factor()
-        if factor is not None:
-            optimizer.scale(self._gradients(), factor)
-        return norm
-
-    def clip_and_sum(self, step: int) -> tuple[Tensor | None, Sums | None]:
-        """The same, and what the optimizer is about to get, for its digest; None when that is not due."""
-        if not is_due(step, self.gradients_every):
-            return self.clip_gradients(), None
-        if self._move:  # a device multiplies all of them at once
-            return self.clip_gradients(), self._step_digests.gradients()
-        norm, factor = self._norm_and_factor()
-        return norm, self._step_digests.gradients(factor)
-
-    def _norm_and_factor(self) -> tuple[Tensor | None, Tensor | None]:
-        """The norm, and what clipping multiplies the gradients by."""
         if not self.wants_norm:
-            return None, None
+            return None
         if self._scaler is not None:
             self._scaler.unscale_(self._optimizer)
         if self.sums is not None:
@@ -265,7 +249,13 @@ class Session:
             norm = tree_norm.gradient_norm({name: p.grad for name, p in named if p.grad is not None})
         else:
             norm = optimizer.gradient_norm(self._gradients())
-        return norm, None if self.clip is None else optimizer.clip_factor(norm, self.clip)
+        if self.clip is not None:
+            optimizer.scale(self._gradients(), optimizer.clip_factor(norm, self.clip))
+        return norm
+
+    def gradient_sums(self, step: int) -> Sums | None:
+        """What the optimizer is about to get, for its digest; None when that is not due."""
+        return self._step_digests.gradients() if is_due(step, self.gradients_every) else None
 
     def _gradients(self) -> list[Tensor]:
         return [each.grad for each in self._parameters if each.grad is not None]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from time import perf_counter_ns
 
 import torch.distributed as dist
@@ -22,7 +21,7 @@ from torch import Tensor
 from harness.checkpoint import mesh
 from harness.checkpoint.shards import deal
 from harness.checkpoint.state import TrainingState, model_tensors, optimizer_tensors
-from harness.determinism.bit_sums import FORMAT, LARGE, Before, Piece, Plan
+from harness.determinism.bit_sums import FORMAT, LARGE, Piece, Plan
 from harness.format import chain
 from harness.settings import Settings
 from harness.workers import Workers
@@ -63,19 +62,10 @@ class StepDigests:
         self.spent_ns = 0
         """What summing has cost the host."""
 
-    def gradients(self, factor: Tensor | None = None) -> Sums:
-        """Of the parameters that have a gradient, as they are now, or multiplied by the scalar ``factor``.
-
-        That multiplies them in place, each part right before it is summed: memory is read once for both.
-        """
+    def gradients(self) -> Sums:
+        """Of the parameters that have a gradient, as they are now."""
         named = zip(self._names, self._parameters, strict=True)
-        found = {name: each.grad for name, each in named if each.grad is not None}
-        return self._sums(found, "gradient", None if factor is None else partial(self._multiply, factor))
-
-    def _multiply(self, factor: Tensor, part: Tensor) -> None:
-        started = perf_counter_ns()
-        part.mul_(factor)
-        self.spent_ns -= perf_counter_ns() - started
+        return self._sums({name: each.grad for name, each in named if each.grad is not None}, "gradient")
 
     def state(self) -> Sums:
         """Of parameters, buffers, averages and the optimizer's tensors."""
@@ -85,14 +75,14 @@ class StepDigests:
         # By name: a resume fills the optimizer in another order than its first step does.
         return self._sums(dict(sorted(tensors.items())), "state")
 
-    def _sums(self, tensors: Mapping[str, Tensor], kind: str, before: Before | None = None) -> Sums:
+    def _sums(self, tensors: Mapping[str, Tensor], kind: str) -> Sums:
         started = perf_counter_ns()
         key = (kind, *tensors)
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = Plan(self._pieces(tensors), self._large)
         local = [mesh.local_part(name, each)[0] for name, each in tensors.items()]
-        vector = plan.sums(local, before)
+        vector = plan.sums(local)
         self.spent_ns += perf_counter_ns() - started
         if self._workers.world_size > 1:
             dist.all_reduce(vector)

@@ -90,8 +90,8 @@ def main() -> None:
             look(each.mul_(factor))
 
     def digested() -> None:
-        optimizer.gradient_norm(gradients())
-        digests.gradients(factor).digest()
+        clipped(id)
+        digests.gradients().digest()
 
     step(BATCH)
     digested(), digests.state()  # what is made once
