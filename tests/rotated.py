@@ -12,7 +12,8 @@ from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.provenance import history, log, rotation
 from harness.provenance.keys import Signer
-from harness.provenance.rotation import Claim, Rotation
+from harness.provenance.policy import Rotation
+from harness.provenance.rotation import Claim
 
 AT = "2026-11-23T20:00:00Z"
 """When the checkpoints of `run_folder` say that they were made."""

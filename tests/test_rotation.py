@@ -25,7 +25,8 @@ from test_verify import harness
 from harness.audit import lineage, verify
 from harness.errors import ConfigError
 from harness.provenance import envelope, keys, log, policy_file, rotation, timestamp
-from harness.provenance.rotation import Claim, Rotation
+from harness.provenance.policy import Rotation
+from harness.provenance.rotation import Claim
 from harness.provenance.timestamp import Stamp
 
 TRAIN = "{steps: 6, global_batch: 4, micro_batch: 2}"

@@ -20,8 +20,8 @@ from harness.format.layout import RunFolder
 from harness.provenance import history, log, rotation, tiles
 from harness.provenance.findings import Findings
 from harness.provenance.keys import Signer, public_keys
-from harness.provenance.policy import Policy
-from harness.provenance.rotation import Claim, Rotation
+from harness.provenance.policy import Policy, Rotation
+from harness.provenance.rotation import Claim
 
 
 @dataclass(frozen=True)

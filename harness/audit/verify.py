@@ -52,8 +52,7 @@ from harness.provenance.findings import Finding, Findings
 from harness.provenance.heads import Kept
 from harness.provenance.history import Entry
 from harness.provenance.keys import PublicKey
-from harness.provenance.policy import Policy
-from harness.provenance.rotation import Rotation
+from harness.provenance.policy import Policy, Rotation
 from harness.terminal import progress
 from harness.words import listed
 
@@ -158,8 +157,9 @@ def verify(
             )
         return verify_models(path, policy, quiet=quiet)
     keys = _keys(path, policy) if head or since is not None else ()
-    earlier = None if since is None else heads.load(since, keys, policy)
-    kept = [heads.load(file, keys, policy) for file in head] + ([earlier] if earlier else [])
+    load = partial(heads.load, keys=keys, witnesses=policy.witnesses, threshold=policy.witness_threshold)
+    earlier = None if since is None else load(since)
+    kept = [load(file) for file in head] + ([earlier] if earlier else [])
     policy = replace(policy, log_heads=(*policy.log_heads, *kept))
     is_export, is_corpus = exported.is_export(path), prepared.is_corpus(path)
     if not is_export and not is_corpus and layout.kind_of(path) == "run":

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.errors import UsageError, VerificationFailed
 from harness.format import files
@@ -28,9 +27,6 @@ from harness.provenance.findings import Findings
 from harness.provenance.keys import PublicKey
 from harness.provenance.log import Head, Log
 from harness.provenance.merkle import consistency_proof, node_hash, root_hash
-
-if TYPE_CHECKING:
-    from harness.provenance.policy import Policy
 
 CHECK: Check = "log head"
 """Name of the check."""
@@ -49,9 +45,11 @@ class Kept:
     """Whether the log must be the one of this head; one of several in a policy may be another run's."""
 
 
-def load(path: Path, keys: Sequence[PublicKey], policy: Policy | None = None) -> Kept:
-    """The head in the signed note ``path``, as `harness head` writes it. With witnesses in ``policy``, enough
-    of them have cosigned it, and it was there at the moment that they state.
+def load(
+    path: Path, keys: Sequence[PublicKey], witnesses: Sequence[PublicKey] = (), threshold: int = 1
+) -> Kept:
+    """The head in the signed note ``path``, as `harness head` writes it. With ``witnesses``, at least
+    ``threshold`` of them have cosigned it, and it was there at the moment that they state.
 
     Raises `UsageError` when there is no such file or it is no log head, `VerificationFailed` when no Ed25519
     key of ``keys`` has signed it or too few witnesses have, `EnvironmentFault` when it cannot be read.
@@ -63,9 +61,7 @@ def load(path: Path, keys: Sequence[PublicKey], policy: Policy | None = None) ->
     except VerificationFailed as error:
         raise UsageError(f"the kept head {error.what}", where=str(path), remedy=remedy) from error
     head = log.open_note(note, keys, where=str(path))
-    seen = None
-    if policy is not None and policy.witnesses:
-        seen = witness.seen(note, policy.witnesses, policy.witness_threshold, where=str(path))
+    seen = witness.seen(note, witnesses, threshold, where=str(path)) if witnesses else None
     return Kept(head, f"the head in {path.name}", seen)
 
 

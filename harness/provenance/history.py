@@ -30,7 +30,7 @@ from harness.format import layout, strict_json
 from harness.provenance import log
 from harness.provenance.checks import Check
 from harness.provenance.findings import Findings
-from harness.provenance.rotation import Rotation
+from harness.provenance.policy import Rotation
 from harness.provenance.statements import CheckpointStatement
 
 LINEAGE: Check = "lineage"

@@ -20,15 +20,11 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from harness.errors import UsageError
 from harness.provenance.heads import Kept
 from harness.provenance.keyless import Subject
 from harness.provenance.keys import PublicKey
-
-if TYPE_CHECKING:
-    from harness.provenance.rotation import Rotation
 
 CHECKPOINT, SLSA, MODEL_SIGNATURE, LOG = "checkpoint", "slsa", "model-signature", "log"
 TIMESTAMP = "timestamp"
@@ -97,6 +93,31 @@ class Identity:
         if end is not None and created >= end:
             return f"{self.name} signed at {created} with a key that was handed over at {end}"
         return None
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A hand-over that both keys have signed (`harness.provenance.rotation`)."""
+
+    payload: bytes
+    old: tuple[PublicKey, ...]
+    """Ed25519 first, then P-256 if there is one."""
+    new: tuple[PublicKey, ...]
+    at: str
+    """The moment, as ``2026-11-23T20:00:00Z``."""
+    reason: str
+    file: bytes
+    """Both bundles, as `build` wrote them."""
+
+    @property
+    def old_id(self) -> str:
+        """Key id of the Ed25519 key that hands over."""
+        return self.old[0].key_id
+
+    @property
+    def new_id(self) -> str:
+        """Key id of the Ed25519 key that takes over."""
+        return self.new[0].key_id
 
 
 @dataclass(frozen=True)

@@ -489,7 +489,7 @@ class _Reader:
             self.fail("log_head names a file that is no text", *place)
         path = self.path(value)
         try:
-            return heads.load(path, read.statement_keys, read)
+            return heads.load(path, read.statement_keys, read.witnesses, read.witness_threshold)
         except (VerificationFailed, UsageError) as error:
             self.fail(f"log_head: {error.what}: {path}", *place)
 

@@ -27,7 +27,7 @@ from harness.format import strict_json
 from harness.provenance import envelope
 from harness.provenance.checks import Check
 from harness.provenance.keys import PublicKey, Signer, parse_public, public_keys
-from harness.provenance.policy import Identity, Policy, Span
+from harness.provenance.policy import Identity, Policy, Rotation, Span
 from harness.provenance.schema import DIALECT, HEX64, NULL, TEXT, TIME, Schema, check, closed, either
 from harness.provenance.statements import STATEMENT_TYPE
 
@@ -45,31 +45,6 @@ SCHEMA: Schema = {
 }
 """JSON Schema (draft 2020-12) of the predicate; keys are SPKI PEM."""
 _SUBJECT = closed(name=TEXT, digest=closed(sha256=HEX64))
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """A hand-over that both keys have signed."""
-
-    payload: bytes
-    old: tuple[PublicKey, ...]
-    """Ed25519 first, then P-256 if there is one."""
-    new: tuple[PublicKey, ...]
-    at: str
-    """The moment, as ``2026-11-23T20:00:00Z``."""
-    reason: str
-    file: bytes
-    """Both bundles, as `build` wrote them."""
-
-    @property
-    def old_id(self) -> str:
-        """Key id of the Ed25519 key that hands over."""
-        return self.old[0].key_id
-
-    @property
-    def new_id(self) -> str:
-        """Key id of the Ed25519 key that takes over."""
-        return self.new[0].key_id
 
 
 @dataclass(frozen=True)
