@@ -3,11 +3,11 @@
 python scripts/bench/digest.py [--rounds 30] [--batch 4 8 16 32] [--json FILE]
 
 A decoder of 10.8M parameters (six layers, width 384, 128 tokens), fp32, one thread, processor time. Steps of
-training of each batch, the clipping of their gradients with and without the digest that is made on the way,
-the digest of the state, and a plain int64 sum of the gradients' bytes on the way, the floor, take turns. What
-a digest costs is what its turn takes longer than the clipping of its round. Beside them: xxh3-128 of each
-tensor (fast, but it depends on how a tensor is cut) and a weight computed for every element (the textbook
-form of the sum).
+training of each batch, the clipping of their gradients with and without the digest that is made after it,
+the digest of the state, and a plain int64 sum of each gradient right after it was multiplied, the floor, take
+turns. What a digest costs is what its turn takes longer than the clipping of its round. Beside them: xxh3-128
+of each tensor (fast, but it depends on how a tensor is cut) and a weight computed for every element (the
+textbook form of the sum).
 """
 
 from __future__ import annotations
