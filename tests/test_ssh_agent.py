@@ -73,7 +73,7 @@ def test_a_run_that_the_agent_signs_verifies_here_and_with_openssl(agent: Path) 
     for public, file in (("one", "provenance/checkpoint.sigstore.json"), ("two", "model.sig")):
         key = keys.load_public(agent / f"{public}.pub")
         opened = envelope.open_bundle((checkpoint / file).read_bytes(), [key], where=file)
-        _, signature = envelope._parts((checkpoint / file).read_bytes(), file)
+        _, signature, _ = envelope._parts((checkpoint / file).read_bytes(), file)
         (agent / "message").write_bytes(envelope.pae(envelope.PAYLOAD_TYPE, opened.payload))
         (agent / "signature").write_bytes(signature)
         (agent / "pem").write_bytes(key.pem)
