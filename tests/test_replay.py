@@ -25,10 +25,13 @@ from toy_task import Toy
 
 
 class Planted(Toy):
+    losses = 0
+
     def loss(self, model, batch):
-        loss = super().loss(model, batch)
+        self.losses += 1
         planted = os.environ.get("PLANTED")
-        return loss * 1.001 if planted and self._calls >= int(planted) else loss
+        loss = super().loss(model, batch)
+        return loss * 1.001 if planted and self.losses >= int(planted) else loss
 '''
 SECTIONS = {"train": "{steps: 12, global_batch: 4, micro_batch: 2}", "checkpoint": "{every: 4}"}
 

@@ -35,11 +35,12 @@ class Leaky(Toy):
 
     def __init__(self, *, seed, folder):
         super().__init__(seed=seed)
-        self._folder = pathlib.Path(folder)
+        self._folder, self._losses = pathlib.Path(folder), 0
         assert self._folder.is_dir()
 
     def loss(self, model, batch):
-        if self._calls == 80 and "MENDED" not in os.environ:
+        self._losses += 1
+        if self._losses == 81 and "MENDED" not in os.environ:
             raise OSError(f"{self._folder}/x.bin is broken on {socket.gethostname()}")
         return super().loss(model, batch)
 '''
