@@ -163,7 +163,7 @@ def test_a_copy_that_is_none_differs_in_nothing_that_could_be_named(data: bytes)
     """Oracle: no exception, and only names of keys."""
     assert all(isinstance(name, str) for name in policy_copy.changed(data, COPY))
     assert policy_copy.changed(COPY, OTHER) == ["max_age"]
-    assert policy_copy.changed(COPY, b'{"\x1b[2J":1,"format":"x"}')[-1] == "rules of another version"
+    assert policy_copy.changed(COPY, b'{"\\u001b[2J":1,"format":"x"}')[-1] == "rules of another version"
 
 
 FITS: dict[str, tuple[str, str | None]] = {
