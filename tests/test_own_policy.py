@@ -204,6 +204,7 @@ def test_a_run_is_objected_to_where_its_checkpoints_would_not_verify(
     said = objected(people, text)
     assert (objection or "") in said
     assert bool(said) == (objection is not None)
+    assert len(set(said.split("; "))) == len(said.split("; "))
     assert verify(sample, parsed(people, text)).exit_code == (1 if objection else 0)
 
 

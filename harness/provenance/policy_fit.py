@@ -62,8 +62,8 @@ def objections(rules: Policy, maker: Maker, now: str) -> Iterator[str]:
     Hand-overs of the run's key in its log count where ``rules`` has them (`harness.audit.handover`).
     """
     rules = rules.as_of(now)
-    for key in maker.keys:
-        yield from _of_key(rules, maker, key, now)
+    # Both keys of an identity may have the same reason.
+    yield from dict.fromkeys(each for key in maker.keys for each in _of_key(rules, maker, key, now))
     if policy.MODEL_SIGNATURE in rules.required and not any(key.algorithm == "p256" for key in maker.keys):
         yield "it requires model.sig, and the signing key has no P-256 half"
     if policy.TIMESTAMP in rules.required and not maker.stamps:
@@ -84,7 +84,7 @@ def _of_key(rules: Policy, maker: Maker, key: PublicKey, now: str) -> Iterator[s
         found = (
             whose.objection(*maker.names, now, kind, now, key.key_id) for kind in _OF_RUNS[key.algorithm]
         )
-        yield from dict.fromkeys(each for each in found if each is not None)
+        yield from (each for each in found if each is not None)
 
 
 def _of_others(rules: Policy, maker: Maker, now: str) -> Iterator[str]:
