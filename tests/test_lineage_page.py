@@ -32,7 +32,8 @@ def window() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A child run that began with another run's checkpoint, resumed once, one checkpoint spoilt; verified."""
-    place = tmp_path_factory.mktemp("page")
+    place = tmp_path_factory.mktemp("page") / ("alongname" * 8)  # wider than a phone
+    place.mkdir()
     signer = run_folder.identity(place / "me")
     base = run_folder.SampleRun(place / "base", signer, name="base", values="a")
     base.advance(10, 20)

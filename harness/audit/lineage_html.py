@@ -20,7 +20,7 @@ _STYLE = """
 body{margin:0;background:var(--back);color:var(--text);
 font:15px/1.5 system-ui,"Segoe UI",Helvetica,Arial,sans-serif}
 main{max-width:1240px;margin:0 auto;padding:28px 24px 56px}
-h1{font-size:24px;margin:0 0 10px}
+h1{font-size:24px;margin:0 0 10px;overflow-wrap:anywhere}
 .status{border-left:4px solid;background:var(--panel);padding:8px 14px;margin:8px 0;border-radius:0 6px 6px 0;
 overflow-wrap:anywhere}
 .good{border-color:var(--good)}.bad{border-color:var(--bad)}.open{border-color:var(--open)}
