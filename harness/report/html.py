@@ -28,7 +28,7 @@ _STYLE = """
 body{margin:0;background:var(--back);color:var(--text);
 font:15px/1.55 system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
 main{max-width:900px;margin:0 auto;padding:32px 24px 64px}
-p,li{overflow-wrap:anywhere}
+h1,p,li{overflow-wrap:anywhere}
 h1{font-size:26px;margin:0 0 12px}
 h2{font-size:19px;margin:36px 0 12px;padding-bottom:6px;border-bottom:1px solid var(--line)}
 h3{font-size:16px;margin:24px 0 8px}
