@@ -31,7 +31,8 @@ from toy_task import Toy
 @torch.library.custom_op("planted::restless", mutates_args=())
 def restless(x: torch.Tensor) -> torch.Tensor:
     made = x.clone()
-    made.view(-1).view(torch.int32)[int.from_bytes(os.urandom(4), "little") % made.numel()] ^= 1
+    # About half of the elements: a single one could lie where the activation hides it.
+    made.view(-1).view(torch.int32)[:] ^= torch.tensor([byte & 1 for byte in os.urandom(made.numel())])
     return made
 
 
@@ -64,7 +65,7 @@ def instead_of_executing(doubling: Doubling, clock: Clock, cost: int, tell: Call
 
 @pytest.mark.slow
 def test_an_operator_that_differs_is_measured_on_all_ranks_named_and_signed(place: Place) -> None:
-    """Oracle: the planted operator flips the last bit of one element, in the layer named 1; two ranks."""
+    """Oracle: the planted operator flips last bits, by chance, in the layer named 1; two ranks."""
     (place.root / "restless_task.py").write_text(RESTLESS)
     task = '{kind: "restless_task:Restless"}'
     place.write("toy.yaml", config(place.run, task=task))
