@@ -202,10 +202,11 @@ def _judged(
 
 def _place(folder: Path) -> Path:
     """A new file beside the run's other files, or beside a checkpoint that lies alone."""
-    inside = files.real(folder).parent.name == layout.CHECKPOINTS
-    root = files.real(folder).parent.parent / layout.EVALUATIONS if inside else files.real(folder).parent
+    folder = files.real(folder)
+    inside = folder.parent.name == layout.CHECKPOINTS
+    root = folder.parent.parent / layout.EVALUATIONS if inside else folder.parent
     number = 0
-    while (path := root / f"{files.real(folder).name}-{number}.jsonl").exists():
+    while (path := root / f"{folder.name}-{number}.jsonl").exists():
         number += 1
     return path
 
