@@ -12,9 +12,10 @@ from pathlib import Path
 
 import run_folder
 from attack import Scene, attack
+from honest import never_saved
 from run_folder import SampleRun
 
-from harness.format import strict_json
+from harness.format import layout, strict_json
 from harness.provenance import log
 from harness.provenance.heads import Kept
 
@@ -67,6 +68,33 @@ def a_run_without_checkpoints_is_shown_to_somebody_who_asks_for_the_log(scene: S
 def a_run_without_checkpoints_is_shown_to_somebody_who_has_kept_its_head(scene: Scene) -> None:
     _keep_head(scene)
     _unlogged(scene)
+
+
+@attack("has loss 0.25 at step")
+def a_line_of_the_metrics_of_a_run_without_checkpoints_is_changed(scene: Scene) -> None:
+    _unlogged(scene)
+    _lines(scene, lambda lines: [*lines[:-1], _edited(lines[-1], loss=0.25) + b"\n"])
+
+
+@attack("is a config that no checkpoint has signed")
+def the_config_of_a_run_without_checkpoints_is_changed(scene: Scene) -> None:
+    _unlogged(scene)
+    (scene.root / layout.RUN_CONFIG).write_text("run: {seed: 4}\n")
+
+
+@attack("is a policy that no checkpoint names")
+def a_policy_is_put_into_a_run_without_checkpoints(scene: Scene) -> None:
+    _unlogged(scene)
+    (scene.root / layout.POLICY).write_text("{}")
+
+
+@attack("is a config that no checkpoint has signed")
+def the_config_of_an_earlier_launch_is_shown_of_a_run_without_checkpoints(scene: Scene) -> None:
+    _unlogged(scene)
+    before = (scene.root / layout.RUN_CONFIG).read_bytes()
+    (scene.root / layout.METRICS).unlink()
+    never_saved(scene, 50, created="2026-11-24T20:00:00Z", config="run: {seed: 4}\n")
+    (scene.root / layout.RUN_CONFIG).write_bytes(before)
 
 
 @attack("ago; max_age is")

@@ -175,38 +175,24 @@ def a_run_is_made_under_a_policy_and_resumed_and_pruned(scene: Scene) -> None:
 
 @honest
 def a_resume_under_another_policy_is_accepted_and_signed(scene: Scene) -> None:
-    run = under(scene, COPY)
-    run.advance(10, 20)
-    _accepts_another(run)
-    run.policy = OTHER
-    run.advance(30)
+    _changes_policy(scene, COPY, OTHER).advance(30)
 
 
 @honest
 def a_resume_without_the_policy_is_accepted_and_signed(scene: Scene) -> None:
-    run = under(scene, COPY)
-    run.advance(10, 20)
-    _accepts_another(run)
-    run.policy = None
+    run = _changes_policy(scene, COPY, None)
     run.folder.policy.unlink()
     run.advance(30)
 
 
 @honest
 def a_resume_under_a_first_policy_is_accepted_and_signed(scene: Scene) -> None:
-    run = fresh(scene)
-    run.advance(10, 20)
-    _accepts_another(run)
-    run.policy = COPY
-    run.advance(30)
+    _changes_policy(scene, None, COPY).advance(30)
 
 
 @honest
 def a_launch_under_another_policy_was_killed_before_it_wrote_the_copy(scene: Scene) -> None:
-    run = under(scene, COPY)
-    run.advance(10, 20)
-    _accepts_another(run)
-    run.policy = OTHER
+    run = _changes_policy(scene, COPY, OTHER)
     run.advance(30)
     run.folder.policy.write_bytes(COPY)
 
@@ -228,9 +214,14 @@ def an_older_version_that_knew_no_policies_has_begun_the_run(scene: Scene) -> No
     run.advance(30)
 
 
-def _accepts_another(run: SampleRun) -> None:
+def _changes_policy(scene: Scene, before: bytes | None, after: bytes | None) -> SampleRun:
+    """A run of two checkpoints under ``before``, resumed under ``after``, which was accepted."""
+    run = fresh(scene, policy=before)
+    run.advance(10, 20)
     difference = {"what": "policy", "before": "a…", "after": "b…"}
     run.resume("accepted", accepted=["policy: a new member"], differences=[difference])
+    run.policy = after
+    return run
 
 
 @honest
@@ -265,10 +256,25 @@ def become_nonfinite(run: SampleRun, step: int, **said: object) -> None:
 
 @honest
 def a_run_ends_without_finite_numbers_before_its_first_checkpoint(scene: Scene) -> None:
-    run = fresh(scene)
-    run.tweak = lambda step, facts: facts.update(outcome="nonfinite")
-    run.advance(10)
-    folder = run.folder.checkpoint(10)
+    fresh(scene)
+    never_saved(scene, 10)
+
+
+@honest
+def a_run_that_ended_so_is_begun_again_with_another_config_and_ends_so(scene: Scene) -> None:
+    fresh(scene)
+    never_saved(scene, 10)
+    (scene.root / layout.METRICS).unlink()
+    never_saved(scene, 20, created="2026-11-24T20:00:00Z", config="run: {seed: 4}\n")
+
+
+def never_saved(scene: Scene, step: int, created: str = "2026-11-23T20:00:00Z", **options: object) -> None:
+    """A launch in the scene's folder whose numbers are not finite after ``step``, before any checkpoint;
+    ``options`` as for `fresh`."""
+    run = SampleRun(scene.root, scene.signer, **options)  # type: ignore[arg-type]
+    run.tweak = lambda _, facts: facts.update(outcome="nonfinite", created=created)
+    run.advance(step)
+    folder = run.folder.checkpoint(step)
     folder.rename(folder.with_name(f"nonfinite-{folder.name}"))
     shutil.rmtree(run.folder.log)
 

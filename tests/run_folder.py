@@ -113,7 +113,7 @@ class SampleRun:
     """The lines of this launch."""
 
     def __post_init__(self) -> None:
-        self.folder.checkpoints.mkdir(parents=True)
+        self.folder.checkpoints.mkdir(parents=True, exist_ok=True)
         self.folder.run_config.write_text(self.config)
 
     @property

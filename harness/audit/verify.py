@@ -255,7 +255,7 @@ def verify_checkpoint(
     _check_starts(entries, beside, policy, findings)
     _tell_policy(entries, given, None, findings)
     _miss_log(policy, findings, "a checkpoint folder", folder)
-    times = [] if opened is None else [str(opened.statement.predicate["created"])]
+    times = [_created(each) for each in entries]
     freshness.check(policy, times, findings, str(folder))
     findings.note("lineage and log: not checked (they belong to the run folder)")
     report = _report(folder, "checkpoint", findings, [] if opened is None else [opened], hashed, started)
@@ -327,6 +327,8 @@ def verify_run(
         if unlogged:
             later.note("log: none, since the run ended before its first checkpoint")
         told_of = [entry_of(each) for each in known] if unlogged else entries
+        # Each launch of such a run began it anew, and with it the files beside its states.
+        latest = [max(told_of, key=_created)] if unlogged else entries
         book = None if unlogged else _read_log(run, claimed, entitled(policy.as_of(shown.whole)), later)
         if book is not None and shown.book is not None and book.head != shown.book.head:
             # It has grown since, and nothing is shown of when this head was signed.
@@ -344,13 +346,13 @@ def verify_run(
         if book is not None:
             stamps.require(book, shown.stamped, policy, findings, str(run.log))
         _check_starts(told_of, beside, policy, findings)
-        run_facts.check_metrics(run, entries, findings, None if keep is None else keep.lines.append)
-        config = run_facts.check_config(run, entries, findings)
+        run_facts.check_metrics(run, latest, findings, None if keep is None else keep.lines.append)
+        config = run_facts.check_config(run, latest, findings)
         if keep is not None:
             keep.config = config
-        copy = run_facts.check_policy(run, entries, findings)
-        _tell_policy(entries, given, copy, findings)
-        times = [str(entry.statement.predicate["created"]) for entry in told_of]
+        copy = run_facts.check_policy(run, latest, findings)
+        _tell_policy(latest, given, copy, findings)
+        times = [_created(entry) for entry in told_of]
         freshness.check(policy, [*times, *shown.kept], findings, str(root))
     except OSError as error:
         raise files.unreadable(error, str(error.filename or root)) from error
@@ -481,6 +483,10 @@ def _tell_policy(entries: Sequence[Entry], given: Policy, copy: bytes | None, fi
         findings.note(made_under.told(named, given, copy))
 
 
+def _created(entry: Entry) -> str:
+    return str(entry.statement.predicate["created"])
+
+
 def _named(paths: Sequence[Path]) -> str:
     return ", ".join(f"harness verify {path}" for path in paths)
 
@@ -493,8 +499,7 @@ def _entitled(policy: Policy, entries: Sequence[Entry], rotations: Sequence[Rota
     if not entries:
         return policy
     newest = entries[-1].statement
-    created = str(newest.predicate["created"])
-    return policy.within(newest.run_id, newest.run_name, created, policies.LOG)
+    return policy.within(newest.run_id, newest.run_name, _created(entries[-1]), policies.LOG)
 
 
 def _claimed(run: RunFolder) -> log.Log | None:
