@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -10,6 +11,9 @@ from conftest import Place, finish
 from object_store import Bucket, Server, bucket_of
 from test_train import PAUSED, keys
 from toy_task import config
+
+from harness.cli import main
+from harness.provenance import keys as signing
 
 pytestmark = pytest.mark.slow
 
@@ -119,3 +123,43 @@ def test_a_checkpoint_that_is_damaged_in_the_store_is_named_and_the_one_before_i
     assert differing(place.run, place.root / "before") == []
     assert audited(place, bucket) == 0
     assert place.harness("verify", str(place.run), *keys(place)).code == 0
+
+
+def test_a_run_under_a_policy_goes_on_from_its_store_under_that_policy_alone(
+    bucket: Bucket, place: Place
+) -> None:
+    """Oracle: the README's rules for a policy, and `harness verify` with the first policy of what auditors
+    fetch, one after each launch and one for the first time: the copy is the one that the newest checkpoint
+    names, and there is none where it names none."""
+    public = [str(path) for path in signing.create(place.root / "me").public]
+    for name, more in (("team", []), ("older", ["--max-age", "30d"])):
+        out = ["--out", str(place.root / f"{name}.yaml")]
+        assert main(["policy", "new", "--key", *public, *more, *out]) == 0
+    only = checkpoint(bucket, ", store_only: true, keep: 1")
+    place.write("toy.yaml", config(place.run, checkpoint=only, signing="{key: me.key, policy: team.yaml}"))
+    accept = ["--accept", "policy,config", "--reason", "thirty days"]
+
+    def launch(steps: int, policy: str, *words: str) -> str:
+        """What a launch on a bare machine says."""
+        shutil.rmtree(place.run, ignore_errors=True)
+        done = place.harness("train", "toy.yaml", f"train.steps={steps}", f"signing.policy={policy}", *words)
+        return f"{done.code}: {done.out}{done.err}"
+
+    def found(folder: str) -> tuple[str, bool]:
+        """What verify notes of the policy, and whether there is a copy."""
+        assert place.harness("fetch", bucket.url, folder).code == 0
+        done = place.harness("verify", folder, "--policy", "team.yaml", "--json")
+        assert done.code == 0, done.out
+        notes = [each for each in json.loads(done.out)["notes"] if "made under" in each or "policy" in each]
+        return "".join(notes)[:32], (place.root / folder / "policy.json").exists()
+
+    assert launch(6, "team.yaml").startswith("0: resume        none: a new run")
+    assert found("audited") == ("made under the policy that is gi", True)
+    assert "step-00000006 was fetched from" in (said := launch(6, "older.yaml"))
+    assert said.startswith("2: ")
+    assert "of the policy: max_age: run; " in said
+    assert launch(12, "older.yaml", *accept).startswith("0: ")
+    assert found("audited") == ("made under another policy than t", True)
+    assert launch(18, "null", *accept).startswith("0: ")
+    assert found("audited") == found("new") == ("", False)
+    assert bucket.checkpoints() == ["pruned-step-00000006", "pruned-step-00000012", "step-00000018"]

@@ -293,7 +293,9 @@ class Mirror:
         for name in SMALL_FILES:
             path = self.run.root / name
             data = durable.read_limited(path, _LIMIT) if path.is_file() else None
-            if data is not None and self._small.get(name) != data:
+            if data is None and name in self._objects:
+                self._delete([name])  # policy.json of a run that goes on without a policy
+            elif data is not None and self._small.get(name) != data:
                 self._put(name, data)
                 self._small[name] = data
 

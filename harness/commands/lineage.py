@@ -17,7 +17,6 @@ from harness.audit.lineage import Picture
 from harness.audit.lineage_fold import folded
 from harness.commands import Outcome
 from harness.commands.trust import add_ancestors, add_trust, trusted
-from harness.provenance.lineage import Graph
 from harness.terminal import json_text
 
 EXAMPLE = "harness lineage runs/tiny --format html > lineage.html"
@@ -45,14 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Outcome:
     """Read, check when a key or a policy was given, draw."""
     picture = lineage.read(arguments.path, trusted(arguments), arguments.beside)
-    document = picture.document()
+    if arguments.json:
+        return Outcome(picture.document(), "", picture.exit_code)
+    return Outcome({}, _drawn(picture, arguments), picture.exit_code)
+
+
+def _drawn(picture: Picture, arguments: argparse.Namespace) -> str:
     if arguments.format == "json":
-        return Outcome(document, json_text(document, indent=1), picture.exit_code)
+        return json_text(picture.document(), indent=1)
     shown = picture if arguments.every else folded(picture)
-    return Outcome(document, _drawn(shown, picture.graph, arguments.format), picture.exit_code)
-
-
-def _drawn(picture: Picture, whole: Graph, form: str) -> str:
-    if form == "html":
-        return lineage_html.render(picture, whole)
-    return lineage_text.mermaid(picture) if form == "mermaid" else lineage_text.text(picture)
+    if arguments.format == "html":
+        return lineage_html.render(shown, picture.graph)
+    return lineage_text.mermaid(shown) if arguments.format == "mermaid" else lineage_text.text(shown)

@@ -16,7 +16,6 @@ from harness.errors import UsageError
 from harness.settings import Settings
 from harness.training import own_policy
 from harness.training.checkup import signing_key
-from harness.training.own_policy import OwnPolicy
 from harness.words import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     environment.require_training()
     from harness.training.plan import plan
 
-    own = _policy(settings)
+    own = own_policy.planned(settings, lambda: signing_key(settings.signing.key, settings.run.dir)[1])
     planned = plan(settings, loaded.path.parent, world_size)
     seconds, assumption = _seconds(planned, settings, arguments.gpu, arguments.tokens_per_second)
     document = {
@@ -73,15 +72,6 @@ def run(arguments: argparse.Namespace) -> Outcome:
         rows.append(("time", f"{human_seconds(seconds)}  {assumption}"))
     width = max(len(name) for name, _ in rows)
     return Outcome(document, "\n".join(f"{name:<{width}}  {text}" for name, text in rows))
-
-
-def _policy(settings: Settings) -> OwnPolicy | None:
-    """What the run is to be made under. Raises as a launch does when that would not accept what it signs."""
-    own = own_policy.load(settings)
-    _, signer = signing_key(settings.signing.key, settings.run.dir)
-    if own is not None and signer is not None:
-        own_policy.require_satisfiable(own, signer, own_policy.claimed_run(settings))
-    return own
 
 
 def _seconds(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness.commands.report import write_report
 from harness.errors import EnvironmentFault, TrainingFailed, UsageError
 from harness.format import layout
 from harness.provenance import keys
+from harness.provenance.keys import Signer
 from harness.provenance.policy import from_keys
 from harness.report import claim_file
 from harness.settings import Settings
@@ -83,7 +85,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     environment.require_training()
     key, reason = keys.signing_key_path(base.signing.key, folder)
     for member in wanted:
-        _require_policy(members.resolved(arguments.config, member).settings)
+        settings = members.resolved(arguments.config, member).settings
+        own_policy.planned(settings, partial(_signer, settings))
     digest = None if arguments.claims is None else claim_file.digest(arguments.claims)
     planned = plan.enter(folder, arguments.config, wanted, digest)
     if arguments.member is not None:
@@ -117,12 +120,10 @@ def run(arguments: argparse.Namespace) -> Outcome:
     return Outcome(document, "\n".join(lines), exit_code=1 if failed else report.exit_code)
 
 
-def _require_policy(settings: Settings) -> None:
-    """Raise what the launch of a member would raise whose policy would not accept what it signs."""
-    own = own_policy.load(settings)
-    if own is not None:
-        path, _ = keys.signing_key_path(settings.signing.key, settings.run.dir)
-        own_policy.require_satisfiable(own, keys.load_signer(path), own_policy.claimed_run(settings))
+def _signer(settings: Settings) -> Signer:
+    """Who signs for the member with these ``settings``."""
+    path, _ = keys.signing_key_path(settings.signing.key, settings.run.dir)
+    return keys.load_signer(path)
 
 
 def additions(planned: Register) -> list[str]:

@@ -154,6 +154,8 @@ def _fetch(
         for name in SMALL_FILES:
             if name in contents.objects and (ahead or not (run.root / name).exists()):
                 durable.write_durable(run.root / name, store.get(name, _LIMIT))
+        if ahead and layout.POLICY not in contents.objects:
+            run.policy.unlink(missing_ok=True)  # the run went on without a policy
     _fetch_timestamps(store, run, contents)
     statements = [name for name in statements if name not in names]
     return Fetched(tuple(names), tuple(statements), tuple(superseded), _size(contents, names))

@@ -7,6 +7,7 @@ with that copy, nor with the file: a resume trusts its own key. Needs no torch, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,6 +74,17 @@ def load(settings: Settings) -> OwnPolicy | None:
         what = f"the policy has {len(copy)} bytes with all that it names, more than {policy_copy.LIMIT}"
         raise ConfigError(what, where=str(path), remedy="leave out what this run does not need")
     return OwnPolicy(path, settings, policy, copy, tuple(odd))
+
+
+def planned(settings: Settings, signer: Callable[[], Signer | None]) -> OwnPolicy | None:
+    """`load`, before a launch. Raises as that does, and what the launch would raise when the policy would not
+    accept what ``signer`` signs; it is asked only where there is a policy, and None is a key that is to come.
+    """
+    own = load(settings)
+    by = None if own is None else signer()
+    if by is not None:
+        require_satisfiable(own, by, claimed_run(settings))
+    return own
 
 
 def objections(
