@@ -13,8 +13,9 @@ from planted_models import Blank, Indexing, Restless, Sound, micro_step
 from test_ledger import Varied
 from torch import Tensor, nn
 
-from harness.determinism.double import Checked, Double, distance
+from harness.determinism.double import Checked, Double
 from harness.determinism.sandbox import Sandbox
+from harness.determinism.ulp import distance
 
 
 @pytest.fixture
@@ -71,6 +72,21 @@ def test_a_flipped_last_bit_is_one_unit_in_the_last_place() -> None:
     """Oracle: the operator flips bit 0 of one element or of two."""
     (difference,) = first_mismatch(seeded(Restless), fine=True).differences
     assert difference.ulp == 1
+
+
+def test_a_pass_that_runs_other_operators_is_said_to_do_so() -> None:
+    """Oracle: one execution in two adds nothing once more, in place of what all the others run there."""
+    passes = iter(range(100))
+
+    class Wavering(Sound):
+        def mixed(self, x: Tensor) -> Tensor:
+            return super().mixed(x + 0 if next(passes) % 2 else x)
+
+    (difference,) = first_mismatch(seeded(Wavering), fine=True).differences
+    assert (difference.module, difference.ulp) == ("Wavering", None)
+    assert difference.source == (
+        "double execution: aten.empty_like ran in one, aten.add in its place in another"
+    )
 
 
 @pytest.mark.parametrize("kind", [Sound, planted_models.Untagged])

@@ -31,11 +31,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.checkpoint.cut import is_sharded
 from harness.checkpoint.rng import Generator
 from harness.determinism import trace as traces
 from harness.determinism.census import way_ns
 from harness.determinism.sandbox import Sandbox
 from harness.determinism.trace import Call, Kept
+from harness.determinism.ulp import distance, largest_distance
 
 REPEATS = 6
 """Executions that measure a difference once it was seen; a race may well come out alike in two of them."""
@@ -133,6 +135,7 @@ class Double:
         """``agree``: whether any rank says yes; where passes communicate, all execute equally often."""
         self._model = model
         self._agree = agree
+        self._sharded = is_sharded(wrapped)
         self._parameters = dict(model.named_parameters())
         self._sandbox = Sandbox(model, wrapped, generators, holders)
 
@@ -175,6 +178,9 @@ class Double:
         with self._sandbox as sandbox:
             pair = [] if own is None else [own.outcome]
             pair += [self._once(sandbox, execute, wish) for wish in wishes[len(pair) :]]
+            if self._sharded and fine and self._agree(_ran_apart(*pair)):
+                # The first pass after an evaluation: FSDP2 gathers ahead by what the evaluation has run.
+                pair = [self._once(sandbox, execute, wishes[0]), pair[1]]
             names = [name for name in pair[0].sums if pair[0].sums[name] != pair[1].sums.get(name)]
             differences = self._differences(sandbox, execute, pair, names, wishes)
             changed = sandbox.changed()
@@ -245,7 +251,8 @@ class Double:
         if not differs:
             return []  # on another rank only
         if at is not None:
-            return [_operator(at, first.calls, kept)]
+            instead = _ran_instead(at, first.calls, [*(pair if wishes[0].fine else ()), *again])
+            return [_operator(at, first.calls, kept, instead)]
         gradients = [self._gradient(name, again, len(names)) for name in names if name != "loss"]
         return gradients[:MOST_GRADIENTS]
 
@@ -277,8 +284,22 @@ def _reads_blank(calls: Sequence[Call], at: int) -> bool:
     return at < len(calls) and calls[at].uninitialised is not None
 
 
-def _operator(at: int, calls: Sequence[Call], kept: Sequence[_Outcome]) -> Difference:
-    """Call number ``at`` of placed ``calls``, or what must be meant when its arguments already differed."""
+def _ran_apart(one: _Outcome, other: _Outcome) -> bool:
+    """Whether two executions ran other operators, whatever these returned."""
+    return [call.op for call in one.calls] != [call.op for call in other.calls]
+
+
+def _ran_instead(at: int, calls: Sequence[Call], others: Sequence[_Outcome]) -> str | None:
+    """What ran in other executions in the place of call number ``at`` of ``calls``."""
+    if at >= len(calls):
+        return None
+    ops = [each.calls[at].op if at < len(each.calls) else "nothing" for each in others]
+    return next((op for op in ops if op != calls[at].op), None)
+
+
+def _operator(at: int, calls: Sequence[Call], kept: Sequence[_Outcome], instead: str | None) -> Difference:
+    """Call number ``at`` of placed ``calls``, or what must be meant when its arguments already differed;
+    ``instead``: what ran in its place in another execution."""
     if at >= len(calls):
         return _other("operators", None, "double execution: the second one ran other operators")
     call = calls[at]
@@ -287,6 +308,9 @@ def _operator(at: int, calls: Sequence[Call], kept: Sequence[_Outcome]) -> Diffe
         source = f"double execution: {call.op} reads memory that {maker.op} left uninitialised"
         return _other(maker.op, maker, source, UNINITIALISED)
     module, site = traces.place_of(calls, call)
+    if instead is not None:
+        source = f"double execution: {call.op} ran in one, {instead} in its place in another"
+        return replace(_other(call.op, call, source), module=module, call_site=site)
     if len({each.kept.inputs for each in kept}) > 1:
         source = f"double execution: what {call.op} was given differed, and no operator outside made it"
         return replace(_other("compiled region", call, source), module=module, call_site=site)
@@ -307,47 +331,3 @@ def _other(op: str, place: Call | None, source: str, alternative: str | None = N
     device, dtype = ("cpu", "none") if place is None else (place.device, place.dtype)
     module, site = (None, None) if place is None else (place.module, place.site)
     return Difference(op, module, site, device, dtype, None, source, alternative)
-
-
-def largest_distance(versions: Sequence[Tensor]) -> int | None:
-    """Largest `distance` between the first of ``versions`` and any other; None when all are equal."""
-    found = [distance(versions[0], each) for each in versions[1:]]
-    return max((each for each in found if each is not None), default=None)
-
-
-def distance(one: Tensor, other: Tensor) -> int | None:
-    """Largest distance of two elements in ULP; None for equal bits, or when no difference is finite.
-
-    Neighbouring floats are 1 apart, +0 and -0 are 0 apart. Integers are as far apart as their values.
-    """
-    if one.shape != other.shape or torch.equal(_bits(one), _bits(other)):
-        return None
-    return _distance(one, other)
-
-
-_WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().reshape(-1)
-    flat = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
-    return flat.contiguous().view(_WIDTHS[flat.element_size()])
-
-
-def _distance(one: Tensor, other: Tensor) -> int | None:
-    if not one.is_floating_point() and not one.is_complex():
-        return int((one.to(torch.float64) - other.to(torch.float64)).abs().max().item())
-    flat = [torch.view_as_real(each) if each.is_complex() else each for each in (one, other)]
-    finite = torch.isfinite(flat[0].detach().reshape(-1)) & torch.isfinite(flat[1].detach().reshape(-1))
-    if not bool(finite.any()):
-        return None
-    ranks = [_rank(_bits(each)[finite]) for each in (one, other)]
-    # As doubles: the distance of two float64 of different sign does not fit 64 bits.
-    return int((ranks[0].to(torch.float64) - ranks[1].to(torch.float64)).abs().max().item())
-
-
-def _rank(bits: Tensor) -> Tensor:
-    """Position of floats in their order, from their bits as sign and magnitude."""
-    wide = bits.to(torch.int64)
-    smallest = torch.iinfo(bits.dtype).min
-    return torch.where(wide < 0, smallest - wide, wide)
