@@ -28,7 +28,6 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from harness.checkpoint.cut import is_sharded

@@ -1,4 +1,4 @@
-"""How far two tensors in memory are apart, in units in the last place (ULP): steps between neighbouring values.
+"""How far two tensors in memory are apart, in units in the last place (ULP), the steps between neighbours.
 
     >>> one = torch.tensor([1.0, 2.0])
     >>> distance(one, torch.nextafter(one, torch.tensor(9.0)))
