@@ -110,6 +110,16 @@ class Raising(Once):
         return made
 
 
+class Parting(Raising):
+    """The same between two collectives."""
+
+    def changed(self, x: Tensor, bad: Tensor) -> Tensor:
+        dist.all_reduce(x.detach().mean())
+        made = super().changed(x, bad)
+        dist.all_reduce(x.detach().mean())
+        return made
+
+
 class Faulty(nn.Module):
     """Two layers and dropout with a `Fault` between them."""
 

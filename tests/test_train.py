@@ -205,9 +205,8 @@ def test_a_nan_stops_all_ranks_with_a_saved_state_and_its_origin(place: Place) -
     origin = (
         f"micro-batch {micro_batch} of rank {rank} it came back with the same bits from aten.log in `fault`"
     )
-    said = [line for line in broken.err.splitlines() if f"the loss of step {step} is nan" in line]
-    assert len(said) == 2
-    assert all(origin in line for line in said), said
+    said = f"harness: the loss of step {step} is nan; executed again in {origin}"
+    assert broken.err.count(said) == 2, broken.err
     assert origin in orjson.loads(told.read_bytes())["message"]["message"]
     for number, words in ((rank, origin), (1 - rank, f"it began on rank {rank}")):
         events = (place.run / "events" / f"rank-0000{number}.jsonl").read_text()
@@ -220,6 +219,38 @@ def test_a_nan_stops_all_ranks_with_a_saved_state_and_its_origin(place: Place) -
     shutil.rmtree(aside.with_name(f"step-0000000{step - 1}"))
     aside.rename(aside.with_name(f"step-0000000{step - 1}"))
     assert place.harness("verify", str(place.run), *keys(place)).code == 1
+
+
+@pytest.mark.parametrize(("fault", "parallel"), [("Raising", "fsdp2"), ("Parting", "ddp")])
+def test_an_error_of_one_rank_in_the_second_execution_keeps_the_state_of_all(
+    place: Place, fault: str, parallel: str
+) -> None:
+    """Oracle: one rank raises while the other is about to wait for it in a collective; the state before the
+    step is that of the checkpoint of the step before, tensor by tensor, signed, and the error is told on both
+    screens."""
+    shutil.copy(Path(nonfinite_tasks.__file__), place.root)
+    task = f'{{kind: "nonfinite_tasks:Ends", options: {{fault: {fault}}}}}'
+    place.write("toy.yaml", config(place.run, task=task, checkpoint="{every: 1}", parallel=parallel))
+    broken = place.harness("train", "toy.yaml", processes=2)
+    assert broken.code == 1
+    step, shard = nonfinite_tasks.first_seen(3)
+    rank = shard // (nonfinite_tasks.ACCUMULATION // 2)
+    why = f"rank {rank}: ValueError: the fault does not like to be looked at"
+    said = f"harness: the loss of step {step} is nan; not executed again: {why}"
+    assert broken.err.count(said) == 2, broken.err
+    before = place.run / "checkpoints" / f"step-0000000{step - 1}"
+    aside = before.with_name(f"nonfinite-{before.name}")
+    assert predicate(aside)["outcome"] == "nonfinite"
+    assert tensors(aside) == tensors(before)
+    assert place.harness("verify", str(place.run), *keys(place)).code == 0
+
+
+def tensors(checkpoint: Path) -> list[object]:
+    """What the manifest says of each tensor of the model and the optimizer."""
+    manifest = orjson.loads((checkpoint / layout.MANIFEST).read_bytes())
+    kept = [each for each in manifest["tensors"] if not each["file"].startswith("rng-")]
+    assert len(kept) > 12
+    return kept
 
 
 def test_another_config_is_another_run_unless_accepted(partly: Place) -> None:

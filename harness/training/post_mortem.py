@@ -15,7 +15,7 @@ after one that was not is a difference that was measured. What the run's own has
 
 At most three updates and some twenty executions of a micro-batch. Ranks wait for each other only between the
 two parts, unless their passes communicate, as those of FSDP2 do and those of models with collectives of their
-own: then all execute alike.
+own: then all execute alike (`harness.training.meeting`), until one of them raises.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -41,6 +40,7 @@ from harness.determinism.origin import Origin, first_origin, not_finite
 from harness.determinism.sandbox import Sandbox
 from harness.format.ledger import COMPILED, UNSEEN, NonFinite
 from harness.training import readback
+from harness.training.meeting import Meeting, PartedError
 from harness.training.session import Session
 from harness.words import listed
 
@@ -85,28 +85,13 @@ def examine(current: Session, ledger: Ledger, broken: readback.NonFinite) -> lis
     """What is found on each rank, in their order; this rank's is added to ``ledger``. All ranks call alike.
 
     Afterwards the generators are as they were before the update, as far as that is known. An exception of the
-    model is why nothing was found, and raised only where the other ranks would wait.
+    model is why nothing was found.
     """
-    found = _PostMortem(current, ledger, broken).found()
+    examined = _PostMortem(current, ledger, broken)
+    found = examined.found()
     ledger.ended(found)
-    told = current.workers.gather_bytes(json.dumps(asdict(found)).encode())
+    told = examined.meeting.ended(json.dumps(asdict(found)).encode())
     return [NonFinite(**json.loads(each)) for each in told]
-
-
-class _Listener(traces.Onlooker):
-    """Hears whether a pass communicates."""
-
-    heard = False
-
-    def given(self, call: traces.Call, tensors: Sequence[Tensor], arguments: Sequence[Any]) -> None:
-        """Nothing to hear."""
-
-    def made(self, call: traces.Call, tensors: Sequence[Tensor]) -> None:
-        """Nothing to hear."""
-
-    def travelling(self, tensors: Sequence[Tensor]) -> None:
-        """A collective."""
-        self.heard = True
 
 
 class _PostMortem:
@@ -117,6 +102,7 @@ class _PostMortem:
         self._ledger = ledger
         self._broken = broken
         self._update = broken.step - 1
+        self.meeting = Meeting(current.workers)
         self._together = is_sharded(current.wrapped)
         task, model, wrapped = current.task, current.model, current.wrapped
         self._generators = task.generators()
@@ -145,6 +131,7 @@ class _PostMortem:
         with self._sandbox() as sandbox:
             again = self._caught(partial(self._executed_again, sandbox), again)
             again.moved += [f"generator {name}" for name in unknown]
+            again.talks = self.meeting.needed
             everywhere = self._told(again)
             self._together |= any(each.talks for each in everywhere)
             looked = self._caught(partial(self._look, sandbox, self._wanted(everywhere)), _Looked())
@@ -153,12 +140,11 @@ class _PostMortem:
 
     def _executed_again(self, sandbox: Sandbox) -> _Again:
         made, norms = _Again(), []
-        own, listener = self._current.remembered.losses(self._update) or [], _Listener()
+        own = self._current.remembered.losses(self._update) or []
         for number, execute in enumerate(self._passes(sandbox)):
-            with traces.take_trace(onlooker=listener) if number == 0 else nullcontext():
-                loss = execute()
+            loss = execute()
             if number == 0:
-                made.moved, made.talks = sandbox.moved(), listener.heard
+                made.moved = sandbox.moved()
             was = own[number] if number < len(own) else None
             made.alike &= was is not None and int(traces.digest(loss)) == int(traces.digest(was))
             if self._broken_in(loss):
@@ -207,11 +193,13 @@ class _PostMortem:
 
     def _passes(self, sandbox: Sandbox) -> Iterator[Callable[[], Tensor]]:
         sandbox.rewind()
-        return self._current.micro_steps(self._update, self._ledger)
+        return map(self.meeting.together, self._current.micro_steps(self._update, self._ledger))
 
     def _wanted(self, everywhere: list[_Again]) -> Collection[int]:
         """Micro-batches that this rank is to look at."""
         mine = everywhere[self._current.workers.rank]
+        if self._together and any(each.refused for each in everywhere):
+            return []
         back = [each.back for each in everywhere if each.back is not None]
         if self._together and back:
             return [min(back)]
@@ -310,22 +298,17 @@ class _PostMortem:
         """What ``function`` returns, or ``otherwise`` with the reason why it could not."""
         try:
             return function()
+        except PartedError as error:
+            otherwise.refused = str(error)
         except Exception as error:
-            if self._together:
-                raise
             otherwise.refused = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            return otherwise
+            self.meeting.left(otherwise.refused)
+        return otherwise
 
     def _told(self, again: _Again) -> list[_Again]:
         """That of every rank."""
-        return [
-            _Again(**json.loads(each))
-            for each in self._current.workers.gather_bytes(json.dumps(asdict(again)).encode())
-        ]
-
-    def _any(self, mine: bool) -> bool:
-        return any(each == b"1" for each in self._current.workers.gather_bytes(b"%d" % mine))
+        return [_Again(**json.loads(each)) for each in self.meeting.ended(json.dumps(asdict(again)).encode())]
 
     def _any_rank(self, mine: bool) -> bool:
         """Whether this rank says so, or any of those that must execute alike."""
-        return self._any(mine) if self._together else mine
+        return self.meeting.any(mine) if self._together else mine
