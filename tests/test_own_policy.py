@@ -6,7 +6,9 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import rotated
@@ -27,7 +29,7 @@ from harness.checkpoint.restore import Found
 from harness.cli import main
 from harness.commands.report import write_report
 from harness.errors import ConfigError, UsageError, VerificationFailed
-from harness.format import layout, strict_json
+from harness.format import layout, moments, strict_json
 from harness.provenance import keys, log, policy_copy, policy_file, policy_fit, rotation
 from harness.provenance.authorities import pem_of
 from harness.provenance.policy import Policy
@@ -302,6 +304,64 @@ def test_who_asks_for_timestamps_may_be_required_to_have_some(people: Path) -> N
     ]
 
 
+LATER = "valid: {until: 2026-11-25}"
+ENDS: dict[str, tuple[str, str, str, str | None]] = {
+    "never": ("", "", "", None),
+    "its key": (LATER, "", "", "2026-11-25T00:00:00Z"),
+    "for somebody else": ("", LATER, "", None),
+    "for who must sign as well": ("", LATER, "threshold: 2", "2026-11-25T00:00:00Z"),
+    "a revocation": ("", "", "revoked: [{id: ALICE, from: 2026-11-24T01:00:00Z}]", "2026-11-24T01:00:00Z"),
+    "the first of two": (LATER, "", "revoked: [{id: ALICE, from: 2026-11-26}]", "2026-11-25T00:00:00Z"),
+    "a hand-over that is to come": ("", "", "rotations: [later.rotation]", "2026-11-30T00:00:00Z"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_the_end_is_the_moment_at_which_time_alone_brings_the_first_objection(
+    name: str, people: Path
+) -> None:
+    """Oracle: the objections a second before and at that moment."""
+    alice, bob, more, at = ENDS[name]
+    pair = [keys.load_signer(people / f"{each}.key") for each in ("alice", "dave")]
+    later = rotation.build(*pair, "2026-11-30T00:00:00Z", "new laptop")
+    (people / "later.rotation").write_bytes(later)
+    more = more.replace("ALICE", f'"{pair[0].ed25519_id}"')
+    identities = f"{ALICE % (alice and f', {alice}')}, {BOB % (bob and f', {bob}')}"
+    text = f"format: harness-policy/1\nidentities: [{identities}]\n{more}\n"
+    rules, maker = parsed(people, text), Maker(keys.public_keys(pair[0]), "sample", None, False)
+    assert not list(policy_fit.objections(rules, maker, AT))
+    found = policy_fit.end(rules, maker, AT)
+    assert (found and found[0]) == at
+    if found is not None:
+        before = datetime.fromisoformat(found[0]) - timedelta(seconds=1)
+        assert not list(policy_fit.objections(rules, maker, moments.text(before)))
+        assert found[1] == list(policy_fit.objections(rules, maker, found[0]))
+
+
+def test_a_run_is_reminded_once_when_the_end_is_near_and_once_when_it_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Oracle: the clock that is set; a run that begins near the end has read so on its first screen."""
+    end = own_policy.End("2026-11-25T00:00:00Z", "alice …")
+    begun = datetime(2026, 11, 23, tzinfo=UTC)
+    clock = Mock(wraps=datetime)
+    monkeypatch.setattr(own_policy, "datetime", clock)
+
+    def told(first: int) -> list[str]:
+        said: list[str] = []
+        clock.now.return_value = begun + timedelta(hours=first)
+        remind = own_policy.reminder(end, said.append)
+        for hours in range(first, 52):
+            clock.now.return_value = begun + timedelta(hours=hours)
+            remind()
+        return said
+
+    near, over = told(0)
+    assert "signing.policy ends 2026-11-25T00:00:00Z, 23 h 00 min from now; what is saved after" in near
+    assert "signing.policy ended 2026-11-25T00:00:00Z; what is saved does not verify" in over
+    assert told(30) == [over]
+
+
 # The front door.
 
 
@@ -368,6 +428,27 @@ def test_what_is_odd_in_it_is_told_before_the_run(work: Path, capsys: pytest.Cap
     assert json.loads(capsys.readouterr().out)["policy"] is None
 
 
+def test_the_end_of_a_policy_is_told_before_the_run(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: the moment in the policy; a speed at which the run takes longer, and shorter; doctor warns when
+    it is near."""
+    begun = datetime.now(UTC)
+    rules = (work / "team.yaml").read_text()
+    for hours, level in ((50, "ok"), (20, "warn")):
+        end = moments.text(begun + timedelta(hours=hours, minutes=30))
+        until = f"alice.p256.pub], valid: {{until: {end}}}"
+        (work / "team.yaml").write_text(rules.replace("alice.p256.pub]", until))
+        assert main(["plan", "toy.yaml", "--tokens-per-second", "1", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["policy_ends"] == end
+        for speed, early in (("1", False), ("0.00001", True)):
+            assert main(["plan", "toy.yaml", "--tokens-per-second", speed]) == 0
+            (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ends")]
+            assert f"{end}, {hours} h" in line
+            assert ("before the run: " in line) == early
+        main(["doctor", "toy.yaml", "--json"])
+        checks = {each["name"]: each for each in json.loads(capsys.readouterr().out)["checks"]}
+        assert checks["policy ends"]["level"] == level
+
+
 def test_a_sweep_begins_no_member_that_its_policy_would_reject(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -428,6 +509,49 @@ def test_a_run_under_a_policy_is_resumed_under_it_alone(
     assert train("train.steps=10", *accept)[0] == 0
     assert not copy.exists()
     assert "made under" not in verified("team.yaml")
+
+
+TEN_HOURS_A_CHECKPOINT = """
+import pathlib
+from datetime import datetime, timedelta
+from harness.format import moments
+from harness.training import own_policy
+class Clock(datetime):
+    @classmethod
+    def now(cls, zone):
+        made = len(list(pathlib.Path("run").glob("checkpoints/step*")))
+        return datetime.now(zone) + timedelta(hours=10 * made)
+own_policy.datetime = moments.datetime = Clock
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_outlives_its_key_is_told_so_and_keeps_what_it_saves(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: a clock that each checkpoint puts forward, and `harness verify` of checkpoints under the policy
+    and under one that is extended."""
+    monkeypatch.chdir(place.root)
+    (place.root / "toy_task.py").write_text((place.root / "toy_task.py").read_text() + TEN_HOURS_A_CHECKPOINT)
+    public = [str(path) for path in keys.create(Path("me")).public]
+    end = moments.text(datetime.now(UTC) + timedelta(hours=35, minutes=30))
+    rules = f"format: harness-policy/1\nidentities: [{{name: me, keys: {json.dumps(public)}%s}}]\n"
+    place.write("team.yaml", rules % f", valid: {{until: {end}}}")
+    place.write("extended.yaml", rules % "")
+    train = "{steps: 5, global_batch: 2, micro_batch: 2}"
+    place.write("toy.yaml", toy(place.run, train=train, checkpoint="{every: 1}", signing="{key: me.key}"))
+    done = place.harness("train", "toy.yaml", "signing.policy=team.yaml")
+    assert done.code == 0, done.err
+    assert f"policy ends   {end}, 35 h 2" in done.out
+    told = [line for line in done.out.splitlines() if line.startswith("signing.policy")]
+    assert len(told) == 2
+    assert told[0].startswith(f"signing.policy ends {end}, 15 h 2")
+    assert told[1].startswith(f"signing.policy ended {end}; what is saved does not verify")
+    events = (place.run / "events" / "rank-00000.jsonl").read_text().splitlines()
+    assert sum('"policy"' in line and '"warning"' in line for line in events) == 2
+    for step, name, code in ((4, "team", 0), (5, "team", 1), (5, "extended", 0)):
+        folder = place.run / "checkpoints" / f"step-{step:08}"
+        assert main(["verify", str(folder), "--policy", f"{name}.yaml"]) == code
 
 
 # What others do with it.

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     environment.require_training()
     from harness.training.plan import plan
 
-    own = own_policy.planned(settings, lambda: signing_key(settings.signing.key, settings.run.dir)[1])
+    own, end = own_policy.planned(settings, lambda: signing_key(settings.signing.key, settings.run.dir)[1])
     planned = plan(settings, loaded.path.parent, world_size)
     seconds, assumption = _seconds(planned, settings, arguments.gpu, arguments.tokens_per_second)
     document = {
@@ -63,11 +63,15 @@ def run(arguments: argparse.Namespace) -> Outcome:
         "seconds": seconds,
         "speed": assumption,
         "policy": None if own is None else own.reference,
+        "policy_ends": None if end is None else end.at,
     }
     rows = _rows(planned, settings)
     if own is not None:
         rows.append(("policy", own.words))
         rows += [("  odd", f"{each.what}: {each.where}; {each.remedy}") for each in own.odd]
+    if end is not None:
+        early = "before the run: " if seconds is not None and seconds > end.seconds else ""
+        rows.append(("  ends", f"{early}{end.words}"))
     if seconds is not None:
         rows.append(("time", f"{human_seconds(seconds)}  {assumption}"))
     width = max(len(name) for name, _ in rows)

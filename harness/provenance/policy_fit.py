@@ -72,6 +72,18 @@ def objections(rules: Policy, maker: Maker, now: str) -> Iterator[str]:
     yield from _of_heads(rules, maker)
 
 
+def end(rules: Policy, maker: Maker, now: str) -> tuple[str, list[str]] | None:
+    """The first moment after ``now`` from which on there are `objections`, and these; None when time alone
+    brings none."""
+    moments = {each.valid_until for each in rules.identities} | {*rules.revoked_from.values()}
+    moments |= {over for each in rules.identities for _, over in each.spans.values()}
+    for moment in sorted(each for each in moments if each is not None and each > now):
+        found = list(objections(rules, maker, moment))
+        if found:
+            return moment, found
+    return None
+
+
 def _of_key(rules: Policy, maker: Maker, key: PublicKey, now: str) -> Iterator[str]:
     if key.algorithm == "p256" and not rules.model_keys and policy.MODEL_SIGNATURE not in rules.required:
         return  # model.sig is not looked at

@@ -126,7 +126,13 @@ def _own_policy(settings: Settings, signer: keys.Signer | None) -> Iterator[Chec
     try:
         own = own_policy.load(settings)
         if own is not None:
-            yield _satisfied(own.path, own.policy, signer, settings, own_policy.KEY)
+            fits = _satisfied(own.path, own.policy, signer, settings, own_policy.KEY)
+            yield fits
+            end = None
+            if signer is not None and fits.level != "bad":
+                end = own_policy.require_satisfiable(own, signer, own_policy.claimed_run(settings))
+            if end is not None:
+                yield Check("ok" if end.state == "far" else "warn", "policy ends", end.words)
             for each in own.odd:
                 yield Check("warn", own_policy.KEY, f"{each.what}: {each.where}", each.remedy)
     except HarnessError as error:

@@ -19,7 +19,7 @@ from harness.settings import Settings
 from harness.stores.client import ObjectStore
 from harness.tasks.task import Task
 from harness.tracking import Tracking
-from harness.training import remote
+from harness.training import own_policy, remote
 from harness.training.continuation import Launched
 from harness.training.metrics import Events, MetricsLog, read_steps, rewind
 from harness.training.record import RunFacts
@@ -85,6 +85,9 @@ def open_desk(
     text = str(facts.config["text"]).encode()
     publisher.on_commit.append(lambda _: _keep_text(folder.run_config, text))
     _keep_policy(opened, publisher)
+    if opened.policy_end is not None:
+        remind = own_policy.reminder(opened.policy_end, partial(_warn, events, screen, "policy"))
+        publisher.on_commit.append(lambda _: remind())
     stamper = _stamper(loaded.settings, publisher, events, screen)
     return Desk(
         folder=folder,
@@ -108,16 +111,18 @@ def newest_id(desk: Desk | None) -> str | None:
     return None if desk is None or desk.publisher.parent is None else desk.publisher.parent.checkpoint
 
 
+def _warn(events: Events, screen: Screen, about: str, text: str) -> None:
+    events.write(about, "warning", text=text)
+    screen.say(text)
+
+
 def _stamper(settings: Settings, publisher: Publisher, events: Events, screen: Screen) -> Stamper | None:
     """Has the log's head timestamped, now and after each commit."""
     url = settings.signing.timestamp
     if url is None:
         return None
 
-    def warn(text: str) -> None:
-        events.write("timestamp", "warning", text=text)
-        screen.say(text)
-
+    warn = partial(_warn, events, screen, "timestamp")
     stamper = Stamper(publisher.run.log, url, settings.signing.timestamp_timeout, warn)
     publisher.on_commit.append(lambda _: stamper.stamp(publisher.head))
     stamper.stamp(publisher.head)  # the launch before may have ended without an answer

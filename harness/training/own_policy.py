@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 from harness.audit import handover
 from harness.errors import ConfigError, EvidenceIncomplete, UsageError, VerificationFailed
@@ -24,8 +25,12 @@ from harness.provenance.policy import Policy
 from harness.provenance.policy_check import Oddity
 from harness.provenance.policy_fit import Maker
 from harness.settings import Settings
+from harness.words import human_seconds
 
 KEY = "signing.policy"
+NEAR = timedelta(days=1)
+"""How long before it a run reminds of the end of its policy."""
+_DO = "extend the policy, and resume with --accept policy --reason TEXT"
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,34 @@ class OwnPolicy:
         return f"{self.path.name}  {digest}  {self.policy.threshold} of {people}; required {required}"
 
 
+@dataclass(frozen=True)
+class End:
+    """From when on a policy does not accept what a run signs, which it does now."""
+
+    at: str
+    """As statements write it."""
+    why: str
+
+    @property
+    def seconds(self) -> float:
+        """Until then; negative when it is over."""
+        return (datetime.fromisoformat(self.at) - datetime.now(UTC)).total_seconds()
+
+    @property
+    def state(self) -> Literal["far", "near", "over"]:
+        """How near it is."""
+        left = self.seconds
+        return "over" if left <= 0 else "near" if left < NEAR.total_seconds() else "far"
+
+    @property
+    def words(self) -> str:
+        """The moment, what it means, and what to do."""
+        if self.state == "over":
+            return f"{self.at}; what is saved does not verify, and no launch goes on: {self.why}; {_DO}"
+        left = human_seconds(self.seconds)
+        return f"{self.at}, {left} from now; what is saved after that does not verify: {self.why}; {_DO}"
+
+
 def load(settings: Settings) -> OwnPolicy | None:
     """The policy that the config names; None when it names none.
 
@@ -76,15 +109,13 @@ def load(settings: Settings) -> OwnPolicy | None:
     return OwnPolicy(path, settings, policy, copy, tuple(odd))
 
 
-def planned(settings: Settings, signer: Callable[[], Signer | None]) -> OwnPolicy | None:
-    """`load`, before a launch. Raises as that does, and what the launch would raise when the policy would not
-    accept what ``signer`` signs; it is asked only where there is a policy, and None is a key that is to come.
-    """
+def planned(settings: Settings, signer: Callable[[], Signer | None]) -> tuple[OwnPolicy | None, End | None]:
+    """The policy of a launch that is to come, and its end. Raises what the launch would raise when the policy
+    would not accept what ``signer`` signs; it is asked only where there is a policy, and None is a key that
+    is to come."""
     own = load(settings)
     by = None if own is None else signer()
-    if by is not None:
-        require_satisfiable(own, by, claimed_run(settings))
-    return own
+    return own, None if by is None else require_satisfiable(own, by, claimed_run(settings))
 
 
 def objections(
@@ -95,12 +126,17 @@ def objections(
 
     Raises `VerificationFailed` for a hand-over in the run's log that breaks a rule.
     """
-    keys, now = public_keys(signer), moments.now()
+    return list(policy_fit.objections(*_asked(rules, signer, settings, run_id), moments.now()))
+
+
+def _asked(
+    rules: Policy, signer: Signer, settings: Settings | None, run_id: str | None
+) -> tuple[Policy, Maker]:
+    keys = public_keys(signer)
     if settings is None:
-        return list(policy_fit.objections(policy_fit.of_any_run(rules), Maker(keys, "", None, True), now))
+        return policy_fit.of_any_run(rules), Maker(keys, "", None, True)
     stamps = settings.signing.timestamp is not None
-    trusted = handover.trust(settings.run.dir, rules).policy
-    return list(policy_fit.objections(trusted, Maker(keys, settings.run_name, run_id, stamps), now))
+    return handover.trust(settings.run.dir, rules).policy, Maker(keys, settings.run_name, run_id, stamps)
 
 
 def claimed_run(settings: Settings) -> str | None:
@@ -115,11 +151,14 @@ def claimed_run(settings: Settings) -> str | None:
 
 def require_satisfiable(
     own: OwnPolicy | None, signer: Signer, run_id: str | None, book: Log | None = None
-) -> None:
-    """Raise `ConfigError` when what the run signs could not satisfy ``own``, `VerificationFailed` when its
-    log, ``book``, does not continue a head that ``own`` names."""
+) -> End | None:
+    """When ``own`` will not accept any more what the run signs; None when time alone changes nothing.
+
+    Raises `ConfigError` when it does not accept that now, `VerificationFailed` when the run's log, ``book``,
+    does not continue a head that ``own`` names.
+    """
     if own is None:
-        return
+        return None
     found = objections(own.policy, signer, own.settings, run_id)
     if found:
         raise ConfigError(
@@ -132,3 +171,22 @@ def require_satisfiable(
         kept = [each for each in own.policy.log_heads if each.head.origin == book.head.origin]
         heads.check(book, kept, findings, str(RunFolder(own.settings.run.dir).log))
         findings.raise_first()
+    end = policy_fit.end(*_asked(own.policy, signer, own.settings, run_id), moments.now())
+    return None if end is None else End(end[0], "; ".join(end[1]))
+
+
+def reminder(end: End, say: Callable[[str], None]) -> Callable[[], None]:
+    """Tells ``say`` once that ``end`` is near, unless it is already, and once that it is over.
+
+    A save after that is not refused: its steps would be lost, while a policy that is extended accepts them.
+    The next launch is refused.
+    """
+    told = end.state
+
+    def remind() -> None:
+        nonlocal told
+        if (now := end.state) != told:
+            told = now
+            say(f"{KEY} {'ended' if now == 'over' else 'ends'} {end.words}")
+
+    return remind

@@ -37,7 +37,7 @@ from harness.provenance.keys import PublicKey, Signer
 from harness.provenance.policy import Policy
 from harness.settings import Settings
 from harness.training import own_policy as own_policies
-from harness.training.own_policy import OwnPolicy
+from harness.training.own_policy import End, OwnPolicy
 from harness.training.record import Difference, RunFacts, Segment, in_words
 
 ACCEPTABLE = ("config", "data", "tokenizer", "code", "policy", "metrics", "checkpoints")
@@ -79,6 +79,8 @@ class OpenRun:
     logged_run: str | None
     """The run id in the log, when there is a log."""
     set_aside: Mapping[str, Path]
+    policy_end: End | None = None
+    """When the run's own policy ceases to accept what it signs."""
 
     @property
     def folder(self) -> RunFolder:
@@ -145,11 +147,11 @@ def open_run(held: HeldRun | None, found: Found, accept: Sequence[str]) -> OpenR
     commits = [record for record in records if history.is_commit(record)]
     run_id = str(records[0]["run"]) if records else None
     known = run_id if found.statement is None else found.statement.run_id
-    own_policies.require_satisfiable(held.own_policy, signer, known, entries)
+    end = own_policies.require_satisfiable(held.own_policy, signer, known, entries)
     if found.loaded is not None and found.loaded.checkpoint not in {each["checkpoint"] for each in commits}:
-        return OpenRun(held, found, _log_tip(folder, found, signer, records), run_id, aside)
+        return OpenRun(held, found, _log_tip(folder, found, signer, records), run_id, aside, end)
     found = Found(found.loaded, found.opened, (*found.skipped, *_lost(found, commits)))
-    return OpenRun(held, found, entries.head if entries else None, run_id, aside)
+    return OpenRun(held, found, entries.head if entries else None, run_id, aside, end)
 
 
 def classify(

@@ -14,7 +14,6 @@ from harness.training import elastic
 from harness.training.continuation import Launched
 from harness.training.desk import Desk, newest_id
 from harness.training.launch import Launch
-from harness.training.own_policy import OwnPolicy
 from harness.training.record import RunFacts, Segment
 from harness.training.recorder import Recorder
 from harness.training.resume import OpenRun
@@ -72,7 +71,7 @@ def first_screen(
         *_elastic_rows(settings, origins),
         ("determinism", _determinism_text(settings, changes), origins["determinism.mode"]),
         ("signed by", opened.held.signer.ed25519_id[:12], opened.held.signer_reason),
-        *_policy_rows(opened.held.own_policy, origins),
+        *_policy_rows(opened, origins),
     ]
 
 
@@ -87,11 +86,13 @@ def _start_rows(facts: RunFacts, origin: Origin | None) -> list[tuple[str, str, 
     return [("began with", began, "signed when the run began")]
 
 
-def _policy_rows(own: OwnPolicy | None, origins: Mapping[str, str]) -> list[tuple[str, str, str]]:
+def _policy_rows(opened: OpenRun, origins: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    own, end = opened.held.own_policy, opened.policy_end
     if own is None:
         return []
     odd = [("odd", f"{each.what}; {each.remedy}", each.where) for each in own.odd]
-    return [("policy", own.words, origins["signing.policy"]), *odd]
+    ends = [] if end is None else [("policy ends", end.words, "")]
+    return [("policy", own.words, origins["signing.policy"]), *odd, *ends]
 
 
 def _parallel_text(settings: Settings, workers: Workers) -> str:
