@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up and runs every check: style, types, tests. Further arguments go to pytest: scripts/test.sh -k resume
 # Programs that no package index has are not installed; tests that need one are skipped and say so. On Debian:
-# apt-get install softhsm2 openssl openssh-client chromium gcc
+# apt-get install softhsm2 openssl openssh-client chromium gcc golang-go
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 scripts/setup.sh

@@ -96,11 +96,13 @@ class Scene:
         shutil.rmtree(folder)
         folder.mkdir()
         edge = tiles.Edge()
-        for record in records:
+        for number, record in enumerate(records, start=1):
             edge.add(record)
-        for path, data in edge.files().items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(data)
+            if number % tiles.WIDTH == 0 or number == len(records):
+                for path, data in edge.files().items():
+                    if number == len(records) or not tiles.is_partial(path):
+                        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                        (folder / path).write_bytes(data)
         head = log.Head(edge.size, edge.root(), origin)
         (folder / log.HEAD).write_bytes(log.sign_note(head, by or self.signer))
 
