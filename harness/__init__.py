@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.audit.verify import Report
+    from harness.audit.verification.verify import Report
     from harness.provenance.policy import Policy
 
 __version__ = "0.1.0"
@@ -29,7 +29,7 @@ def verify(
     for a path that is none of these or a policy that cannot be read, `EnvironmentFault` for a bad disk.
     """
     # Here, so that `import harness` costs nothing.
-    from harness.audit import verify as audit
+    from harness.audit.verification import verify as audit
     from harness.provenance import policy as policies
     from harness.provenance import policy_file
 

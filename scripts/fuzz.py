@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import config, strict_yaml
-from harness.audit import chain, verify
+from harness.audit.run import chain
+from harness.audit.verification import verify
 from harness.errors import HarnessError
 from harness.format import layout, ledger, safetensors_header, strict_json
 from harness.format.manifest import Manifest

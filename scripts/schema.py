@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from harness.audit import report_schema
+from harness.audit.verification import report_schema
 from harness.provenance import corpora, exports, later, policy_file, rotation
 from harness.provenance.statements import SCHEMA
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import run_folder
 
-from harness.audit import verify
+from harness.audit.verification import verify
 from harness.format import layout, strict_json
 from harness.format.manifest import checkpoint_id, dir_hash
 from harness.provenance import envelope, keys, log, policy, tiles

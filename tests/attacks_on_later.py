@@ -8,7 +8,8 @@ from typing import Any
 from attack import NOBODY, Scene, attack, payload_of, signed
 from later_facts import replay, svr, test_result
 
-from harness.audit import attest, opening
+from harness.audit import attest
+from harness.audit.folders import opening
 from harness.format import strict_json
 from harness.provenance import later, log
 

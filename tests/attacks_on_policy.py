@@ -9,7 +9,8 @@ from typing import Any
 from attack import NOBODY, Scene, attack, payload_of, signed
 from later_facts import replay
 
-from harness.audit import export, opening
+from harness.audit.exports import export
+from harness.audit.folders import opening
 from harness.format import layout, strict_json
 from harness.provenance import later, log
 from harness.provenance.heads import Kept

@@ -24,7 +24,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from run_folder import SampleRun
 
-from harness.audit import attest, export, opening
+from harness.audit import attest
+from harness.audit.exports import export
+from harness.audit.folders import opening
 from harness.format import layout, strict_json
 from harness.provenance import keys, later, log, policy, policy_copy, policy_file, rotation
 from harness.provenance.heads import Kept

@@ -7,7 +7,7 @@ from pathlib import Path
 import run_folder
 from run_folder import SampleRun
 
-from harness.audit import handover
+from harness.audit.run import handover
 from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.provenance import history, log, rotation

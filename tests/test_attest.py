@@ -19,7 +19,9 @@ import run_folder
 from attack import payload_of, trusted
 from run_folder import SampleRun
 
-from harness.audit import attest, opening, verify
+from harness.audit import attest
+from harness.audit.folders import opening
+from harness.audit.verification import verify
 from harness.cli import main
 from harness.errors import HarnessError, UsageError, VerificationFailed
 from harness.format import strict_json

@@ -24,7 +24,9 @@ from jsonschema import Draft202012Validator
 from run_folder import SampleRun
 
 from harness import cli
-from harness.audit import export, opening, prepared, verify
+from harness.audit.exports import export
+from harness.audit.folders import opening, prepared
+from harness.audit.verification import verify
 from harness.errors import HarnessError, VerificationFailed
 from harness.format import layout, safetensors_header, strict_json
 from harness.format.manifest import FileEntry, Manifest

@@ -18,7 +18,8 @@ from attack import trusted
 from run_folder import SampleRun
 
 from harness import cli
-from harness.audit import attest, opening
+from harness.audit import attest
+from harness.audit.folders import opening
 from harness.errors import ConfigError
 from harness.provenance import later
 from harness.report import argument, claim_file, judge, markdown, report, runs

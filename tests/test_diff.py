@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import cli
-from harness.audit import facts, tensors
-from harness.audit.ulp import Distance, Measure
+from harness.audit.diff import facts, tensors
+from harness.audit.diff.ulp import Distance, Measure
 from harness.commands import Outcome, diff
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format.ledger import Ledger, Row

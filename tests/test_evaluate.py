@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from harness import cli
-from harness.audit import verify
+from harness.audit.verification import verify
 from harness.format.layout import RunFolder
 from harness.provenance import later, policy
 from harness.provenance.keys import load_public

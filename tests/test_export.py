@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from harness import cli
-from harness.audit import export, verify
+from harness.audit.exports import export
+from harness.audit.verification import verify
 from harness.data import chat
 from harness.data.documents import Document
 from harness.data.tokenizer import ByteEncoder, train_bpe

@@ -15,7 +15,7 @@ import pytest
 import run_folder
 import yaml
 
-from harness.audit import gate
+from harness.audit.verification import gate
 from harness.provenance import keys, policy
 from harness.provenance.policy import Policy
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from run_folder import SampleRun
 from test_verify import harness
 
-from harness.audit import kept_head, verify
+from harness.audit.run import kept_head
+from harness.audit.verification import verify
 from harness.errors import UsageError, VerificationFailed
 from harness.provenance import heads, log, merkle
 from harness.provenance.keys import PublicKey

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from run_folder import SampleRun
 
-from harness.audit import verify
+from harness.audit.verification import verify
 from harness.cli import main
 from harness.errors import ConfigError, EnvironmentFault, VerificationFailed
 from harness.provenance import keyless, later, policy_file, statements

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import cli
-from harness.audit import export, lineage_text
-from harness.audit.lineage import Picture
+from harness.audit.exports import export
+from harness.audit.lineage import text as lineage_text
+from harness.audit.lineage.picture import Picture
 from harness.commands import Outcome, lineage
 from harness.errors import EvidenceIncomplete, UsageError
 from harness.provenance import keys, policy

@@ -1,4 +1,4 @@
-"""`harness.audit.many`: checkpoints examined by several processes, as one process examines them."""
+"""Checkpoints examined by several processes (`harness.audit.verification.many`), as one process does it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 import run_folder
 from attack import flip, trusted
 
-from harness.audit import many, opening, verify
+from harness.audit.folders import opening
+from harness.audit.verification import many, verify
 from harness.cli import main
 from harness.errors import EnvironmentFault
 from harness.format.manifest import Manifest

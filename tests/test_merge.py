@@ -14,7 +14,7 @@ from attack import payload_of, signed, trusted
 from run_folder import SampleRun
 from safetensors.torch import load_file
 
-from harness.audit import verify
+from harness.audit.verification import verify
 from harness.checkpoint import average
 from harness.commands import Outcome, lineage, merge
 from harness.errors import HarnessError, UsageError, VerificationFailed

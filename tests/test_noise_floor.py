@@ -1,4 +1,4 @@
-"""The noise floor: every rule of `harness.audit.noise_floor` in the order of its docstring, then the verb."""
+"""Every rule of `harness.audit.replay.noise_floor` in the order of its docstring, then the verb."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import toy_task
 from conftest import Place
 from test_replay import SECTIONS, replay
 
-from harness.audit import noise_floor, replay_verdict
-from harness.audit.divergence import Divergence
-from harness.audit.noise_floor import FACTOR, LEAST, Execution, Measured, Scale
-from harness.audit.replay_verdict import Replayed
-from harness.audit.segment import Segment, Step
+from harness.audit.replay import noise_floor
+from harness.audit.replay import verdict as replay_verdict
+from harness.audit.replay.divergence import Divergence
+from harness.audit.replay.noise_floor import FACTOR, LEAST, Execution, Measured, Scale
+from harness.audit.replay.segment import Segment, Step
+from harness.audit.replay.verdict import Replayed
 
 NAME, OTHER = "model.weight", "optimizer.weight.exp_avg"
 SCALES = {NAME: Scale(2.0, 10.0, 1e-9), OTHER: Scale(1.0, 1.0, 1e-9)}

@@ -16,7 +16,7 @@ from attack import trusted
 from test_verify import harness
 
 from harness import cli
-from harness.audit import verify
+from harness.audit.verification import verify
 from harness.provenance import keys, log, policy_check, policy_file
 from harness.provenance.heads import Kept
 from harness.provenance.keyless import Subject

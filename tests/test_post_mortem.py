@@ -13,7 +13,7 @@ from nonfinite_tasks import first_seen
 from toy_task import config
 
 from harness import config as configs
-from harness.audit import story
+from harness.audit.folders import story
 from harness.checkpoint import rng
 from harness.commands import kernels
 from harness.errors import TrainingFailed

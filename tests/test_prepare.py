@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from harness.audit import prepared
+from harness.audit.folders import prepared
 from harness.data.documents import FILE_KINDS, Document
 from harness.data.filters import Sieve, ascii_share, formatted
 from harness.data.prepared import open_prepared

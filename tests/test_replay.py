@@ -15,7 +15,7 @@ from conftest import TIMEOUT, Finished, Place, stop_rank
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.audit import divergence
+from harness.audit.replay import divergence
 
 PLANTED = '''"""A toy whose loss an undeclared variable changes from one micro-batch on."""
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from test_replay import PLANTED, SECTIONS, replay
 
 from harness import cli
-from harness.audit import divergence, segment
-from harness.audit.segment import Step
+from harness.audit.replay import divergence, segment
+from harness.audit.replay.segment import Step
 from harness.commands import reexecute
 from harness.commands import replay as command
 from harness.errors import EvidenceIncomplete, UsageError

@@ -28,7 +28,7 @@ from run_folder import Predicate
 
 import harness
 from harness import cli
-from harness.audit import tiers
+from harness.audit.tiers import rules
 from harness.commands.watch import Follower
 from harness.errors import UsageError
 from harness.format.ledger import Coverage, Ledger, Row
@@ -38,7 +38,7 @@ from harness.report.figure import Figure, Mark, Series
 from harness.report.study import study
 
 SVG = "{http://www.w3.org/2000/svg}"
-UNKNOWN = tiers.compute(tiers.Evidence(nothing=tiers.NOT_SIGNED))
+UNKNOWN = rules.compute(rules.Evidence(nothing=rules.NOT_SIGNED))
 
 
 def scored(root: Path, score: float | None, *, seed: int = 0, settings: str = "") -> runs.Run:

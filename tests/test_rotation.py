@@ -22,7 +22,8 @@ from refusal import accepted
 from run_folder import SampleRun
 from test_verify import harness
 
-from harness.audit import lineage, verify
+from harness.audit.lineage import picture
+from harness.audit.verification import verify
 from harness.errors import ConfigError
 from harness.provenance import envelope, keys, log, policy_file, rotation, timestamp
 from harness.provenance.policy import Rotation
@@ -64,7 +65,7 @@ def test_a_run_goes_on_under_the_new_key_and_either_key_verifies_all_of_it(folde
     for whom, code in ((old, 0), (new, 0), (run_folder.identity(folder / "other"), 1)):
         assert verify.verify(folder / "run", trusted(whom), quiet=True).exit_code == code
         assert verify.verify(inside, trusted(whom), quiet=True).exit_code == code
-        assert lineage.read(folder / "run", trusted(whom)).exit_code == code
+        assert picture.read(folder / "run", trusted(whom)).exit_code == code
     assert verify.verify(folder / "run", trusted(old), head=heads, quiet=True).exit_code == 0
     # A checkpoint of the old key, apart from its run: the log that hands over is not there.
     shutil.copytree(inside, folder / "step-00000010")

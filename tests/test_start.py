@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from toy_task import config
 
 from harness import config as configs
-from harness.audit import story
+from harness.audit.folders import story
 from harness.errors import ConfigError, EvidenceIncomplete, HarnessError, ResumeRefused, VerificationFailed
 from harness.format.layout import RunFolder
 from harness.provenance.policy import Policy

@@ -16,8 +16,9 @@ from authority import Authority, stamp_log
 from object_store import Bucket, Server
 from test_writer import CONFIG, RUN_ID, TENSORS, images_of, save_of
 
-from harness.audit import handover, story
-from harness.audit.verify import verify_run
+from harness.audit.folders import story
+from harness.audit.run import handover
+from harness.audit.verification.verify import verify_run
 from harness.checkpoint.keeping import Keep
 from harness.checkpoint.mirror import Mirror
 from harness.checkpoint.publisher import Publisher, dropped

@@ -26,7 +26,12 @@ from run_folder import SampleRun
 from safetensors.numpy import save_file
 from torch import nn
 
-from harness.audit import diff, export, many, opening, payload, run_facts, segment, story, verify
+from harness.audit.diff import comparison
+from harness.audit.exports import export
+from harness.audit.folders import opening, payload, story
+from harness.audit.replay import segment
+from harness.audit.run import own_files
+from harness.audit.verification import many, verify
 from harness.checkpoint import restore, writer
 from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Found, Loaded
 from harness.commands import attest, report
@@ -169,11 +174,11 @@ def test_diff_compares_what_it_verified(
     twin.advance(10, 20)
     policy, other = trusted(run.signer), twin.saved[20].folder
 
-    def compared(swap: Callable[[], object] = lambda: None) -> diff.Result:
-        planned = diff.plan(run.root, twin.root)
-        found = diff.verified(planned, policy, quiet=True)
+    def compared(swap: Callable[[], object] = lambda: None) -> comparison.Result:
+        planned = comparison.plan(run.root, twin.root)
+        found = comparison.verified(planned, policy, quiet=True)
         swap()
-        return diff.compare(planned, diff.ELEMENTS, lambda done: None, found)
+        return comparison.compare(planned, comparison.ELEMENTS, lambda done: None, found)
 
     assert (compared().equal, compared().trust) == (True, "the given keys")
     facts = [step.facts for step in compared().steps]
@@ -191,13 +196,13 @@ def test_a_replay_compares_with_the_lines_that_were_checked(
     """Oracle: the lines of the run that was written."""
     policy = trusted(run.signer)
     good = segment.authentic(run.folder, policy).steps
-    real = run_facts.check_metrics
+    real = own_files.check_metrics
 
     def checked(*words: Any) -> None:
         real(*words)
         run.folder.metrics.write_bytes(run.folder.metrics.read_bytes().replace(b'"lr":0.001', b'"lr":0.002'))
 
-    monkeypatch.setattr(run_facts, "check_metrics", checked)
+    monkeypatch.setattr(own_files, "check_metrics", checked)
     assert segment.authentic(run.folder, policy).steps == good
     assert b'"lr":0.002' in run.folder.metrics.read_bytes()
 

@@ -1,4 +1,4 @@
-"""The tiers: every rule of `harness.audit.tiers` in the order of its docstring, then the verbs."""
+"""The tiers: every rule of `harness.audit.tiers.rules` in the order of its docstring, then the verbs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import pytest
 import run_folder
 
 from harness import cli
-from harness.audit import attest, opening, tiers
-from harness.audit.tiers import Claim, Evidence, Replay, compute
+from harness.audit import attest
+from harness.audit.folders import opening
+from harness.audit.tiers import rules
+from harness.audit.tiers.rules import Claim, Evidence, Replay, compute
 from harness.format.ledger import Ledger, Row
 from harness.provenance import keys, later, policy
 
@@ -55,14 +57,14 @@ def floor(**changes: Any) -> dict[str, Any]:
     return {"verdict": "within floor", "floor": {**facts, **changes}}
 
 
-def held(told: tiers.Tiers) -> list[str]:
+def held(told: rules.Tiers) -> list[str]:
     """The names of the tiers that hold."""
     return [each.name for each in told.tiers if each.held]
 
 
 def test_nothing_counts_when_no_signature_was_checked() -> None:
     """Oracle: the rule; the replay would be enough for tier 1a."""
-    told = compute(evidence(replay(), nothing=tiers.NOT_SIGNED))
+    told = compute(evidence(replay(), nothing=rules.NOT_SIGNED))
     assert (told.headline, held(told)) == ("none: not observed", [])
     assert held(compute(evidence(replay()))) == ["1a"]
 

@@ -23,7 +23,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.audit import kept_head, report_schema
+from harness.audit.run import kept_head
+from harness.audit.verification import report_schema
 from harness.checkpoint.stamper import Stamper
 from harness.cli import main
 from harness.errors import ConfigError, EnvironmentFault, UsageError, VerificationFailed

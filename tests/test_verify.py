@@ -16,7 +16,7 @@ from attack import flip, trusted
 from run_folder import SampleRun
 
 import harness as package
-from harness.audit import verify
+from harness.audit.verification import verify
 from harness.cli import main
 from harness.provenance import keys, model_signature, policy, policy_file
 

@@ -13,7 +13,7 @@ import run_folder
 from run_folder import SampleRun
 from test_verify import harness
 
-from harness.audit import verify
+from harness.audit.verification import verify
 from harness.errors import ConfigError, UsageError, VerificationFailed
 from harness.provenance import keys, log, policy_file, witness
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.audit.opening import OpenedCheckpoint
+from harness.audit.folders.opening import OpenedCheckpoint
 from harness.errors import UsageError, VerificationFailed, storage_fault
 from harness.format import files, layout
 from harness.format.layout import RunFolder

@@ -11,9 +11,11 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.audit import kernels, tier_evidence, tier_text, tiers
-from harness.audit import story as stories
-from harness.audit.story import Story
+from harness.audit import kernels
+from harness.audit.folders import story as stories
+from harness.audit.folders.story import Story
+from harness.audit.tiers import evidence, rules
+from harness.audit.tiers import text as tier_text
 from harness.errors import EvidenceIncomplete, VerificationFailed, visible
 from harness.format.ledger import EVIDENCE, SUSPECTED, Ledger
 from harness.terminal import style
@@ -72,12 +74,12 @@ def could_vary(story: Story) -> list[str]:
 
 def repeatability(story: Story) -> dict[str, Any]:
     """How far a rerun would repeat it, as plain JSON."""
-    return tier_text.document(tiers.compute(tier_evidence.of_story(story)))
+    return tier_text.document(rules.compute(evidence.of_story(story)))
 
 
 def tier_to_expect(story: Story) -> list[str]:
     """The same for a person: the tier, what it rests on, and what the next one lacks."""
-    told = tier_text.lines(tiers.compute(tier_evidence.of_story(story)))
+    told = tier_text.lines(rules.compute(evidence.of_story(story)))
     names = {"tier": "expect tier ", "next tier": "tier "}
     return [f"{names.get(label, '            ')}{text}" for label, text in told]
 
@@ -191,7 +193,7 @@ def _result(story: Story) -> Iterator[Line]:
     )
     yield "ledger", _ledger_summary(determinism["ledger"])
     room = WIDTH - _LABEL - 1
-    told = tiers.compute(tier_evidence.of_story(story))
+    told = rules.compute(evidence.of_story(story))
     yield from _some("tier", [text for _, text in tier_text.lines(told)], _MOST_TIER_LINES)
     variations = [line for text in could_vary(story) for line in textwrap.wrap(f"- {text}", room)]
     yield from _some("could vary", variations, _MOST_VARIATION_LINES)
@@ -236,7 +238,7 @@ def _variations(story: Story, facts: Mapping[str, Any]) -> Iterator[str]:
             yield from kernels.not_looked_at(ledger)
     if facts["determinism"]["mode"] != "strict":
         yield f"order-dependent operators may run (determinism.mode {facts['determinism']['mode']})"
-    yield from tier_text.could_vary(tiers.compute(tier_evidence.of_story(story)))
+    yield from tier_text.could_vary(rules.compute(evidence.of_story(story)))
 
 
 def _rows(ledger: Ledger) -> Iterator[str]:

@@ -25,7 +25,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.audit import stamps, story
+from harness.audit.folders import story
+from harness.audit.run import stamps
 from harness.checkpoint.snapshot import FileImage
 from harness.errors import EvidenceIncomplete, HarnessError, VerificationFailed
 from harness.format import files as durable

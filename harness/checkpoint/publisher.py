@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.audit import opening, story
+from harness.audit.folders import opening, story
 from harness.checkpoint.keeping import Keep
 from harness.checkpoint.mirror import Mirror
 from harness.errors import EnvironmentFault, HarnessError, UsageError
@@ -204,8 +204,8 @@ class Publisher:
     def rotate(self) -> str:
         """Remove what `keep` does not want, once the ranks have read back what they wrote of the new one.
 
-        Raises as `harness.audit.opening.open_checkpoint` when the new one, read back, is not in order; then
-        nothing is removed. Returns its name.
+        Raises as `harness.audit.folders.opening.open_checkpoint` when the new one, read back, is not in
+        order; then nothing is removed. Returns its name.
         """
         if self.parent is None:
             raise HarnessError("there is no checkpoint to keep")

@@ -1,9 +1,9 @@
 """Reading a checkpoint back: the bytes that were hashed are the bytes that are loaded.
 
-`Candidates` goes back through a run's checkpoints. `harness.audit.opening.open_checkpoint` checks signatures,
-statements, the exact file set, headers and the manifest on rank 0, which also hashes the files that are not
-tensors. A header must have the very bytes that this program writes for the manifest's tensors, otherwise the
-sha256 of the whole file decides.
+`Candidates` goes back through a run's checkpoints. `harness.audit.folders.opening.open_checkpoint` checks
+signatures, statements, the exact file set, headers and the manifest on rank 0, which also hashes the files
+that are not tensors. A header must have the very bytes that this program writes for the manifest's tensors,
+otherwise the sha256 of the whole file decides.
 
 `Loaded.fill` then reads the tensors: every rank its share, each byte of the checkpoint once in the whole job,
 straight into the live tensors where they are in host memory, and compared with the digest in the manifest
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.audit.opening import MANIFEST_LIMIT, OpenedCheckpoint, open_checkpoint, read_listed
+from harness.audit.folders.opening import MANIFEST_LIMIT, OpenedCheckpoint, open_checkpoint, read_listed
 from harness.checkpoint import mesh
 from harness.checkpoint.memory import PAGE, HostMemory
 from harness.checkpoint.shards import Group, deal

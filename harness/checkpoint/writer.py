@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from harness.audit import opening, payload
+from harness.audit.folders import opening, payload
 from harness.checkpoint import disk, mirror
 from harness.checkpoint.publisher import Destination, Publication, Publisher, Written
 from harness.checkpoint.snapshot import FileImage

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from harness.audit import attest, verify
+from harness.audit import attest
 from harness.audit.attest import Added
-from harness.audit.opening import OpenedCheckpoint
+from harness.audit.folders.opening import OpenedCheckpoint
+from harness.audit.verification import verify
 from harness.commands import Outcome
 from harness.commands.trust import add_signing_key, add_trust, required, signer_of
 from harness.errors import UsageError, VerificationFailed

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.audit import diff, diff_text
+from harness.audit.diff import comparison, text
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--elements",
         type=int,
-        default=diff.ELEMENTS,
+        default=comparison.ELEMENTS,
         metavar="N",
         help="elements of a differing tensor to measure in ULP and L2 (default: %(default)s); "
         "differing elements are always all counted",
@@ -44,9 +44,9 @@ def run(arguments: argparse.Namespace) -> Outcome:
     """Compare and print."""
     if arguments.elements < 1:
         raise UsageError("--elements is not positive", where=str(arguments.elements))
-    planned = diff.plan(arguments.a, arguments.b)
+    planned = comparison.plan(arguments.a, arguments.b)
     whom = trusted(arguments)
-    found = None if whom is None else diff.verified(planned, whom, quiet=arguments.json)
+    found = None if whom is None else comparison.verified(planned, whom, quiet=arguments.json)
     with progress(planned.size, "B", "diff", quiet=arguments.json) as bar:
-        result = diff.compare(planned, arguments.elements, bar.advance, found)
-    return Outcome(result.document(), diff_text.render(result), 0 if result.equal else 1)
+        result = comparison.compare(planned, arguments.elements, bar.advance, found)
+    return Outcome(result.document(), text.render(result), 0 if result.equal else 1)

@@ -12,8 +12,9 @@ import orjson
 
 import harness
 from harness import environment
-from harness.audit import attest, prepared
-from harness.audit.opening import OpenedCheckpoint
+from harness.audit import attest
+from harness.audit.folders import prepared
+from harness.audit.folders.opening import OpenedCheckpoint
 from harness.commands import Outcome
 from harness.commands.attest import verified
 from harness.commands.reexecute import config_folder

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.audit import croissant, prepared
-from harness.audit import export as exporting
+from harness.audit.exports import croissant
+from harness.audit.exports import export as exporting
+from harness.audit.folders import prepared
 from harness.commands import Outcome
 from harness.commands.trust import add_signing_key, add_trust, required, signer_of
 from harness.errors import visible

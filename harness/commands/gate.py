@@ -11,8 +11,8 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.audit import gate, verdict
-from harness.audit.gate import Passage
+from harness.audit.verification import gate, text
+from harness.audit.verification.gate import Passage
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, required
 from harness.errors import visible
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
 def _lines(passage: Passage) -> Iterator[str]:
     for report in passage.reports:
-        yield verdict.brief(report)
+        yield text.brief(report)
     for each in passage.refusals:
         word = style("refused", "red") if each.exit_code == 1 else style("cannot tell", "yellow")
         yield f"{word}  {visible(str(each.path))}: {visible(each.what)}"

@@ -13,7 +13,7 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness.audit import kept_head
+from harness.audit.run import kept_head
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError

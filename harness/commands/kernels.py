@@ -11,8 +11,9 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from harness.audit import kernels, story
-from harness.audit.opening import open_checkpoint
+from harness.audit import kernels
+from harness.audit.folders import story
+from harness.audit.folders.opening import open_checkpoint
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import EvidenceIncomplete, VerificationFailed, visible

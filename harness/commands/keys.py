@@ -17,7 +17,7 @@ import argparse
 import os
 from pathlib import Path
 
-from harness.audit import handover
+from harness.audit.run import handover
 from harness.commands import Outcome
 from harness.errors import UsageError
 from harness.format import files, moments

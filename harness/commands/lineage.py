@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.audit import lineage, lineage_html, lineage_text
-from harness.audit.lineage import Picture
-from harness.audit.lineage_fold import folded
+from harness.audit.lineage import html, text
+from harness.audit.lineage import picture as lineage
+from harness.audit.lineage.fold import folded
+from harness.audit.lineage.picture import Picture
 from harness.commands import Outcome
 from harness.commands.trust import add_ancestors, add_trust, trusted
 from harness.terminal import json_text
@@ -54,5 +55,5 @@ def _drawn(picture: Picture, arguments: argparse.Namespace) -> str:
         return json_text(picture.document(), indent=1)
     shown = picture if arguments.every else folded(picture)
     if arguments.format == "html":
-        return lineage_html.render(shown, picture.graph)
-    return lineage_text.mermaid(shown) if arguments.format == "mermaid" else lineage_text.text(shown)
+        return html.render(shown, picture.graph)
+    return text.mermaid(shown) if arguments.format == "mermaid" else text.text(shown)

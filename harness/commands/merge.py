@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from harness import environment
-from harness.audit import export
+from harness.audit.exports import export
 from harness.commands import Outcome
 from harness.commands.trust import add_signing_key, add_trust, required, signer_of
 from harness.errors import UsageError, visible

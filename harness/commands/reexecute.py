@@ -15,7 +15,7 @@ from typing import Any
 
 from harness import privacy
 from harness.audit import rerun
-from harness.audit.segment import Segment
+from harness.audit.replay.segment import Segment
 from harness.errors import EnvironmentFault, EvidenceIncomplete, HarnessError, UsageError
 from harness.report.lines import Tail
 from harness.terminal import progress

@@ -17,11 +17,12 @@ from typing import Any
 
 import harness
 from harness import environment
-from harness.audit import attest, divergence, replay_verdict, segment
-from harness.audit.divergence import Divergence
-from harness.audit.replay_verdict import Outcome as Replay
-from harness.audit.replay_verdict import Place, Repeated, Replayed
-from harness.audit.segment import Authentic, Segment
+from harness.audit import attest
+from harness.audit.replay import divergence, segment, verdict
+from harness.audit.replay.divergence import Divergence
+from harness.audit.replay.segment import Authentic, Segment
+from harness.audit.replay.verdict import Outcome as Replay
+from harness.audit.replay.verdict import Place, Repeated, Replayed
 from harness.commands import Outcome, reexecute, replay_floor
 from harness.commands.trust import add_signing_key, add_trust, required, signer_of
 from harness.errors import EvidenceIncomplete, UsageError
@@ -92,12 +93,12 @@ def run(arguments: argparse.Namespace) -> Outcome:
     for each in chosen:
         outcome = _replay(each, arguments)
         facts = {name: value for name, value in environment.facts().items() if not isinstance(value, Mapping)}
-        predicate = replay_verdict.predicate(outcome, facts, harness.__version__)
+        predicate = verdict.predicate(outcome, facts, harness.__version__)
         added = attest.add(each.end, later.REPLAY, predicate, signer)
         outcomes.append(outcome)
-        texts.append(replay_verdict.render(outcome, f"{added.path} ({added.reason})"))
+        texts.append(verdict.render(outcome, f"{added.path} ({added.reason})"))
         documents.append({**predicate, "statement": str(added.path)})
-    code = max(replay_verdict.EXIT[each.verdict] for each in outcomes)
+    code = max(verdict.EXIT[each.verdict] for each in outcomes)
     code = 1 if any(each.verdict == "outside" for each in outcomes) else code
     document: dict[str, Any] = {"run": str(arguments.run), "segments": documents}
     if arguments.random is not None:
@@ -169,4 +170,4 @@ def _replay(chosen: Segment, arguments: argparse.Namespace) -> Replay:
             places = [Place(**each) for each in found["places"]]
             repeated = Repeated(parted.step, found["repeats"], found["tensors"], found["varying"], places)
     floor = replay_floor.measured(chosen, arguments, ranks) if arguments.floor else None
-    return replay_verdict.judge(chosen, replayed, parted, repeated, floor)
+    return verdict.judge(chosen, replayed, parted, repeated, floor)

@@ -1,4 +1,4 @@
-"""``harness replay --floor``: the executions from which `harness.audit.noise_floor` measures a floor.
+"""``harness replay --floor``: the executions from which `harness.audit.replay.noise_floor` measures a floor.
 
 Perturbations of one process follow each other in it; an instruction set is chosen by variables that libraries
 read when they are loaded, so each takes a process of its own. One that changes no bit here does not count.
@@ -11,9 +11,9 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from harness.audit import noise_floor
-from harness.audit.noise_floor import Execution, Measured, Scale
-from harness.audit.segment import Segment
+from harness.audit.replay import noise_floor
+from harness.audit.replay.noise_floor import Execution, Measured, Scale
+from harness.audit.replay.segment import Segment
 from harness.commands import reexecute
 from harness.errors import EvidenceIncomplete, UsageError
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from harness.audit import prepared, run_facts, tier_text
-from harness.audit.tiers import Tiers
-from harness.audit.verify import Report, verify_run
+from harness.audit.folders import prepared
+from harness.audit.run import own_files
+from harness.audit.tiers import text as tier_text
+from harness.audit.tiers.rules import Tiers
+from harness.audit.verification.verify import Report, verify_run
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError, VerificationFailed
@@ -109,7 +111,7 @@ def _read(root: Path, whom: Policy | None) -> tuple[runs.Run, Report | None]:
     read = runs.read(root)
     if whom is None:
         return read, None
-    kept = run_facts.Kept()
+    kept = own_files.Kept()
     judged = verify_run(root, whom, keep=kept)
     if judged.exit_code == 1:
         return read, judged

@@ -15,7 +15,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from harness.audit import exported, rerun, show, story
+from harness.audit import rerun, show
+from harness.audit.folders import exported, story
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError

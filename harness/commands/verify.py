@@ -14,7 +14,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.audit import verdict, verify
+from harness.audit.verification import text as verdict
+from harness.audit.verification import verify
 from harness.commands import Outcome
 from harness.commands.trust import add_ancestors, add_trust, require_own, required
 

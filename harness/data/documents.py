@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
-from harness.audit import prepared
+from harness.audit.folders import prepared
 from harness.data import chat
 from harness.errors import ConfigError, EnvironmentFault
 from harness.settings import CHATS, Data

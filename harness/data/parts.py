@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.audit import prepared
+from harness.audit.folders import prepared
 from harness.data import chat
 from harness.data.corpus import files_of
 from harness.data.documents import Document

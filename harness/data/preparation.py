@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from harness import environment
-from harness.audit import prepared
+from harness.audit.folders import prepared
 from harness.cores import process_cpu_count
 from harness.data import chat, hub, parts
 from harness.data.corpus import Files, WheelFiles, files_digest, files_of

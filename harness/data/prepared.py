@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.audit import opening, prepared, sealed
+from harness.audit.folders import opening, prepared, sealed
 from harness.data.documents import prepared_folder
 from harness.data.shards import digest_of, open_shard, tokens_of
 from harness.data.tokenizer import BpeEncoder, ByteEncoder, Encoder

@@ -4,7 +4,7 @@
     >>> distance(one, torch.nextafter(one, torch.tensor(9.0)))
     1
 
-`harness.audit.ulp` says the same of the bytes of checkpoints, without torch.
+`harness.audit.diff.ulp` says the same of the bytes of checkpoints, without torch.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def of_any_run(rules: Policy) -> Policy:
 def objections(rules: Policy, maker: Maker, now: str) -> Iterator[str]:
     """Why what ``maker`` signs from ``now`` on (UTC, as statements write it) could never satisfy ``rules``.
 
-    Hand-overs of the run's key in its log count where ``rules`` has them (`harness.audit.handover`).
+    Hand-overs of the run's key in its log count where ``rules`` has them (`harness.audit.run.handover`).
     """
     rules = rules.as_of(now)
     # Both keys of an identity may have the same reason.

@@ -1,6 +1,6 @@
 """The section on data: what prepared corpora were made from, what was left out, and how they were split.
 
-Only of corpora whose statement a verification has found authentic (`harness.audit.prepared.examine`).
+Only of corpora whose statement a verification has found authentic (`harness.audit.folders.prepared.examine`).
 """
 
 from __future__ import annotations

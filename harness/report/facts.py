@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from harness.audit import tier_text
-from harness.audit.tiers import Tiers
+from harness.audit.tiers import text as tier_text
+from harness.audit.tiers.rules import Tiers
 from harness.errors import ConfigError, HarnessError, VerificationFailed, visible
 from harness.format import layout
 from harness.format.files import read_limited

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
 
-from harness.audit.tiers import Claim as Supported
+from harness.audit.tiers.rules import Claim as Supported
 from harness.report import facts, measured, statistics
 from harness.report.arms import APART, Arm, chosen, seeds_named
 from harness.report.claim_file import Claim

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from harness.audit.kernels import not_looked_at
-from harness.audit.tier_text import lines as tier_lines
+from harness.audit.tiers.text import lines as tier_lines
 from harness.errors import VerificationFailed, visible
 from harness.format import layout
 from harness.report import argument, checklist, costs, data, evaluations, facts

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from harness.audit import tiers as tier_rules
-from harness.audit.tiers import Evidence, Tiers
+from harness.audit.tiers import rules as tier_rules
+from harness.audit.tiers.rules import Evidence, Tiers
 from harness.provenance.corpora import CorpusStatement
 from harness.report import judge, measured
 from harness.report.arms import Arm, group

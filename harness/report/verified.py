@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from harness.audit.run_facts import Kept
-from harness.audit.verify import Report
+from harness.audit.run.own_files import Kept
+from harness.audit.verification.verify import Report
 from harness.report.lines import parsed
 from harness.report.runs import Checkpoint, Run, step_lines
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from harness import config
-from harness.audit.opening import OpenedCheckpoint
+from harness.audit.folders.opening import OpenedCheckpoint
 from harness.checkpoint import restore, state
 from harness.checkpoint.state import TrainingState
 from harness.errors import ConfigError, UsageError

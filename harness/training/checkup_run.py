@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from harness import config, environment
-from harness.audit import prepared, sealed
+from harness.audit.folders import prepared, sealed
 from harness.data.corpus import WheelFiles
 from harness.data.documents import FILE_KINDS, matching_files, prepared_folder
 from harness.errors import HarnessError

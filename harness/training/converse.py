@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from harness import config
-from harness.audit.opening import OpenedCheckpoint
+from harness.audit.folders.opening import OpenedCheckpoint
 from harness.data.parts import encoder_of
 from harness.data.prepared import open_prepared
 from harness.data.rows import Turn, turns

@@ -55,7 +55,7 @@ def gaps(workers: Workers, one: Ended, other: Ended) -> dict[str, float]:
 
 
 def scales(workers: Workers, before: Ended, after: Ended) -> dict[str, dict[str, float]]:
-    """What `harness.audit.noise_floor.Scale` holds, for each tensor."""
+    """What `harness.audit.replay.noise_floor.Scale` holds, for each tensor."""
     update = gaps(workers, after, before)
     size = _norms(workers, {name: each.double() for name, each in after.tensors.items()}, after.counted)
     return {

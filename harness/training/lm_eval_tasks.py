@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness import config
-from harness.audit import prepared
-from harness.audit.opening import OpenedCheckpoint
+from harness.audit.folders import prepared
+from harness.audit.folders.opening import OpenedCheckpoint
 from harness.data.corpus import files_digest
 from harness.data.documents import Document
 from harness.data.parts import encoder_of

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from harness.audit import handover
+from harness.audit.run import handover
 from harness.errors import ConfigError, EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files, moments
 from harness.format.layout import RunFolder

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from harness.audit import opening
-from harness.audit.opening import OpenedCheckpoint
+from harness.audit.folders import opening
+from harness.audit.folders.opening import OpenedCheckpoint
 from harness.errors import ConfigError, VerificationFailed
 from harness.format import layout
 from harness.provenance import policy as policies

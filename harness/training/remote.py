@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.audit import story
+from harness.audit.folders import story
 from harness.checkpoint.mirror import Mirror
 from harness.checkpoint.publisher import Publisher, dropped
 from harness.errors import HarnessError, TrainingFailed

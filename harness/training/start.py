@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from harness.audit.opening import OpenedCheckpoint
+from harness.audit.folders.opening import OpenedCheckpoint
 from harness.checkpoint import restore
 from harness.checkpoint.restore import Loaded
 from harness.errors import EvidenceIncomplete, ResumeRefused, UsageError

@@ -20,7 +20,7 @@ import torch
 from scipy import stats
 
 from harness import config
-from harness.audit.verify import verify_run
+from harness.audit.verification.verify import verify_run
 from harness.provenance import keys
 from harness.provenance.policy import from_keys
 from harness.report import claim_file, facts, judge, runs, statistics

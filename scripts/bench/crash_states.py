@@ -41,7 +41,7 @@ from savers import PEERS, Saved, truth
 from torch.distributed.checkpoint.api import CheckpointException
 
 from harness import cli
-from harness.audit.verify import verify_run
+from harness.audit.verification.verify import verify_run
 from harness.provenance import keys
 from harness.provenance.policy import from_keys
 

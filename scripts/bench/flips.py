@@ -20,7 +20,9 @@ from pathlib import Path
 
 import interleave
 
-from harness.audit import attest, opening, verify
+from harness.audit import attest
+from harness.audit.folders import opening
+from harness.audit.verification import verify
 from harness.format import safetensors_header
 from harness.provenance import keys, later, policy
 from harness.provenance.policy import Policy

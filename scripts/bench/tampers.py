@@ -28,8 +28,8 @@ from interleave import keep, table, verdict
 from safetensors.torch import load_file, save_file
 
 from harness import config
-from harness.audit import noise_floor
-from harness.audit.noise_floor import Execution, Measured, Scale
+from harness.audit.replay import noise_floor
+from harness.audit.replay.noise_floor import Execution, Measured, Scale
 from harness.commands import replay_floor
 from harness.format import layout
 from harness.training import building, distance, perturbed, replay

@@ -3,9 +3,9 @@
 python scripts/bench/verify.py [--rounds 11] [--mib 512] [--json FILE]
 
 Start-up is the whole command of .venv-audit (made by `scripts/setup.sh audit`) on a run of three small
-checkpoints. Hashing is `harness.audit.payload` on one file of eight tensors, against openssl on the same
-file; every byte is hashed twice, for its file and for its tensor, on two cores, so what is compared is the
-time of one core for one byte hashed once.
+checkpoints. Hashing is `harness.audit.folders.payload` on one file of eight tensors, against openssl on the
+same file; every byte is hashed twice, for its file and for its tensor, on two cores, so what is compared is
+the time of one core for one byte hashed once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import interleave
 
-from harness.audit import payload
+from harness.audit.folders import payload
 from harness.format import files
 from harness.format.manifest import FileEntry, TensorEntry
 from harness.format.safetensors_header import build

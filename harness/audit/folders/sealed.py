@@ -1,0 +1,80 @@
+"""What exported folders and prepared corpora share: a signed statement about a manifest of all else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from harness.audit.folders import opening
+from harness.errors import EvidenceIncomplete, VerificationFailed
+from harness.format import files, layout
+from harness.format.manifest import Manifest, checkpoint_id, dir_hash
+from harness.provenance import model_signature
+from harness.provenance import policy as policies
+from harness.provenance.checks import REMEDIES
+from harness.provenance.findings import Findings
+from harness.provenance.keys import PublicKey
+from harness.provenance.policy import Policy
+
+
+class Statement(Protocol):
+    """A statement about a folder."""
+
+    @property
+    def subject_id(self) -> str:
+        """Hex sha256 of the folder's MANIFEST.json."""
+        ...
+
+    @property
+    def dir_hash(self) -> str:
+        """``h1:…`` over the listed files and MANIFEST.json."""
+        ...
+
+
+def manifest(folder: Path, statement: Statement) -> Manifest:
+    """The manifest that ``statement`` is about. Raises `VerificationFailed` for any other."""
+    where = str(folder / layout.MANIFEST)
+    data = files.read_limited(folder / layout.MANIFEST, opening.MANIFEST_LIMIT)
+    if checkpoint_id(data) != statement.subject_id:
+        raise VerificationFailed("is not the manifest that the statement is about", where=where)
+    found = Manifest.parse(data, where=where)
+    if dir_hash([*found.digests.items(), (layout.MANIFEST, statement.subject_id)]) != statement.dir_hash:
+        raise VerificationFailed("has another dirHash than the statement", where=where)
+    return found
+
+
+def check_signer(
+    policy: Policy, key: PublicKey, run_id: str, run_name: str, created: str, kind: str, *, where: str
+) -> None:
+    """Raise `VerificationFailed` unless ``policy`` lets the owner of ``key`` sign that, as
+    `Identity.objection` has it."""
+    objection = policy.identity(key).objection(run_id, run_name, created, kind, key_id=key.key_id)
+    if objection is not None:
+        raise VerificationFailed(objection, where=where, remedy=REMEDIES["policy"].wrong)
+
+
+def check_model_signature(
+    folder: Path,
+    policy: Policy,
+    listed: Manifest,
+    statement: Statement,
+    present: Mapping[str, os.stat_result],
+    findings: Findings,
+) -> None:
+    """model.sig, where it is there or required, signs exactly the files of the manifest."""
+    required = policies.MODEL_SIGNATURE in policy.required
+    if not policy.model_keys and not required:
+        findings.note("model.sig: not checked (no P-256 key given)")
+    elif required or layout.MODEL_SIGNATURE in present:
+        findings.attempt("model signature", _model_signature, folder, policy, listed, statement)
+
+
+def _model_signature(folder: Path, policy: Policy, listed: Manifest, statement: Statement) -> None:
+    path = folder / layout.MODEL_SIGNATURE
+    if not path.is_file():
+        raise EvidenceIncomplete("is missing", where=str(path), remedy="get the whole folder from its maker")
+    data = files.read_limited(path, opening.MANIFEST_LIMIT)
+    names = {**listed.digests, layout.MANIFEST: statement.subject_id}
+    model_signature.check(data, policy.model_keys, names, folder.name, where=str(path))

@@ -1,0 +1,1 @@
+"""Tiers of repeatability: `evidence` gathers what was signed, `rules` decides, `text` tells."""

@@ -1,0 +1,56 @@
+"""What P-256 keys alone can tell: that model.sig signs exactly the files of a folder, and every byte of them.
+
+Statements, lineage and log are signed with Ed25519 keys. Without one nothing says which run, step and data
+the files are from, so such a verification is free of faults at best, and never good (exit code 4). Rules:
+
+- model.sig carries a good signature of one of the keys, in the only form that is accepted
+- MANIFEST.json is the one that it signs, and lists exactly the other files that it signs
+- the folder holds exactly these, with the headers and the bytes that are listed; nothing below provenance/ is
+  read, and the payload of a pruned checkpoint may be gone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from harness.audit.folders import opening, payload
+from harness.errors import VerificationFailed
+from harness.format import files, layout
+from harness.format.manifest import Manifest, checkpoint_id
+from harness.provenance import model_signature, verifier
+from harness.provenance.findings import Findings
+from harness.provenance.policy import Policy
+
+
+def examine(folder: Path, policy: Policy, findings: Findings) -> list[payload.Job]:
+    """Every check of ``folder`` but that of payload bytes; returns what is left to hash."""
+    present = opening.listing(folder, findings)
+    signed = findings.attempt("model signature", _signed, folder, policy)
+    manifest = None if signed is None else findings.attempt("manifest", _manifest, folder, signed)
+    if manifest is None:
+        return []
+    beside = {path for path in present if path.startswith(f"{layout.PROVENANCE}/")}
+    whole = verifier.kind_of_name(layout.name_of(folder))[0] != "pruned"
+    signatures = {layout.MANIFEST, layout.MODEL_SIGNATURE, *beside}
+    opening.check_files(folder, manifest, present, signatures, findings, whole=whole)
+    opening.check_headers(folder, manifest, present, findings)
+    return payload.jobs(folder, manifest, payload.stamps(manifest, present))
+
+
+def _signed(folder: Path, policy: Policy) -> Mapping[str, str]:
+    path = folder / layout.MODEL_SIGNATURE
+    data = files.read_limited(path, opening.MANIFEST_LIMIT)
+    return model_signature.verify(data, policy.model_keys, where=str(path))
+
+
+def _manifest(folder: Path, signed: Mapping[str, str]) -> Manifest:
+    where = str(folder / layout.MANIFEST)
+    data = files.read_limited(folder / layout.MANIFEST, opening.MANIFEST_LIMIT)
+    identity = checkpoint_id(data)
+    if signed.get(layout.MANIFEST) != identity:
+        raise VerificationFailed("is not the manifest that model.sig signs", where=where)
+    manifest = Manifest.parse(data, where=where)
+    if {**manifest.digests, layout.MANIFEST: identity} != signed:
+        raise VerificationFailed("lists other files than model.sig signs", where=where)
+    return manifest
