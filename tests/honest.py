@@ -12,12 +12,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import later_facts
 import rotated
 import run_folder
 from attack import MODEL, Scene, payload_of, signed, trusted
+from attacks_on_keyless import INSTANCE, add, countersign, statement, trust
 from attacks_on_timestamps import AFTER, REVOKED, required, revoked, stamped, tsa
 from authority import stamp_log
 from cryptography.hazmat.primitives import serialization
@@ -410,6 +412,21 @@ def two_identities_have_signed_where_two_are_wanted(scene: Scene) -> None:
         bundle.with_name("countersignature-0.sigstore.json").write_bytes(again)
     other = Identity("another", tuple(keys.public_keys(scene.stranger)))
     scene.trust(identities=(*scene.policy.identities, other), threshold=2)
+
+
+@honest
+def ci_countersigns_and_audits_without_a_key(scene: Scene) -> None:
+    trust(scene, "threshold: 2")
+    countersign(scene, 10, 20, 30)
+    add(scene, INSTANCE.bundle(statement(scene)))
+
+
+@honest
+def ci_has_audited_when_it_still_might_and_later_lost_its_place(scene: Scene) -> None:
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    minutes = (f"{hour_ago + timedelta(minutes=each):%Y-%m-%dT%H:%M:%SZ}" for each in (-5, 15))
+    trust(scene, ci=", valid: {{from: {}, until: {}, proven: true}}".format(*minutes))
+    add(scene, INSTANCE.bundle(statement(scene), start=hour_ago, at=int(hour_ago.timestamp()) + 60))
 
 
 # Statements that were added later.

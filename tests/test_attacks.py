@@ -14,6 +14,7 @@ from pathlib import Path
 import attacks_on_bundles
 import attacks_on_files
 import attacks_on_formats
+import attacks_on_keyless
 import attacks_on_later
 import attacks_on_lineage
 import attacks_on_log
@@ -44,6 +45,7 @@ MODULES = (
     attacks_on_own_policy,
     attacks_on_rotation,
     attacks_on_timestamps,
+    attacks_on_keyless,
 )
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import copy
 import json
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,9 +13,8 @@ from typing import Any
 import pytest
 import run_folder
 from attack import payload_of
+from attacks_on_keyless import CI, ENTRY, INSTANCE, Bundle, changed
 from authority import Authority
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID
 from run_folder import SampleRun
 
 from harness.audit.verification import verify
@@ -27,12 +23,9 @@ from harness.errors import ConfigError, EnvironmentFault, VerificationFailed
 from harness.provenance import keyless, later, policy_file, statements
 
 pytest.importorskip("sigstore")
-from sigstore_instance import IDENTITY, ISSUER, Instance, identity_token, text_of
+from sigstore_instance import IDENTITY, ISSUER, identity_token, text_of
 
-Bundle = dict[str, Any]
-INSTANCE = Instance()
 TWICE = "{issuer: a, identity: b}"
-CI = f'{{name: ci, keyless: [{{issuer: "{ISSUER}", identity: "{IDENTITY}"}}]%s}}'
 
 
 @dataclass
@@ -175,182 +168,6 @@ def test_a_timestamping_authority_of_the_root_shows_the_time(scene: Scene) -> No
     ):
         code, text = judged(stamps)
         assert (code, words in text) == (1, True), text
-
-
-def changed(bundle: Bundle, *path: str | int, to: Any) -> Bundle:
-    """``bundle`` with another value at ``path``."""
-    copied = copy.deepcopy(bundle)
-    place: Any = copied
-    for name in path[:-1]:
-        place = place[name]
-    if to is None:
-        del place[path[-1]]
-    else:
-        place[path[-1]] = to
-    return copied
-
-
-def flipped(bundle: Bundle, *path: str | int) -> Bundle:
-    """``bundle`` with one bit of the base64 at ``path`` changed."""
-    place: Any = bundle
-    for name in path:
-        place = place[name]
-    data = bytearray(base64.b64decode(place))
-    data[len(data) // 2] ^= 1
-    return changed(bundle, *path, to=text_of(bytes(data)))
-
-
-ENTRY = ("verificationMaterial", "tlogEntries", 0)
-SIGNATURE = ("dsseEnvelope", "signatures", 0, "sig")
-Broken = Callable[[Scene, bytes, Bundle], Bundle | bytes]
-
-
-def _an_hour_off(minutes: int) -> Broken:
-    return lambda scene, payload, good: INSTANCE.bundle(payload, at=int(time.time()) + 60 * minutes)
-
-
-def _mixed(scene: Scene, payload: bytes, good: Bundle) -> Bundle:
-    """The log's entry of another statement by the same identity."""
-    other = INSTANCE.bundle(payload + b" ")
-    return changed(good, *ENTRY, to=other["verificationMaterial"]["tlogEntries"][0])
-
-
-def _of_another_log(scene: Scene, payload: bytes, good: Bundle) -> Bundle:
-    """The whole of another instance, but for the certificate's authority."""
-    other = Instance()
-    other.fulcio, other.root, other._name = INSTANCE.fulcio, INSTANCE.root, INSTANCE._name
-    return other.bundle(payload, ct=INSTANCE.ct)
-
-
-BROKEN: dict[str, Broken] = {
-    "another identity": lambda scene, payload, good: INSTANCE.bundle(payload, identity=f"{IDENTITY}2"),
-    "identity of a person": lambda scene, payload, good: INSTANCE.bundle(payload, identity="me@example.org"),
-    "another issuer": lambda scene, payload, good: INSTANCE.bundle(payload, issuer=f"{ISSUER}/"),
-    "another instance": lambda scene, payload, good: Instance().bundle(payload),
-    "another log": _of_another_log,
-    "certificate transparency of nobody": lambda scene, payload, good: INSTANCE.bundle(payload, logged=False),
-    "certificate transparency of another": lambda scene, payload, good: INSTANCE.bundle(
-        payload, ct=ec.generate_private_key(ec.SECP256R1())
-    ),
-    "a certificate for servers": lambda scene, payload, good: INSTANCE.bundle(
-        payload, use=ExtendedKeyUsageOID.SERVER_AUTH
-    ),
-    "logged an hour too late": _an_hour_off(60),
-    "logged an hour too early": _an_hour_off(-60),
-    "another payload": lambda scene, payload, good: flipped(good, "dsseEnvelope", "payload"),
-    "another signature": lambda scene, payload, good: flipped(good, *SIGNATURE),
-    "another certificate": lambda scene, payload, good: flipped(
-        good, "verificationMaterial", "certificate", "rawBytes"
-    ),
-    "certificate of another signature": lambda scene, payload, good: changed(
-        good,
-        *("verificationMaterial", "certificate"),
-        to=INSTANCE.bundle(payload)["verificationMaterial"]["certificate"],
-    ),
-    "no promise of the log": lambda scene, payload, good: changed(good, *ENTRY, "inclusionPromise", to=None),
-    "another promise": lambda scene, payload, good: flipped(
-        good, *ENTRY, "inclusionPromise", "signedEntryTimestamp"
-    ),
-    "another time": lambda scene, payload, good: changed(
-        good, *ENTRY, "integratedTime", to=str(int(time.time()) + 1)
-    ),
-    "no time": lambda scene, payload, good: changed(good, *ENTRY, "integratedTime", to="0"),
-    "no proof": lambda scene, payload, good: changed(good, *ENTRY, "inclusionProof", to=None),
-    "another root": lambda scene, payload, good: flipped(good, *ENTRY, "inclusionProof", "rootHash"),
-    "another head": lambda scene, payload, good: changed(
-        good,
-        *(*ENTRY, "inclusionProof", "checkpoint"),
-        to=_of_another_log(scene, payload, good)["verificationMaterial"]["tlogEntries"][0]["inclusionProof"][
-            "checkpoint"
-        ],
-    ),
-    "another entry": lambda scene, payload, good: flipped(good, *ENTRY, "canonicalizedBody"),
-    "entry of another statement": _mixed,
-    "no entry": lambda scene, payload, good: changed(good, *ENTRY[:2], to=[]),
-    "entry of an artefact": lambda scene, payload, good: changed(
-        good, *ENTRY, "kindVersion", to={"kind": "hashedrekord", "version": "0.0.1"}
-    ),
-    "two signatures": lambda scene, payload, good: changed(
-        good, *SIGNATURE[:2], to=good["dsseEnvelope"]["signatures"] * 2
-    ),
-    "a chain": lambda scene, payload, good: changed(
-        good,
-        *("verificationMaterial", "x509CertificateChain"),
-        to={"certificates": [good["verificationMaterial"]["certificate"]]},
-    ),
-    "a key, too": lambda scene, payload, good: changed(
-        good, *("verificationMaterial", "publicKey"), to={"hint": ""}
-    ),
-    "an older bundle": lambda scene, payload, good: changed(
-        good, "mediaType", to="application/vnd.dev.sigstore.bundle+json;version=0.3"
-    ),
-    "a repeated key": lambda scene, payload, good: json.dumps(good).encode()[:-1] + b',"mediaType":""}',
-    "a certificate of no bytes": lambda scene, payload, good: changed(
-        good, *("verificationMaterial", "certificate"), to={"rawBytes": ""}
-    ),
-    "a certificate that is a text": lambda scene, payload, good: changed(
-        good, *("verificationMaterial", "certificate"), to="x"
-    ),
-    "another checkpoint": lambda scene, payload, good: INSTANCE.bundle(
-        payload.replace(scene.run.saved[10].checkpoint.encode(), b"0" * 64)
-    ),
-    "another payload type": lambda scene, payload, good: changed(
-        good, *("dsseEnvelope", "payloadType"), to="application/json"
-    ),
-}
-
-
-REASONS = {
-    "another identity": "SANs do not match",
-    "identity of a person": "SANs do not match",
-    "another issuer": "OIDCIssuer does not match",
-    "another instance": "certificate chain: ",
-    "another log": "checkpoint: invalid signature",
-    "certificate transparency of nobody": "does not contain a signed certificate timestamp",
-    "certificate transparency of another": "SCT verify failed",
-    "a certificate for servers": "does not contain `code signing`",
-    "logged an hour too late": "not valid at validation time",
-    "logged an hour too early": "not valid at validation time",
-    "another payload": "DSSE: invalid signature",
-    "another signature": "DSSE: invalid signature",
-    "another certificate": "certificate chain: ",
-    "certificate of another signature": "DSSE: invalid signature",
-    "no promise of the log": "must contain an inclusion promise or signed timestamp",
-    "another promise": "SET: invalid inclusion promise",
-    "another time": "SET: invalid inclusion promise",
-    "no time": "not enough sources of verified time",
-    "no proof": "failed to load bundle",
-    "another root": "invalid root hash",
-    "another head": "Signature not found for log ID",
-    "another entry": "invalid root hash",
-    "entry of another statement": "payload hash does not match",
-    "no entry": "expected exactly one log entry",
-    "entry of an artefact": "Unsupported DSSE log entry type",
-    "two signatures": "exactly one signature",
-    "a chain": "other verification material",
-    "a key, too": "other verification material",
-    "an older bundle": "media type",
-    "a repeated key": "`mediaType` twice",
-    "a certificate of no bytes": "asn1",
-    "a certificate that is a text": "failed to load bundle",
-    "another checkpoint": "is about another checkpoint",
-    "another payload type": "has the payload type",
-}
-"""Which rule finds it."""
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_one_broken_rule_is_a_failure(name: str, scene: Scene) -> None:
-    """Oracle: exit code 1 and one finding, of that rule; the same bundle unbroken is good (0)."""
-    payload = scene.statement()
-    good = INSTANCE.bundle(payload)
-    policy = scene.policy()
-    scene.add(good)
-    assert scene.judged(policy)[0] == 0
-    scene.add(BROKEN[name](scene, payload, good))
-    code, text = scene.judged(policy)
-    assert (code, len(text.splitlines()), "svr-0.sigstore.json" in text) == (1, 1, True), text
-    assert REASONS[name] in text
 
 
 def test_each_byte_of_certificate_and_log_entry_is_bound(scene: Scene) -> None:
