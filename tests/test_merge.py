@@ -73,15 +73,18 @@ def test_the_lineage_shows_every_parent(parents: list[SampleRun], tmp_path: Path
     parser = argparse.ArgumentParser()
     lineage.add_arguments(parser)
     words = ["--key", str(tmp_path / "me.ed25519.pub"), "--with", str(tmp_path / "b"), str(tmp_path / "out")]
-    outcome = lineage.run(parser.parse_args([str(tmp_path / "a"), *words]))
-    assert outcome.exit_code == 0, outcome.text
-    titles = {node["key"]: node["title"] for node in outcome.document["nodes"]}
-    edges = [edge for edge in outcome.document["edges"] if edge["kind"] == "exported"]
+    typed, listed = (
+        lineage.run(parser.parse_args([str(tmp_path / "a"), *words], argparse.Namespace(json=as_json)))
+        for as_json in (False, True)
+    )
+    assert typed.exit_code == 0, typed.text
+    titles = {node["key"]: node["title"] for node in listed.document["nodes"]}
+    edges = [edge for edge in listed.document["edges"] if edge["kind"] == "exported"]
     assert [(titles[edge["source"]], edge["note"]) for edge in edges] == [
         ("a step 10", "weight 0.5"),
         ("b step 10", "weight 0.5"),
     ]
-    assert "merged 0.5 : 0.5" in outcome.text
+    assert "merged 0.5 : 0.5" in typed.text
 
 
 def _without_second(folder: Path, run: SampleRun) -> None:
