@@ -31,7 +31,7 @@ import ranks
 possible = sys.platform == "linux" and not Path("/dev/nvidiactl").exists()
 """CUDA cannot be used in a fork once a library has asked whether there is any."""
 
-_OF_ONE = ("harness.commands.train", "harness.training.loop", "harness.training.failure")
+_OF_ONE = ("harness.commands.train", "harness.training.loop", "harness.training.ranks.failure")
 _OF_SEVERAL = (*_OF_ONE, "torch._dynamo", "torch.distributed.fsdp")
 """Modules that every run of one rank imports, and every rank of several."""
 _READ_LATE = ("HOME", "XDG_CONFIG", "PYTEST", "AWS_", "HARNESS_", "WANDB_", "DIARY", "PLANTED", "SLOW_STORE")

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from harness.checkpoint import mesh
 from harness.checkpoint.state import TrainingState
-from harness.training.step_digests import StepDigests
+from harness.training.step.digests import StepDigests
 from harness.workers import Workers
 
 ROWS = (1, 2, 3, 4, 5, 7, 9)

@@ -20,8 +20,8 @@ from harness.cli import main
 from harness.provenance import keys
 from harness.settings import Settings
 from harness.stores.client import ObjectStore
-from harness.training import checkup, checkup_run
-from harness.training.checkup import Check
+from harness.training.doctor import machine, one_config
+from harness.training.doctor.machine import Check
 from harness.words import human_bytes
 
 CONFIG = """\
@@ -174,7 +174,7 @@ def test_without_torch_only_a_config_makes_that_bad(
 ) -> None:
     """Oracle: an auditor's machine is sound; a training machine without torch is not."""
     monkeypatch.setattr(environment, "missing", lambda names: list(names))
-    assert all(check.level != "bad" for check in checkup.machine(None, training=False))
+    assert all(check.level != "bad" for check in machine.machine(None, training=False))
     code, checks = examine(path, capsys)
     assert code == 1
     assert "torch" in checks["packages"]["text"]
@@ -228,7 +228,7 @@ def test_a_policy_of_other_people_or_with_the_key_revoked_is_bad(tmp_path: Path)
     both = f"  - {{name: b, keys: [{other.public[0].name}]}}\n"
 
     def told(public: Sequence[Path], more: str = "", by: keys.Signer | None = signer) -> Check:
-        (line,) = checkup_run.trusted(policy_file(tmp_path, public, more), by, None)
+        (line,) = one_config.trusted(policy_file(tmp_path, public, more), by, None)
         return line
 
     lines = {
@@ -249,12 +249,12 @@ def test_versions_are_held_against_the_lock_file(tmp_path: Path, monkeypatch: py
     installed = {"torch": "2.13.0+cpu", "numpy": "2.0.0", "more": "1"}
     monkeypatch.setattr(environment, "packages", lambda: installed)
     lock = tmp_path / "requirements.lock"
-    assert list(checkup.locked(lock)) == []
+    assert list(machine.locked(lock)) == []
     lock.write_text("# versions\ntorch==2.13.0\nnumpy==2.0.0\nabsent==3\n")
-    (same,) = checkup.locked(lock)
+    (same,) = machine.locked(lock)
     assert (same.level, same.text) == ("ok", "2 packages are as requirements.lock says")
     lock.write_text("torch==2.12.0\nnumpy==2.0.0\n")
-    (other,) = checkup.locked(lock)
+    (other,) = machine.locked(lock)
     assert other.level == "warn"
     assert "torch 2.13.0+cpu (lock: 2.12.0)" in other.text
 
@@ -280,7 +280,7 @@ def test_gpus_are_counted_as_cuda_shows_them(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if shown is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
-    found = [check for check in checkup.machine(2, training=False) if check.name == "devices"]
+    found = [check for check in machine.machine(2, training=False) if check.name == "devices"]
     assert found[0].level == level
     assert text in found[0].text
 
@@ -313,11 +313,11 @@ def test_the_start_of_a_child_run_is_opened(tmp_path: Path, monkeypatch: pytest.
             **begun,
         }
     )
-    (check,) = checkup_run._start(made, None)
+    (check,) = one_config._start(made, None)
     assert (check.level, "step 30 of sample, trusted by start.key" in check.text) == ("ok", True)
     manifest = parent / "MANIFEST.json"
     manifest.write_bytes(manifest.read_bytes() + b" ")
-    (check,) = checkup_run._start(made, None)
+    (check,) = one_config._start(made, None)
     assert check.level == "bad"
 
 
@@ -356,7 +356,7 @@ def test_the_authority_of_timestamps_is_asked_and_held_against_the_policy(tmp_pa
                 "signing": {"timestamp": url},
             }
         )
-        (found,) = checkup_run.timestamps(settings, rules)
+        (found,) = one_config.timestamps(settings, rules)
         return found
 
     with authority.answering(tsa.openssl(tmp_path)) as url:

@@ -18,7 +18,7 @@ from harness.determinism import ledger as ledgers
 from harness.determinism.double import Checked
 from harness.determinism.ledger import Ledger
 from harness.format import ledger as document
-from harness.training.doubling import AGAIN, FIRST, MOST_PAIRS, SECOND, Doubling
+from harness.training.step.doubling import AGAIN, FIRST, MOST_PAIRS, SECOND, Doubling
 from harness.workers import Workers
 
 RESTLESS = """

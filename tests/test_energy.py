@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from harness.report import costs, runs
-from harness.training import energy
-from harness.training.metrics import Events
+from harness.training.telemetry import energy
+from harness.training.telemetry.metrics import Events
 
 
 def package(root: Path, number: str, name: str, microjoules: int, largest: int = 1_000_000) -> Path:

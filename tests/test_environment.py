@@ -15,7 +15,7 @@ from harness import environment
 from harness.errors import EnvironmentFault
 from harness.provenance import statements
 from harness.provenance.schema import check
-from harness.training.record import plain
+from harness.training.statement.record import plain
 
 
 def test_the_facts_are_what_a_statement_can_hold_and_stay_the_same() -> None:

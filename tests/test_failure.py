@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from harness.errors import EnvironmentFault, TrainingFailed
-from harness.training import failure
+from harness.training.ranks import failure
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import torch.distributed as dist
 
 from harness.errors import EnvironmentFault
-from harness.training import distributed
-from harness.training.launch import from_environment
+from harness.training.ranks import distributed
+from harness.training.ranks.launch import from_environment
 
 TORCHRUN = {
     "RANK": "1",

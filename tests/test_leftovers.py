@@ -12,8 +12,8 @@ from harness.format import leftovers
 from harness.format.layout import RunFolder
 from harness.provenance import keys
 from harness.settings import Settings
-from harness.training import continuation
-from harness.training.screen import Screen
+from harness.training.beginning import continuation
+from harness.training.telemetry.screen import Screen
 from harness.workers import Workers
 
 

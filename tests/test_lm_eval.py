@@ -16,7 +16,7 @@ from test_prepare import key_words
 from harness.model.gpt import GPT
 from harness.settings import Model
 from harness.tasks.language import shape_of
-from harness.training import lm_eval_tasks
+from harness.training.evaluation import lm_eval_tasks
 
 pytest.importorskip("lm_eval")
 

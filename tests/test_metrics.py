@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ResumeRefused
-from harness.training.metrics import Events, MetricsLog, read_steps, rewind
+from harness.training.telemetry.metrics import Events, MetricsLog, read_steps, rewind
 
 
 def write(folder: Path, count: int, tail: bytes = b"") -> Path:

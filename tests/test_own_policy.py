@@ -35,8 +35,8 @@ from harness.provenance.authorities import pem_of
 from harness.provenance.policy import Policy
 from harness.provenance.policy_fit import Maker
 from harness.settings import Start
-from harness.training import own_policy, parent, resume
-from harness.training.resume import HeldRun
+from harness.training.beginning import own_policy, parent, resume
+from harness.training.beginning.resume import HeldRun
 
 ALICE = "{name: alice, keys: [alice.ed25519.pub, alice.p256.pub]%s}"
 BOB = "{name: bob, keys: [bob.ed25519.pub]%s}"

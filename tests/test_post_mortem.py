@@ -22,7 +22,7 @@ from harness.format.ledger import Ledger, NonFinite, foremost
 from harness.provenance import keys
 from harness.report import facts, runs
 from harness.training.loop import train
-from harness.training.remembered import Remembered
+from harness.training.step.remembered import Remembered
 
 SEED = 3
 

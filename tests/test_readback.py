@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.training.readback import NonFinite, Readback
+from harness.training.step.readback import NonFinite, Readback
 
 CPU = torch.device("cpu")
 

@@ -23,11 +23,12 @@ from harness.determinism.peers import Peers
 from harness.errors import TrainingFailed
 from harness.format import layout
 from harness.provenance import keys
-from harness.training import rehearsal, session
-from harness.training.evaluate import evaluate
+from harness.training.elastic import rehearsal
+from harness.training.evaluation.held_out import evaluate
 from harness.training.loop import train
 from harness.training.plan import plan
 from harness.training.seeding import seed_rank
+from harness.training.step import session
 from harness.workers import Workers
 
 ALONE = Workers.alone(torch.device("cpu"))

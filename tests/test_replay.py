@@ -99,7 +99,8 @@ def test_a_replay_one_of_whose_ranks_hangs_ends_and_names_it(resumed: Place) -> 
 
 def rank_of(process: psutil.Process) -> int:
     """Which rank of a replay ``process`` is; -1 for the launcher and anything else."""
-    if "harness.training.replay" not in process.cmdline() or "torch.distributed.run" in process.cmdline():
+    words = process.cmdline()
+    if "harness.training.replay.execution" not in words or "torch.distributed.run" in words:
         return -1
     return int(process.environ()["RANK"])
 
@@ -168,8 +169,8 @@ def test_a_run_to_compare_with_that_is_not_there_is_usage(
 def test_a_place_that_is_not_the_signed_one_is_refused_by_name(kind: str, what: str, says: str) -> None:
     """Oracle: another stack alone may be accepted; exit code 4 and a remedy otherwise."""
     from harness.errors import EvidenceIncomplete
-    from harness.training import replay as training
-    from harness.training.record import Difference
+    from harness.training.replay import execution as training
+    from harness.training.statement.record import Difference
 
     changes = [(kind, Difference(what, "a", "b"))]
     with pytest.raises(EvidenceIncomplete) as refused:

@@ -16,8 +16,9 @@ from harness.errors import EnvironmentFault, HarnessError, ResumeRefused, UsageE
 from harness.format import strict_json
 from harness.format.layout import RunFolder
 from harness.settings import Settings
-from harness.training import replay, resume
-from harness.training.record import RunFacts, Segment
+from harness.training.beginning import resume
+from harness.training.replay import execution
+from harness.training.statement.record import RunFacts, Segment
 
 SETTINGS = {
     "run": {"dir": "runs/x"},
@@ -118,7 +119,7 @@ def test_a_checkout_that_git_refuses_to_read_is_told(tmp_path: Path, monkeypatch
     with pytest.raises(EnvironmentFault, match=told):
         resume.classify(before, now, ())
     with pytest.raises(EnvironmentFault, match=told):
-        replay._refuse(list(resume.changes(before, now)), accepted=True)
+        execution._refuse(list(resume.changes(before, now)), accepted=True)
     assert resume.classify(before, now, ("code",))[0] == "accepted"
 
 

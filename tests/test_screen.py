@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from harness.training.screen import Screen
+from harness.training.telemetry.screen import Screen
 
 
 @pytest.mark.parametrize("behind", ["a full disk", "a pipe that nobody reads"])

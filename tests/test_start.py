@@ -22,9 +22,9 @@ from harness.errors import ConfigError, EvidenceIncomplete, HarnessError, Resume
 from harness.format.layout import RunFolder
 from harness.provenance.policy import Policy
 from harness.settings import Settings
-from harness.training import start
-from harness.training.record import Difference, Segment
-from harness.training.start import Origin
+from harness.training.beginning import start
+from harness.training.beginning.start import Origin
+from harness.training.statement.record import Difference, Segment
 from harness.workers import Workers
 
 PLAIN = '{kind: "toy_task:Toy", options: {plain: true}}'

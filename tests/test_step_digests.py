@@ -19,8 +19,8 @@ from toy_task import config
 from harness.checkpoint.state import TrainingState
 from harness.determinism.bit_sums import FORMAT
 from harness.errors import EvidenceIncomplete
-from harness.training import replay
-from harness.training.step_digests import StepDigests
+from harness.training.replay import execution
+from harness.training.step.digests import StepDigests
 from harness.workers import Workers
 
 FEW = "{steps: 4, global_batch: 12, micro_batch: 2}"
@@ -96,12 +96,12 @@ def test_gradients_that_are_absent_are_not_gradients_of_zero() -> None:
 @pytest.mark.parametrize("signed", [{}, {"step_digests": "harness-bit-sums/1"}])
 def test_digests_of_another_definition_are_not_compared(signed: dict[str, str]) -> None:
     """Oracle: what the statement says about how they were made."""
-    order = replay.Order(
+    order = execution.Order(
         config="", base="", signed={"determinism": {"settings": signed}}, world_size=1, checkpoint=None,
         last=3, gradients=[1], state=[], differences=True, repeat=False, answer="",
     )  # fmt: skip
     with pytest.raises(EvidenceIncomplete, match="harness-bit-sums/2"):
-        replay._refuse_other_digests(order)
-    replay._refuse_other_digests(dataclasses.replace(order, gradients=[]))
+        execution._refuse_other_digests(order)
+    execution._refuse_other_digests(dataclasses.replace(order, gradients=[]))
     ours = {"determinism": {"settings": {"step_digests": FORMAT}}}
-    replay._refuse_other_digests(dataclasses.replace(order, signed=ours))
+    execution._refuse_other_digests(dataclasses.replace(order, signed=ours))

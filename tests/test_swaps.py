@@ -47,9 +47,10 @@ from harness.report import facts
 from harness.settings import Data, Model, Tokenizer
 from harness.stores import fetch as fetching
 from harness.tasks.language import Language
-from harness.training import assess, resume
+from harness.training.beginning import resume
+from harness.training.beginning.resume import HeldRun
+from harness.training.evaluation import examples
 from harness.training.recorder import Recorder
-from harness.training.resume import HeldRun
 from harness.workers import Workers
 
 MODEL, TRAINER = "model.safetensors", "trainer.json"
@@ -477,7 +478,7 @@ def test_evaluate_computes_with_what_it_verified(run: SampleRun, monkeypatch: py
     folder, policy, cpu = run.saved[20].folder, trusted(run.signer), torch.device("cpu")
     found = attest.verified(folder, policy, quiet=True)
     assert found.checkpoint_id == run.saved[20].checkpoint
-    assess.with_weights(Weights(), found, cpu)
+    examples.with_weights(Weights(), found, cpu)
     swap, real = another_checkpoint(run), verify.verify
 
     def verified(*words: Any, **named: Any) -> verify.Report:
@@ -489,7 +490,7 @@ def test_evaluate_computes_with_what_it_verified(run: SampleRun, monkeypatch: py
     found = attest.verified(folder, policy, quiet=True)
     assert found.checkpoint_id == run.saved[20].checkpoint
     with pytest.raises(VerificationFailed):
-        assess.with_weights(Weights(), found, cpu)
+        examples.with_weights(Weights(), found, cpu)
 
 
 class Store:

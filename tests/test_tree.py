@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.determinism import tree
-from harness.training import optimizer, tree_norm
-from harness.training.whole_lanes import WholeLanes
+from harness.training import optimizer
+from harness.training.elastic import tree_norm
+from harness.training.elastic.whole_lanes import WholeLanes
 
 
 def leaves(count: int, seed: int) -> torch.Tensor:

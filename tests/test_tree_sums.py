@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import TrainingFailed
-from harness.training import tree_sums
-from harness.training.sharded_sums import Order
-from harness.training.tree_sums import ShardSums
+from harness.training.elastic import tree_sums
+from harness.training.elastic.sharded_sums import Order
+from harness.training.elastic.tree_sums import ShardSums
 from harness.workers import Workers
 
 RANKS, SHARDS = 2, 4

@@ -28,8 +28,8 @@ from harness.format.layout import RunFolder
 from harness.format.manifest import Manifest
 from harness.provenance import keys, log
 from harness.provenance.policy import from_keys
-from harness.training import record
-from harness.training.record import RunFacts, Segment, StepFacts
+from harness.training.statement import record
+from harness.training.statement.record import RunFacts, Segment, StepFacts
 from harness.workers import Workers
 
 RUN_ID = "ab" * 16

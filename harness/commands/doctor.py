@@ -15,8 +15,8 @@ from pathlib import Path
 from harness.commands import Outcome
 from harness.errors import UsageError
 from harness.terminal import Style, style
-from harness.training import checkup, checkup_run
-from harness.training.checkup import Check, Level
+from harness.training.doctor import machine, one_config
+from harness.training.doctor.machine import Check, Level
 
 EXAMPLE = "harness doctor configs/tiny.yaml --world-size 2"
 
@@ -53,15 +53,15 @@ def run(arguments: argparse.Namespace) -> Outcome:
 def _checks(arguments: argparse.Namespace) -> list[Check]:
     planned: int | None = arguments.world_size
     if arguments.config is not None:
-        checks = checkup.machine(planned, training=True)
+        checks = machine.machine(planned, training=True)
         return [
             *checks,
-            *checkup_run.of_run(arguments.config, arguments.overrides, planned, arguments.policy),
+            *one_config.of_run(arguments.config, arguments.overrides, planned, arguments.policy),
         ]
-    key, signer = checkup.signing_key(None, None)
-    rules = [] if arguments.policy is None else checkup_run.trusted(arguments.policy, signer, None)
-    folder = checkup.writable(Path.cwd(), "working folder")
-    return [*checkup.machine(planned, training=False), key, *rules, folder]
+    key, signer = machine.signing_key(None, None)
+    rules = [] if arguments.policy is None else one_config.trusted(arguments.policy, signer, None)
+    folder = machine.writable(Path.cwd(), "working folder")
+    return [*machine.machine(planned, training=False), key, *rules, folder]
 
 
 def _line(check: Check) -> str:

@@ -26,8 +26,8 @@ from harness.provenance.policy import Policy
 from harness.provenance.verifier import Added
 
 if TYPE_CHECKING:
-    from harness.training.assess import Assessment
-    from harness.training.generate import Decoding
+    from harness.training.evaluation.examples import Assessment
+    from harness.training.evaluation.generate import Decoding
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Question:
     @property
     def decoding(self) -> Decoding:
         """How answers to chats are made."""
-        from harness.training.generate import Decoding
+        from harness.training.evaluation.generate import Decoding
 
         return Decoding(self.new_tokens, self.temperature, self.seed)
 
@@ -74,7 +74,7 @@ def evaluate(folder: Path, question: Question, whom: Policy) -> Outcome:
     """Ask the checkpoint in ``folder``; exit code 1 when a measure is not what it must be.
 
     Raises `VerificationFailed` or `EvidenceIncomplete` for a checkpoint that ``whom`` does not vouch for, and
-    what `assess`, `converse` and `run_tasks` of ``harness.training`` raise.
+    what `assess`, `converse` and `run_tasks` of `harness.training.evaluation` raise.
     """
     signer, reason = signer_of(question.signing_key, folder)
     opened = verified(folder, whom, quiet=question.quiet)
@@ -120,15 +120,15 @@ def told(document: Mapping[str, Any]) -> str:
 
 def _asked(opened: OpenedCheckpoint, question: Question) -> Assessment:
     """The answer of the verified checkpoint."""
-    from harness.training import assess, converse, lm_eval_tasks
+    from harness.training.evaluation import answers, examples, lm_eval_tasks
 
     limit, quiet = question.examples, question.quiet
     if question.tasks is not None:
         return lm_eval_tasks.run_tasks(opened, question.lm_eval, question.tasks, limit, quiet=quiet)
     if question.chats is not None:
-        return converse.converse(opened, question.chats, limit, question.decoding, quiet=quiet)
+        return answers.converse(opened, question.chats, limit, question.decoding, quiet=quiet)
     base = question.base or config_folder(opened.statement.predicate)
-    return assess.assess(opened, base, limit, quiet=quiet)
+    return examples.assess(opened, base, limit, quiet=quiet)
 
 
 def _identity(opened: OpenedCheckpoint, question: Question) -> tuple[str, str, Mapping[str, Any] | None]:
@@ -136,15 +136,15 @@ def _identity(opened: OpenedCheckpoint, question: Question) -> tuple[str, str, M
 
     The decoding is None where the suite decides it.
     """
-    from harness.training import assess, converse, lm_eval_tasks
+    from harness.training.evaluation import answers, examples, lm_eval_tasks
 
     if question.tasks is not None:
         suite = lm_eval_tasks.suite_digest(question.tasks)
         return lm_eval_tasks.procedure(question.lm_eval), suite, None
     if question.chats is not None:
         suite = prepared.claimed(question.chats).subject_id
-        return converse.PROCEDURE, suite, question.decoding.facts
-    return assess.PROCEDURE, opened.statement.predicate["data"]["corpus_sha256"], {}
+        return answers.PROCEDURE, suite, question.decoding.facts
+    return examples.PROCEDURE, opened.statement.predicate["data"]["corpus_sha256"], {}
 
 
 def _there(opened: OpenedCheckpoint, question: Question) -> Added | None:

@@ -14,8 +14,8 @@ from harness import config, environment
 from harness.commands import Outcome
 from harness.errors import UsageError
 from harness.settings import Settings
-from harness.training import own_policy
-from harness.training.checkup import signing_key
+from harness.training.beginning import own_policy
+from harness.training.doctor.machine import signing_key
 from harness.words import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _seconds(
     if gpu is None:
         return None, None
     from harness.training.plan import ASSUMED_MFU
-    from harness.training.throughput import peak_flops
+    from harness.training.telemetry.throughput import peak_flops
 
     peak = peak_flops(gpu, settings.precision)
     if peak is None or planned.flops is None:

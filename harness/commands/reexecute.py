@@ -30,13 +30,13 @@ def executed(
     chosen: Segment,
     arguments: argparse.Namespace,
     ranks: int,
-    module: str = "replay",
+    module: str = "execution",
     *,
     environ: Mapping[str, str] | None = None,
     count: int | None = None,
     **fields: Any,
 ) -> list[Mapping[str, Any]]:
-    """The lines that ``harness.training.MODULE`` writes. Raises what stopped it.
+    """The lines that ``harness.training.replay.MODULE`` writes. Raises what stopped it.
 
     ``environ`` changes variables of the signed launch, ``count`` is the number of lines to expect, and
     ``fields`` are those of the order that are not the replay's own.
@@ -90,7 +90,7 @@ def _command(module: str, order: Path, ranks: int) -> Sequence[str]:
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [*launcher, "-m", f"harness.training.{module}", str(order)]
+    return [*launcher, "-m", f"harness.training.replay.{module}", str(order)]
 
 
 def config_folder(facts: Mapping[str, Any]) -> Path:

@@ -81,7 +81,7 @@ def measured(chosen: Segment, arguments: argparse.Namespace, ranks: int) -> dict
 
 
 def perturbations(threads: int) -> list[dict[str, Any]]:
-    """Passes of `harness.training.perturbed` that compute the same in other roundings."""
+    """Passes of `harness.training.replay.perturbed` that compute the same in other roundings."""
     other = 1 if threads > 1 else 2
     return [
         {"name": "the same again"},  # bits of its own where a kernel adds atomically

@@ -29,7 +29,7 @@ from harness.sweeps import members, plan, processes
 from harness.sweeps.processes import Job
 from harness.sweeps.register import Register
 from harness.terminal import progress
-from harness.training import own_policy
+from harness.training.beginning import own_policy
 
 EXAMPLE = "harness sweep configs/tiny.yaml --seeds 0..4 --variant base --variant wide model.width=128"
 

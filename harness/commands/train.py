@@ -51,7 +51,8 @@ def run(arguments: argparse.Namespace) -> Outcome:
     environment.require_training()
     # Torch takes seconds to import, in which the scheduler may want the job back.
     with signals.listening(numbers=signals.SCHEDULER_SIGNALS) as stop:
-        from harness.training import failure, loop
+        from harness.training import loop
+        from harness.training.ranks import failure
 
         try:
             result = loop.train(

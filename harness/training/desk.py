@@ -19,13 +19,13 @@ from harness.settings import Settings
 from harness.stores.client import ObjectStore
 from harness.tasks.task import Task
 from harness.tracking import Tracking
-from harness.training import own_policy, remote
-from harness.training.continuation import Launched
-from harness.training.metrics import Events, MetricsLog, read_steps, rewind
-from harness.training.record import RunFacts
-from harness.training.resume import OpenRun
-from harness.training.screen import Screen
-from harness.training.throughput import peak_flops
+from harness.training.beginning import own_policy, remote
+from harness.training.beginning.continuation import Launched
+from harness.training.beginning.resume import OpenRun
+from harness.training.statement.record import RunFacts
+from harness.training.telemetry.metrics import Events, MetricsLog, read_steps, rewind
+from harness.training.telemetry.screen import Screen
+from harness.training.telemetry.throughput import peak_flops
 from harness.workers import Workers
 
 

@@ -1,8 +1,8 @@
 """One run from start or resume to its last step: set-up, loop, finish, read from top to bottom.
 
 Accelerate places the model and wraps it in DDP; everything else that decides a bit of the run is in the
-modules that this file names. `harness.training.continuation` says what it continues from,
-`harness.training.building` makes what a step needs, `harness.training.session` steps,
+modules that this file names. `harness.training.beginning.continuation` says what it continues from,
+`harness.training.step.building` makes what a step needs, `harness.training.step.session` steps,
 `harness.training.recorder` writes down what happened.
 """
 
@@ -21,25 +21,19 @@ from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
 from harness.errors import Interrupted
 from harness.format import chain, layout
-from harness.training import (
-    building,
-    continuation,
-    distributed,
-    elastic,
-    energy,
-    launch,
-    remote,
-    session,
-    startup,
-    summary,
-)
+from harness.training import startup, summary
+from harness.training.beginning import continuation, remote
 from harness.training.desk import newest_id, open_desk
-from harness.training.evaluate import evaluate
-from harness.training.exchange import FAILED
-from harness.training.metrics import Events
-from harness.training.readback import NonFinite, Readback
+from harness.training.elastic import mode as elastic
+from harness.training.evaluation.held_out import evaluate
+from harness.training.ranks import distributed, launch
+from harness.training.ranks.exchange import FAILED
 from harness.training.recorder import Recorder
-from harness.training.screen import Screen
+from harness.training.step import building, session
+from harness.training.step.readback import NonFinite, Readback
+from harness.training.telemetry import energy
+from harness.training.telemetry.metrics import Events
+from harness.training.telemetry.screen import Screen
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,15 @@ from harness.errors import HarnessError, TrainingFailed
 from harness.format import chain, layout, strict_json
 from harness.format.ledger import foremost
 from harness.settings import Settings
-from harness.training import post_mortem, record
 from harness.training.desk import Desk
-from harness.training.exchange import FAILED, Told
-from harness.training.metrics import Events
-from harness.training.readback import NonFinite, Values
-from harness.training.record import StepFacts
-from harness.training.screen import Screen
-from harness.training.session import Session, captured_rng
+from harness.training.ranks.exchange import FAILED, Told
+from harness.training.statement import record
+from harness.training.statement.record import StepFacts
+from harness.training.step import post_mortem
+from harness.training.step.readback import NonFinite, Values
+from harness.training.step.session import Session, captured_rng
+from harness.training.telemetry.metrics import Events
+from harness.training.telemetry.screen import Screen
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from harness.signals import StopRequest
 from harness.stores.client import ObjectStore
 from harness.tasks import build as tasks
 from harness.tasks.task import Batch, Task
-from harness.training import distributed, failure
 from harness.training.desk import Desk
-from harness.training.doubling import Doubling
-from harness.training.session import Session
-from harness.training.watchdog import Watchdog
+from harness.training.ranks import distributed, failure
+from harness.training.ranks.watchdog import Watchdog
+from harness.training.step.doubling import Doubling
+from harness.training.step.session import Session
 from harness.workers import Workers
 
 
@@ -36,7 +36,7 @@ def build_task(workers: Workers, settings: Settings, base: Path) -> Task:
     """
     make: Callable[[], Task] = partial(tasks.build, settings, base)
     if settings.determinism.elastic:
-        from harness.training import rehearsal
+        from harness.training.elastic import rehearsal
 
         make = partial(rehearsal.make_task, make)
     task = workers.first_only(make)

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from harness import config
 from harness.settings import Settings
 from harness.tasks.task import Task
-from harness.training import elastic
-from harness.training.continuation import Launched
+from harness.training.beginning.continuation import Launched
+from harness.training.beginning.resume import OpenRun
+from harness.training.beginning.start import Origin
 from harness.training.desk import Desk, newest_id
-from harness.training.launch import Launch
-from harness.training.record import RunFacts, Segment
+from harness.training.elastic import mode as elastic
+from harness.training.ranks.launch import Launch
 from harness.training.recorder import Recorder
-from harness.training.resume import OpenRun
-from harness.training.start import Origin
+from harness.training.statement.record import RunFacts, Segment
 from harness.words import human_seconds
 from harness.workers import Workers
 

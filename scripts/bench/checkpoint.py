@@ -54,8 +54,8 @@ from harness.format import layout, strict_json
 from harness.format.layout import RunFolder
 from harness.provenance import keys
 from harness.provenance.policy import from_keys
-from harness.training import record
-from harness.training.record import RunFacts, Segment, StepFacts
+from harness.training.statement import record
+from harness.training.statement.record import RunFacts, Segment, StepFacts
 from harness.workers import Workers
 
 WIDTH = 2048

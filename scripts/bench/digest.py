@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from harness.checkpoint.state import TrainingState
 from harness.settings import Determinism
 from harness.training import optimizer
-from harness.training.step_digests import StepDigests
+from harness.training.step.digests import StepDigests
 from harness.workers import Workers
 
 LIMIT = 0.01

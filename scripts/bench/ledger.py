@@ -45,9 +45,10 @@ from harness.errors import Interrupted
 from harness.format import chain, layout
 from harness.provenance import keys
 from harness.settings import Checkpoint, Determinism
-from harness.training import exchange, session
 from harness.training.loop import train
-from harness.training.step_digests import StepDigests
+from harness.training.ranks import exchange
+from harness.training.step import session
+from harness.training.step.digests import StepDigests
 
 LIMIT = 0.01
 """Of the time of a run's steps."""

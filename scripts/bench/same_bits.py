@@ -44,7 +44,7 @@ from torch.nn.parallel import DistributedDataParallel
 from harness.determinism import tree
 from harness.settings import Settings
 from harness.training import plan
-from harness.training.tree_sums import ShardSums
+from harness.training.elastic.tree_sums import ShardSums
 from harness.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -32,9 +32,10 @@ from harness.audit.replay import noise_floor
 from harness.audit.replay.noise_floor import Execution, Measured, Scale
 from harness.commands import replay_floor
 from harness.format import layout
-from harness.training import building, distance, perturbed, replay
-from harness.training.distance import Ended
-from harness.training.perturbed import Pass
+from harness.training.replay import distance, execution, perturbed
+from harness.training.replay.distance import Ended
+from harness.training.replay.perturbed import Pass
+from harness.training.step import building
 from harness.workers import Workers
 
 ROOT = Path(__file__).parent.parent.parent
@@ -68,12 +69,12 @@ def work(job: Mapping[str, Any]) -> None:
     """Execute the passes of ``job`` in this process; JSON lines on stdout."""
     settings = config.parse(job["config"], "the run's config")
     workers, prepare = Workers.alone(), building.accelerator(settings)
-    answer = replay.Answer(Path(os.devnull), workers)
-    place = replay.Place(settings, ROOT / "configs", workers, prepare, answer)
+    answer = execution.Answer(Path(os.devnull), workers)
+    place = execution.Place(settings, ROOT / "configs", workers, prepare, answer)
     task = place.task()
     for each in job["segments"]:
         file = Path(each["plain"])
-        order = replay.Order(
+        order = execution.Order(
             job["config"], str(place.base), {}, 1, (each["folder"], each["id"]), each["last"], (), (), True,
             False, os.devnull,
         )  # fmt: skip

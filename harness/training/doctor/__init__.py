@@ -1,0 +1,1 @@
+"""What `harness doctor` looks at before a run: `machine` without a config, `one_config` with one."""

@@ -1,0 +1,6 @@
+"""One update on one rank. Begin at `session`, which steps; `building` makes it.
+
+What is seen of a step: `digests` of gradients and state, their way to the host with loss and norm
+(`readback`), and when it is executed twice (`doubling`). When a number is not finite, `post_mortem` finds out
+where it came from, with what is `remembered`.
+"""
