@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.audit.verification.verify import Report
-    from harness.provenance.policy import Policy
+    from harness.provenance.policy.rules import Policy
 
 __version__ = "0.1.0"
 
@@ -23,16 +23,16 @@ def verify(
 ) -> Report:
     """Check a run, checkpoint, export or prepared corpus as `harness verify` does, for other programs' gates.
 
-    ``policy``: a policy file, or what `harness.provenance.policy` makes of keys. ``head``, ``since``:
+    ``policy``: a policy file, or what `harness.provenance.policy.rules` makes of keys. ``head``, ``since``:
     files of `harness head`, as in `harness verify --head` and ``--since``. A folder that fails is no
     exception: see ``exit_code``, ``verdict``, ``findings`` of the report. Raises `harness.errors.UsageError`
     for a path that is none of these or a policy that cannot be read, `EnvironmentFault` for a bad disk.
     """
     # Here, so that `import harness` costs nothing.
     from harness.audit.verification import verify as audit
-    from harness.provenance import policy as policies
-    from harness.provenance import policy_file
+    from harness.provenance.policy import reader
+    from harness.provenance.policy import rules as policies
 
-    whom = policy if isinstance(policy, policies.Policy) else policy_file.load(Path(policy))
+    whom = policy if isinstance(policy, policies.Policy) else reader.load(Path(policy))
     kept = None if since is None else Path(since)
     return audit.verify(Path(path), whom, head=[Path(file) for file in head], since=kept, quiet=True)

@@ -37,25 +37,10 @@ from harness.audit.verification import verify
 from harness.errors import HarnessError
 from harness.format import layout, ledger, safetensors_header, strict_json
 from harness.format.manifest import Manifest
-from harness.provenance import (
-    authorities,
-    corpora,
-    envelope,
-    exports,
-    history,
-    keyless,
-    keys,
-    later,
-    log,
-    model_signature,
-    pkcs11_token,
-    policy,
-    policy_file,
-    statements,
-    tiles,
-    timestamp,
-    verifier,
-)
+from harness.provenance import corpora, exports, history, later, statements, verifier
+from harness.provenance.policy import reader, rules
+from harness.provenance.signing import envelope, keyless, keys, model_signature, pkcs11_token
+from harness.provenance.transparency import authorities, log, tiles, timestamp
 from harness.report import claim_file
 
 ROOT = Path(__file__).parent.parent
@@ -136,7 +121,7 @@ def targets(folder: Path) -> dict[str, Target]:
             [text, (root / "run.yaml").read_bytes(), *_configs()],
         ),
         "policy": Target(
-            lambda data: policy_file.parse(data.decode("utf-8", "replace"), where="x", folder=folder), [text]
+            lambda data: reader.parse(data.decode("utf-8", "replace"), where="x", folder=folder), [text]
         ),
         "config": Target(
             lambda data: config.parse(data.decode("utf-8", "replace"), "x"),
@@ -225,7 +210,7 @@ def targets(folder: Path) -> dict[str, Target]:
     for kind, data in added.items():
         read_later = partial(later.parse, name=f"{kind}-0", checkpoint=statement, where="x")
         found[kind] = Target(lambda data, parse=read_later: parse(data).summary, [data])
-    found["run folder"] = _folder_target(root, policy.from_keys([ed25519, p256]))
+    found["run folder"] = _folder_target(root, rules.from_keys([ed25519, p256]))
     return found
 
 
@@ -294,7 +279,7 @@ def _private(path: Path, data: bytes) -> object:
     return keys.load_signer(path)
 
 
-def _folder_target(root: Path, trusted: policy.Policy) -> Target:
+def _folder_target(root: Path, trusted: rules.Policy) -> Target:
     """`harness verify` of a run in which one file, drawn by the input's first byte, is the rest of it."""
     good = shutil.copytree(root, root.with_name("good"))
     names = sorted(str(path.relative_to(good)) for path in good.rglob("*") if path.is_file())

@@ -7,8 +7,8 @@ python scripts/independent_log.py RUN --key NAME.ed25519.pub â€¦ [--head FILE â€
   each earlier head as a prefix (``tlog.CheckTree``): those that checkpoints say they saw, and ``--head``
 - sigstore-python and sigstore-js: the head's signature and the inclusion of each record, by the code that
   they have for Rekor's entries. It is private in both, they have none for consistency and read no tiles: the
-  proofs that they are given are made by `harness.provenance.merkle` from the leaf hashes in the log's tiles.
-  ``--node``: as for independent.py
+  proofs that they are given are made by `harness.provenance.transparency.merkle` from the leaf hashes in the
+  log's tiles. ``--node``: as for independent.py
 
 Go: apt-get install golang-go; no module is fetched. Each twin has one thing changed. Exit code 0 when every
 verifier accepts the log and rejects every twin, 1 when one does not, 4 when one is not here: nothing is known
@@ -38,7 +38,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from independent import STATEMENT, Absent, installed
 
-from harness.provenance import merkle
+from harness.provenance.transparency import merkle
 
 HEAD = "checkpoint"
 WIDTH = 256

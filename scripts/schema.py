@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from harness.audit.verification import report_schema
-from harness.provenance import corpora, exports, later, policy_file, rotation
+from harness.provenance import corpora, exports, later
+from harness.provenance.policy import reader, rotation
 from harness.provenance.statements import SCHEMA
 
 TARGET = Path(__file__).parent.parent / "docs" / "schema"
@@ -19,7 +20,7 @@ SCHEMAS = {
     "corpus-v1": corpora.SCHEMA,
     "export-v1": exports.SCHEMA,
     "key-rotation-v1": rotation.SCHEMA,
-    "policy-v1": policy_file.SCHEMA,
+    "policy-v1": reader.SCHEMA,
     "replay-v1": later.SCHEMAS[later.REPLAY],
     "svr-v0.1": later.SCHEMAS[later.SVR],
     "test-result-v0.1": later.SCHEMAS[later.TEST_RESULT],

@@ -23,9 +23,11 @@ import run_folder
 from harness.audit.verification import verify
 from harness.format import layout, strict_json
 from harness.format.manifest import checkpoint_id, dir_hash
-from harness.provenance import envelope, keys, log, policy, tiles
-from harness.provenance.keys import Signer
-from harness.provenance.policy import Policy
+from harness.provenance.policy import rules as policy
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import envelope, keys
+from harness.provenance.signing.keys import Signer
+from harness.provenance.transparency import log, tiles
 
 MODEL = "model.safetensors"
 NOBODY = "is signed by none of the 1 accepted keys"

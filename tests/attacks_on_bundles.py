@@ -11,7 +11,7 @@ import run_folder
 from attack import NOBODY, Scene, attack, edit_json, payload_of
 
 from harness.format import layout, strict_json
-from harness.provenance import envelope, keys
+from harness.provenance.signing import envelope, keys
 
 
 @attack(NOBODY)

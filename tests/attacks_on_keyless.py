@@ -22,7 +22,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from sigstore_instance import IDENTITY, ISSUER, Instance, text_of
 
 from harness.format import layout
-from harness.provenance import keys, later, policy_file, statements
+from harness.provenance import later, statements
+from harness.provenance.policy import reader
+from harness.provenance.signing import keys
 
 Bundle = dict[str, Any]
 INSTANCE = Instance()
@@ -222,9 +224,9 @@ def trust(
         (folder / f"me.{key.algorithm}.pub").write_bytes(key.pem)
     (folder / "root.json").write_text(json.dumps(instance.trusted_root()))
     maker = f"{{name: me, keys: [me.ed25519.pub, me.p256.pub]{me}}}"
-    lines = [f"format: {policy_file.FORMAT}", "identities:", f"  - {maker}", f"  - {other or CI % ci}"]
+    lines = [f"format: {reader.FORMAT}", "identities:", f"  - {maker}", f"  - {other or CI % ci}"]
     (folder / "policy.yaml").write_text("\n".join([*lines, "sigstore: root.json", *rules]) + "\n")
-    scene.policy = policy_file.load(folder / "policy.yaml")
+    scene.policy = reader.load(folder / "policy.yaml")
 
 
 def statement(scene: Scene) -> bytes:

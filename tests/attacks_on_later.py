@@ -11,7 +11,8 @@ from later_facts import replay, svr, test_result
 from harness.audit import attest
 from harness.audit.folders import opening
 from harness.format import strict_json
-from harness.provenance import later, log
+from harness.provenance import later
+from harness.provenance.transparency import log
 
 
 def _add(scene: Scene, step: int = 20, kind: str = later.REPLAY, facts: dict[str, Any] | None = None) -> str:

@@ -16,8 +16,8 @@ from honest import never_saved
 from run_folder import SampleRun
 
 from harness.format import layout, strict_json
-from harness.provenance import log
-from harness.provenance.heads import Kept
+from harness.provenance.transparency import log
+from harness.provenance.transparency.heads import Kept
 
 
 def _log(scene: Scene) -> Path:

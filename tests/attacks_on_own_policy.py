@@ -10,7 +10,7 @@ from attack import Scene, attack
 from honest import COPY, OTHER, become_nonfinite, under
 
 from harness.format import layout
-from harness.provenance import policy_copy
+from harness.provenance.policy import canonical
 
 
 def _copy(scene: Scene) -> Path:
@@ -37,7 +37,7 @@ def the_copy_of_the_policy_means_the_same_in_other_bytes(scene: Scene) -> None:
 
 @attack("is a policy that no checkpoint names")
 def the_copy_of_the_policy_is_that_of_the_auditor(scene: Scene) -> None:
-    _copy(scene).write_bytes(policy_copy.written(scene.policy))
+    _copy(scene).write_bytes(canonical.written(scene.policy))
 
 
 @attack("is missing", 4)

@@ -12,10 +12,11 @@ from later_facts import replay
 from harness.audit.exports import export
 from harness.audit.folders import opening
 from harness.format import layout, strict_json
-from harness.provenance import later, log
-from harness.provenance.heads import Kept
-from harness.provenance.keys import public_keys
-from harness.provenance.policy import Identity
+from harness.provenance import later
+from harness.provenance.policy.rules import Identity
+from harness.provenance.signing.keys import public_keys
+from harness.provenance.transparency import log
+from harness.provenance.transparency.heads import Kept
 
 
 def _known(scene: Scene, **limits: Any) -> None:

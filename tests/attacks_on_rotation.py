@@ -10,10 +10,12 @@ from rotated import another, hand_over, record_of, records
 from run_folder import SampleRun
 
 from harness.format import layout
-from harness.provenance import keys, log, policy, rotation
-from harness.provenance.heads import Kept
-from harness.provenance.keys import Signer
-from harness.provenance.log import Head
+from harness.provenance.policy import rotation, rules
+from harness.provenance.signing import keys
+from harness.provenance.signing.keys import Signer
+from harness.provenance.transparency import log
+from harness.provenance.transparency.heads import Kept
+from harness.provenance.transparency.log import Head
 
 
 def _handed_over(
@@ -185,7 +187,7 @@ def the_log_hands_over_to_another_key_than_the_policy(scene: Scene) -> None:
 
 def _known(scene: Scene, data: bytes) -> None:
     """The auditor's policy names the hand-over ``data``."""
-    whom = policy.from_keys(keys.public_keys(scene.signer))
+    whom = rules.from_keys(keys.public_keys(scene.signer))
     scene.policy = rotation.extended(whom, [rotation.Claim(data, "there")], timed=True)[0]
 
 

@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from harness.format import layout, strict_json
-from harness.provenance import envelope, keys, model_signature
-from harness.provenance import policy as policies
-from harness.provenance.policy import Identity
+from harness.provenance.policy import rules as policies
+from harness.provenance.policy.rules import Identity
+from harness.provenance.signing import envelope, keys, model_signature
 
 SLSA, MODEL_SIG = layout.SLSA_BUNDLE, layout.MODEL_SIGNATURE
 

@@ -14,8 +14,9 @@ from attack import NOBODY, Scene, attack
 from authority import SIGNING_CERTIFICATE, Authority, der_of, named, stamp_log
 
 from harness.format import der, layout
-from harness.provenance import log, policy, timestamp
-from harness.provenance.keys import public_keys
+from harness.provenance.policy import rules
+from harness.provenance.signing.keys import public_keys
+from harness.provenance.transparency import log, timestamp
 
 BEFORE, REVOKED, AFTER = "20261124000000Z", "2026-12-01T00:00:00Z", "20261202000000Z"
 """Moments of timestamps, and of a revocation between them."""
@@ -41,7 +42,7 @@ def stamped(scene: Scene, size: int = 3, time: str = BEFORE, *, by: Authority | 
 
 def required(scene: Scene) -> None:
     """The auditor wants timestamps."""
-    scene.trust(authorities=tsa().trusted, required=scene.policy.required | {policy.TIMESTAMP})
+    scene.trust(authorities=tsa().trusted, required=scene.policy.required | {rules.TIMESTAMP})
 
 
 def revoked(scene: Scene) -> None:

@@ -3,7 +3,7 @@
 Example::
 
     tsa = Authority("tsa")
-    data = tsa.stamp(message, "20261124000000Z")          # as `harness.provenance.timestamp` keeps it
+    data = tsa.stamp(message, "20261124000000Z")          # as a log folder keeps it
     with answering(tsa.openssl(tmp_path)) as url:         # `openssl ts` behind HTTP
         ...
 """
@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from harness.format import der
-from harness.provenance import timestamp
+from harness.provenance.transparency import timestamp
 
 START, END = datetime(2026, 1, 1, tzinfo=UTC), datetime(2036, 1, 1, tzinfo=UTC)
 SHA256, ECDSA = "2.16.840.1.101.3.4.2.1", "1.2.840.10045.4.3.2"
@@ -239,7 +239,7 @@ def answering(
 
 def stamp_log(folder: Path, tsa: Authority, size: int, time: str = "20261124000000Z") -> Path:
     """Have the head of the first ``size`` records of the log ``folder`` timestamped at ``time``."""
-    from harness.provenance import log
+    from harness.provenance.transparency import log
 
     book = log.read_claimed(folder)
     message = log.text_of(log.Head(size, book.root_of_prefix(size), book.head.origin))

@@ -9,7 +9,8 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from harness.provenance import envelope, keys, statements
+from harness.provenance import statements
+from harness.provenance.signing import envelope, keys
 
 NOBODY = keys.Signer(Ed25519PrivateKey.from_private_bytes(bytes(32)), None)
 """Whom no test trusts."""

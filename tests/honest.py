@@ -30,10 +30,14 @@ from harness.audit import attest
 from harness.audit.exports import export
 from harness.audit.folders import opening
 from harness.format import layout, strict_json
-from harness.provenance import keys, later, log, policy, policy_copy, policy_file, rotation
-from harness.provenance.heads import Kept
-from harness.provenance.keys import Signer
-from harness.provenance.policy import Identity, Policy
+from harness.provenance import later
+from harness.provenance.policy import canonical, reader, rotation
+from harness.provenance.policy import rules as policy
+from harness.provenance.policy.rules import Identity, Policy
+from harness.provenance.signing import keys
+from harness.provenance.signing.keys import Signer
+from harness.provenance.transparency import log
+from harness.provenance.transparency.heads import Kept
 
 Story = Callable[[Scene], None]
 HONEST: dict[str, Story] = {}
@@ -59,10 +63,8 @@ def _made_under(*rules: str) -> bytes:
     """The copy of a policy of one identity, whose key is nobody's here."""
     key = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key()
     line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
-    text = "\n".join(
-        [f"format: {policy_file.FORMAT}", f"identities: [{{name: team, keys: [{line}]}}]", *rules]
-    )
-    return policy_copy.written(policy_file.parse(text, where="team.yaml", folder=Path(".")))
+    text = "\n".join([f"format: {reader.FORMAT}", f"identities: [{{name: team, keys: [{line}]}}]", *rules])
+    return canonical.written(reader.parse(text, where="team.yaml", folder=Path(".")))
 
 
 COPY, OTHER = _made_under(), _made_under("max_age: 30d")
@@ -163,7 +165,7 @@ def a_run_is_made_under_a_policy_that_the_auditor_does_not_have(scene: Scene) ->
 @honest
 def a_run_is_made_under_the_policy_that_it_is_verified_with(scene: Scene) -> None:
     own = Identity("team", tuple(keys.public_keys(scene.signer)))
-    run = under(scene, policy_copy.written(Policy((own,))))
+    run = under(scene, canonical.written(Policy((own,))))
     run.advance(10, 20)
     scene.policy = Policy((own,))
 

@@ -10,10 +10,12 @@ from run_folder import SampleRun
 from harness.audit.run import handover
 from harness.format import layout
 from harness.format.layout import RunFolder
-from harness.provenance import history, log, rotation
-from harness.provenance.keys import Signer
-from harness.provenance.policy import Rotation
-from harness.provenance.rotation import Claim
+from harness.provenance import history
+from harness.provenance.policy import rotation
+from harness.provenance.policy.rotation import Claim
+from harness.provenance.policy.rules import Rotation
+from harness.provenance.signing.keys import Signer
+from harness.provenance.transparency import log
 
 AT = "2026-11-23T20:00:00Z"
 """When the checkpoints of `run_folder` say that they were made."""

@@ -25,9 +25,11 @@ from harness.format.layout import RunFolder, checkpoint_name
 from harness.format.manifest import FileEntry, Manifest, TensorEntry, state_digest
 from harness.format.safetensors_header import build as build_header
 from harness.format.tensor_digests import tensor_digest
-from harness.provenance import keys, log, seal
+from harness.provenance import seal
 from harness.provenance.history import record_of
-from harness.provenance.keys import Signer
+from harness.provenance.signing import keys
+from harness.provenance.signing.keys import Signer
+from harness.provenance.transparency import log
 
 Predicate = dict[str, Any]
 Tweak = Callable[[int, Predicate], None]

@@ -31,7 +31,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.cli import main
-from harness.provenance import keys
+from harness.provenance.signing import keys
 
 MODULES = (
     attacks_on_files,

@@ -25,8 +25,10 @@ from harness.audit.verification import verify
 from harness.cli import main
 from harness.errors import HarnessError, UsageError, VerificationFailed
 from harness.format import strict_json
-from harness.provenance import keys, later, log
-from harness.provenance.keys import Signer
+from harness.provenance import later
+from harness.provenance.signing import keys
+from harness.provenance.signing.keys import Signer
+from harness.provenance.transparency import log
 
 SCHEMAS = Path(__file__).parent.parent / "docs" / "schema"
 FACTS = {"replay": later_facts.replay, "test-result": later_facts.test_result, "svr": later_facts.svr}

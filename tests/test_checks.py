@@ -30,9 +30,11 @@ from harness.audit.verification import verify
 from harness.errors import HarnessError, VerificationFailed
 from harness.format import layout, safetensors_header, strict_json
 from harness.format.manifest import FileEntry, Manifest
-from harness.provenance import checks, corpora, later, log, rotation, seal
-from harness.provenance.heads import Kept
-from harness.provenance.log import Head
+from harness.provenance import checks, corpora, later, seal
+from harness.provenance.policy import rotation
+from harness.provenance.transparency import log
+from harness.provenance.transparency.heads import Kept
+from harness.provenance.transparency.log import Head
 
 VALIDATOR = Draft202012Validator(
     json.loads((Path(__file__).parents[1] / "docs" / "schema" / "verification-v1.schema.json").read_text())

@@ -19,7 +19,7 @@ import pytest
 
 from harness.cli import VERBS, main
 from harness.errors import EvidenceIncomplete
-from harness.provenance import keys
+from harness.provenance.signing import keys
 
 ROOT = Path(__file__).parent.parent
 
@@ -156,7 +156,7 @@ def test_whom_to_trust_is_read_or_the_reason_has_its_code(
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return open(file, *words, **more)  # type: ignore[call-overload]
 
-    for module in ("keys", "policy_file"):
+    for module in ("signing.keys", "policy.reader"):
         monkeypatch.setattr(f"harness.provenance.{module}.open", denied, raising=False)
     assert main(["verify", str(tmp_path / "run"), option, str(path)]) == code
     (line,) = capsys.readouterr().err.splitlines()

@@ -23,7 +23,7 @@ from harness.commands import Outcome, diff
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format.ledger import Ledger, Row
 from harness.format.safetensors_header import build
-from harness.provenance.keys import Signer
+from harness.provenance.signing.keys import Signer
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from object_store import Bucket
 
 from harness import environment
 from harness.cli import main
-from harness.provenance import keys
+from harness.provenance.signing import keys
 from harness.settings import Settings
 from harness.stores.client import ObjectStore
 from harness.training.doctor import machine, one_config

@@ -1,4 +1,4 @@
-"""`harness.provenance.envelope`, beside securesystemslib's DSSE and the openssl command line."""
+"""`harness.provenance.signing.envelope`, beside securesystemslib's DSSE and the openssl command line."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from securesystemslib.signer import SSlibKey
 
 from harness.errors import VerificationFailed
 from harness.format import strict_json
-from harness.provenance import envelope, keys
-from harness.provenance.keys import PublicKey, Signer
+from harness.provenance.signing import envelope, keys
+from harness.provenance.signing.keys import PublicKey, Signer
 
 SIGNER = Signer(Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1()))
 ED25519, P256 = keys.public_keys(SIGNER)

@@ -19,8 +19,9 @@ from torch import Tensor
 from harness import cli
 from harness.audit.verification import verify
 from harness.format.layout import RunFolder
-from harness.provenance import later, policy
-from harness.provenance.keys import load_public
+from harness.provenance import later
+from harness.provenance.policy import rules
+from harness.provenance.signing.keys import load_public
 from harness.sweeps import register
 
 
@@ -71,7 +72,7 @@ def test_an_evaluation_is_kept_example_by_example_and_signed(trained: Place) -> 
     (bundle,) = (trained.run / "checkpoints" / "step-00000006" / "provenance").glob("test-result-*")
     assert later.name_of(f"provenance/{bundle.name}") == "test-result-0"
     keys = [load_public(path) for path in sorted((trained.root / "config" / "harness").glob("*.pub"))]
-    report = verify.verify(trained.run, policy.from_keys(keys), quiet=True)
+    report = verify.verify(trained.run, rules.from_keys(keys), quiet=True)
     assert report.exit_code == 0, report.findings
     assert any("test-result-0: FAILED" in note for note in report.notes)
 

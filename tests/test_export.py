@@ -31,7 +31,7 @@ from harness.errors import EnvironmentFault, UsageError, VerificationFailed
 from harness.format import byte_tokenizer, files, layout, strict_json
 from harness.format.byte_tokenizer import END_OF_DOCUMENT
 from harness.model.gpt import GPT, Shape
-from harness.provenance import keys
+from harness.provenance.signing import keys
 
 TEMPLATE = (Path(__file__).parent.parent / "recipes" / "chat_template.jinja").read_bytes()
 CHAT = [

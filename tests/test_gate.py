@@ -16,8 +16,9 @@ import run_folder
 import yaml
 
 from harness.audit.verification import gate
-from harness.provenance import keys, policy
-from harness.provenance.policy import Policy
+from harness.provenance.policy import rules
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import keys
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +44,7 @@ def place(made: Path, tmp_path: Path) -> Path:
 
 def trust(place: Path) -> Policy:
     """Alice, and nobody else."""
-    return policy.from_keys([keys.load_public(place / f"alice.{kind}.pub") for kind in ("ed25519", "p256")])
+    return rules.from_keys([keys.load_public(place / f"alice.{kind}.pub") for kind in ("ed25519", "p256")])
 
 
 def run(command: str, place: Path, **environ: str) -> subprocess.CompletedProcess[str]:

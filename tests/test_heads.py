@@ -20,9 +20,9 @@ from test_verify import harness
 from harness.audit.run import kept_head
 from harness.audit.verification import verify
 from harness.errors import UsageError, VerificationFailed
-from harness.provenance import heads, log, merkle
-from harness.provenance.keys import PublicKey
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing.keys import PublicKey
+from harness.provenance.transparency import heads, log, merkle
 
 Proof = list[bytes]
 

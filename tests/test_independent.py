@@ -17,7 +17,7 @@ import pytest
 import run_folder
 from attack import Scene, trusted
 
-from harness.provenance import log
+from harness.provenance.transparency import log
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "independent_log.py"
 RECORDS = 300

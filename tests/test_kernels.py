@@ -19,8 +19,8 @@ from harness.format import layout, strict_json
 from harness.format import ledger as document
 from harness.format.ledger import Catalogue, Coverage, Ledger, Mitigated, Row
 from harness.format.manifest import FileEntry, Manifest, state_digest
-from harness.provenance import keys
 from harness.provenance.seal import seal
+from harness.provenance.signing import keys
 
 ROW = Row(
     op="aten.index_put",

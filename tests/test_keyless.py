@@ -20,7 +20,9 @@ from run_folder import SampleRun
 from harness.audit.verification import verify
 from harness.cli import main
 from harness.errors import ConfigError, EnvironmentFault, VerificationFailed
-from harness.provenance import keyless, later, policy_file, statements
+from harness.provenance import later, statements
+from harness.provenance.policy import reader
+from harness.provenance.signing import keyless
 
 pytest.importorskip("sigstore")
 from sigstore_instance import IDENTITY, ISSUER, identity_token, text_of
@@ -43,7 +45,7 @@ class Scene:
         """The policy's file; ``ci`` are more rules for that identity."""
         (self.folder / "root.json").write_text(json.dumps(INSTANCE.trusted_root()))
         keys = "keys: [me.ed25519.pub, me.p256.pub]"
-        text = [f"format: {policy_file.FORMAT}", "identities:", f"  - {{name: me, {keys}}}", f"  - {CI % ci}"]
+        text = [f"format: {reader.FORMAT}", "identities:", f"  - {{name: me, {keys}}}", f"  - {CI % ci}"]
         file = self.folder / "policy.yaml"
         file.write_text("\n".join([*text, "sigstore: root.json", *rules]) + "\n")
         return file
@@ -75,7 +77,7 @@ class Scene:
 
     def judged(self, policy: Path) -> tuple[int, str]:
         """Exit code of verify, and its findings, a line each; its notes where there is none."""
-        report = verify.verify(self.run.root, policy_file.load(policy), quiet=True)
+        report = verify.verify(self.run.root, reader.load(policy), quiet=True)
         return report.exit_code, "\n".join(map(str, report.findings)) or "\n".join(report.notes)
 
 
@@ -260,9 +262,9 @@ def test_a_policy_that_cannot_be_meant_is_refused(text: str, words: str, scene: 
     scene.policy()
     keys = "  - {name: me, keys: [me.ed25519.pub]}"
     file = scene.folder / "odd.yaml"
-    file.write_text(f"format: {policy_file.FORMAT}\nidentities:\n{keys}\n{text}\n")
+    file.write_text(f"format: {reader.FORMAT}\nidentities:\n{keys}\n{text}\n")
     with pytest.raises(ConfigError, match=words) as refused:
-        policy_file.load(file)
+        reader.load(file)
     assert str(refused.value.where).startswith(f"{file}:")
 
 
@@ -346,7 +348,7 @@ def test_what_sigstore_verified_must_be_what_is_read(scene: Scene, monkeypatch: 
 def test_without_the_package_nothing_is_verified(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: `EnvironmentFault` with the extra to install."""
     scene.add(INSTANCE.bundle(scene.statement()))
-    policy = policy_file.load(scene.policy())
+    policy = reader.load(scene.policy())
     keyless._verifier.cache_clear()
     monkeypatch.setitem(sys.modules, "sigstore.models", None)
     with pytest.raises(EnvironmentFault, match=r"pip install 'harness\[sigstore\]'"):

@@ -1,4 +1,4 @@
-"""`harness.provenance.keys`, beside the openssl and ssh-keygen command lines."""
+"""`harness.provenance.signing.keys`, beside the openssl and ssh-keygen command lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from harness.cli import main
 from harness.errors import EnvironmentFault, HarnessError, UsageError
-from harness.provenance import keys
+from harness.provenance.signing import keys
 
 KEYS = keys.public_keys(keys.Signer(Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())))
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")

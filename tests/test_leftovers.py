@@ -10,7 +10,7 @@ from test_resume import SETTINGS
 
 from harness.format import leftovers
 from harness.format.layout import RunFolder
-from harness.provenance import keys
+from harness.provenance.signing import keys
 from harness.settings import Settings
 from harness.training.beginning import continuation
 from harness.training.telemetry.screen import Screen

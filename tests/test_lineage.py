@@ -19,8 +19,9 @@ from harness.audit.lineage import text as lineage_text
 from harness.audit.lineage.picture import Picture
 from harness.commands import Outcome, lineage
 from harness.errors import EvidenceIncomplete, UsageError
-from harness.provenance import keys, policy
 from harness.provenance.lineage import Graph, Member, Unreadable, graph
+from harness.provenance.policy import rules
+from harness.provenance.signing import keys
 from harness.provenance.statements import CheckpointStatement
 
 
@@ -390,7 +391,7 @@ def test_a_child_run_hangs_below_the_checkpoint_that_it_began_with(family: Path)
 def test_an_export_hangs_on_its_checkpoint_in_every_format(family: Path) -> None:
     """Oracle: alone its checkpoint is absent, beside its run it is not; a changed one is only a name."""
     signer = keys.load_signer(family / "me.key")
-    out, trust = family / "out", policy.from_keys(keys.public_keys(signer))
+    out, trust = family / "out", rules.from_keys(keys.public_keys(signer))
     export.export(run_folder.checkpoint(family / "base", 20), out, trust, signer, quiet=True)
     words = ["--key", str(family / "me.ed25519.pub")]
     assert "? base step 20" in drawn(out, *words).text

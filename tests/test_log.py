@@ -1,4 +1,4 @@
-"""`harness.provenance.log`: RFC 6962 hashing, C2SP tiles and signed notes, each beside another oracle."""
+"""The transparency log: RFC 6962 hashing, C2SP tiles and signed notes, each beside another oracle."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from refusal import accepted
 
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files
-from harness.provenance import keys, log, merkle, tiles
-from harness.provenance.keys import Signer
+from harness.provenance.signing import keys
+from harness.provenance.signing.keys import Signer
+from harness.provenance.transparency import log, merkle, tiles
 
 SIGNER = Signer(Ed25519PrivateKey.generate(), None)
 KEYS = keys.public_keys(SIGNER)

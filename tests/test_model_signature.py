@@ -1,4 +1,4 @@
-"""`harness.provenance.model_signature` beside model_signing 1.1.1; and the shell of docs/statements.md."""
+"""model.sig as we make it, beside model_signing 1.1.1; and the shell of docs/statements.md."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from refusal import accepted
 
 from harness.errors import VerificationFailed
 from harness.format import strict_json
-from harness.provenance import envelope, keys, model_signature
-from harness.provenance.keys import Signer
+from harness.provenance.signing import envelope, keys, model_signature
+from harness.provenance.signing.keys import Signer
 
 OFFICIAL = Path(sys.executable).with_name("model_signing")
 DOCUMENT = Path(__file__).parent.parent / "docs" / "statements.md"

@@ -30,10 +30,12 @@ from harness.cli import main
 from harness.commands.report import write_report
 from harness.errors import ConfigError, UsageError, VerificationFailed
 from harness.format import layout, moments, strict_json
-from harness.provenance import keys, log, policy_copy, policy_file, policy_fit, rotation
-from harness.provenance.authorities import pem_of
-from harness.provenance.policy import Policy
-from harness.provenance.policy_fit import Maker
+from harness.provenance.policy import canonical, fit, reader, rotation
+from harness.provenance.policy.fit import Maker
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import keys
+from harness.provenance.transparency import log
+from harness.provenance.transparency.authorities import pem_of
 from harness.settings import Start
 from harness.training.beginning import own_policy, parent, resume
 from harness.training.beginning.resume import HeldRun
@@ -84,16 +86,16 @@ def whole(people: Path) -> str:
 
 
 def parsed(people: Path, text: str) -> Policy:
-    return policy_file.parse(text, where="team.yaml", folder=people)
+    return reader.parse(text, where="team.yaml", folder=people)
 
 
 def test_a_copy_is_a_policy_that_means_the_same_and_stands_alone(people: Path, tmp_path: Path) -> None:
     """Oracle: the policy that its text is read as where no other file lies, compared field by field; their
     order means nothing."""
     read = parsed(people, whole(people))
-    copy = policy_copy.written(read)
+    copy = canonical.written(read)
     again = parsed(tmp_path, copy.decode())
-    assert policy_copy.written(again) == copy
+    assert canonical.written(again) == copy
 
     def sorted_out(one: Policy) -> Policy:
         identities = (
@@ -124,7 +126,7 @@ def test_a_copy_is_a_policy_that_means_the_same_and_stands_alone(people: Path, t
 def test_comments_order_paths_reasons_and_heads_change_no_copy_and_every_rule_does(people: Path) -> None:
     """Oracle: the same meaning, spelt otherwise; then one rule changed at a time."""
     text = whole(people)
-    copy = policy_copy.written(parsed(people, text))
+    copy = canonical.written(parsed(people, text))
     pem = json.dumps((people / "alice.ed25519.pub").read_text())
     head = f'log_head: [{{origin: harness/run/0, size: 1, root: "{"ab" * 32}"}}]\n'
     same = {
@@ -136,10 +138,10 @@ def test_comments_order_paths_reasons_and_heads_change_no_copy_and_every_rule_do
     }
     for name, other in same.items():
         assert other != text, name
-        assert policy_copy.written(parsed(people, other)) == copy, name
+        assert canonical.written(parsed(people, other)) == copy, name
     simple = f"format: harness-policy/1\nidentities: [{ALICE % ''}, {BOB % ''}]\n"
     turned = f"identities: [{BOB % ''}, {ALICE % ''}]\nformat: harness-policy/1\nthreshold: 1\n"
-    assert len({policy_copy.written(parsed(people, each)) for each in (simple, turned, simple + head)}) == 1
+    assert len({canonical.written(parsed(people, each)) for each in (simple, turned, simple + head)}) == 1
     changes = {
         "identities": [("carol\n", "caro\n"), ("tiny", "tinier"), ("2026-01-01", "2026-01-02"),
                        ("proven: true", "proven: false"),
@@ -154,8 +156,8 @@ def test_comments_order_paths_reasons_and_heads_change_no_copy_and_every_rule_do
     for rule, pairs in changes.items():
         for before, after in pairs:
             assert before in text
-            other = policy_copy.written(parsed(people, text.replace(before, after, 1)))
-            assert policy_copy.changed(copy, other) == [rule], (before, after)
+            other = canonical.written(parsed(people, text.replace(before, after, 1)))
+            assert canonical.changed(copy, other) == [rule], (before, after)
 
 
 @given(
@@ -163,9 +165,9 @@ def test_comments_order_paths_reasons_and_heads_change_no_copy_and_every_rule_do
 )
 def test_a_copy_that_is_none_differs_in_nothing_that_could_be_named(data: bytes) -> None:
     """Oracle: no exception, and only names of keys."""
-    assert all(isinstance(name, str) for name in policy_copy.changed(data, COPY))
-    assert policy_copy.changed(COPY, OTHER) == ["max_age"]
-    assert policy_copy.changed(COPY, b'{"\\u001b[2J":1,"format":"x"}')[-1] == "rules of another version"
+    assert all(isinstance(name, str) for name in canonical.changed(data, COPY))
+    assert canonical.changed(COPY, OTHER) == ["max_age"]
+    assert canonical.changed(COPY, b'{"\\u001b[2J":1,"format":"x"}')[-1] == "rules of another version"
 
 
 FITS: dict[str, tuple[str, str | None]] = {
@@ -193,7 +195,7 @@ def objected(
     people: Path, text: str, who: str = "alice", stamps: bool = False, run_id: str | None = None
 ) -> str:
     maker = Maker(keys.public_keys(keys.load_signer(people / f"{who}.key")), "sample", run_id, stamps)
-    return "; ".join(policy_fit.objections(parsed(people, text), maker, AT))
+    return "; ".join(fit.objections(parsed(people, text), maker, AT))
 
 
 @pytest.mark.parametrize("name", FITS)
@@ -299,7 +301,7 @@ def test_who_asks_for_timestamps_may_be_required_to_have_some(people: Path) -> N
     assert objected(people, f"format: harness-policy/1\n{rules}\n", stamps=True) == ""
     maker = Maker([keys.load_public(people / "alice.ed25519.pub")], "sample", None, True)
     read = parsed(people, f"format: harness-policy/1\nidentities: [{ALICE % ''}]\n")
-    assert list(policy_fit.objections(read, maker, AT)) == [
+    assert list(fit.objections(read, maker, AT)) == [
         "it requires model.sig, and the signing key has no P-256 half"
     ]
 
@@ -329,13 +331,13 @@ def test_the_end_is_the_moment_at_which_time_alone_brings_the_first_objection(
     identities = f"{ALICE % (alice and f', {alice}')}, {BOB % (bob and f', {bob}')}"
     text = f"format: harness-policy/1\nidentities: [{identities}]\n{more}\n"
     rules, maker = parsed(people, text), Maker(keys.public_keys(pair[0]), "sample", None, False)
-    assert not list(policy_fit.objections(rules, maker, AT))
-    found = policy_fit.end(rules, maker, AT)
+    assert not list(fit.objections(rules, maker, AT))
+    found = fit.end(rules, maker, AT)
     assert (found and found[0]) == at
     if found is not None:
         before = datetime.fromisoformat(found[0]) - timedelta(seconds=1)
-        assert not list(policy_fit.objections(rules, maker, moments.text(before)))
-        assert found[1] == list(policy_fit.objections(rules, maker, found[0]))
+        assert not list(fit.objections(rules, maker, moments.text(before)))
+        assert found[1] == list(fit.objections(rules, maker, found[0]))
 
 
 def test_a_run_is_reminded_once_when_the_end_is_near_and_once_when_it_is_over(
@@ -490,18 +492,18 @@ def test_a_run_under_a_policy_is_resumed_under_it_alone(
     assert digest("again.yaml") == team
     code, said = train("signing.policy=team.yaml")
     assert (code, f"team.yaml  {team[:12]}  1 of me; required" in said) == (0, True), said
-    assert policy_copy.digest(copy.read_bytes()) == team
+    assert canonical.digest(copy.read_bytes()) == team
     assert "made under the policy that is given: team.yaml" in verified("again.yaml")
     copy.write_bytes(OTHER)
     assert train("signing.policy=again.yaml", "checkpoint.every=5")[1].startswith("resume        exact")
-    assert policy_copy.digest(copy.read_bytes()) == team
+    assert canonical.digest(copy.read_bytes()) == team
     code, said = train("signing.policy=older.yaml")
     assert (code, len(said.splitlines())) == (2, 1)
     assert f"policy: {team[:12]}… → {older[:12]}…; of the policy: max_age: run; " in said
     assert "--accept policy --reason TEXT" in said
     accept = ["--accept", "policy,config", "--reason", "thirty days"]
     assert train("signing.policy=older.yaml", "train.steps=8", *accept)[0] == 0
-    assert policy_copy.digest(copy.read_bytes()) == older
+    assert canonical.digest(copy.read_bytes()) == older
     said = verified("team.yaml")
     assert "changed train.steps, policy; accepted policy: thirty days, config: thirty days" in said
     assert f"than the one that is given: older.yaml, sha256 {older}; they differ in max_age" in said
@@ -568,7 +570,7 @@ def made(tmp_path: Path) -> SampleRun:
 def test_a_verdict_says_under_which_policy_a_run_claims_to_be_made(made: SampleRun, tmp_path: Path) -> None:
     """Oracle: the note for keys, for another policy, for a checkpoint apart, and for an exchanged copy: rules
     are named only where the run has what was signed."""
-    name = f"team.yaml, sha256 {policy_copy.digest(COPY)}"
+    name = f"team.yaml, sha256 {canonical.digest(COPY)}"
     trust = trusted(made.signer)
     (own,) = trust.identities
     other = Policy((dataclasses.replace(own, name="me"),))
@@ -578,7 +580,7 @@ def test_a_verdict_says_under_which_policy_a_run_claims_to_be_made(made: SampleR
         report = verify(path, whom)
         assert report.document()["checkpoints"][-1]["policy"] == {
             "name": "team.yaml",
-            "sha256": policy_copy.digest(COPY),
+            "sha256": canonical.digest(COPY),
         }
         return [each for each in report.notes if each.startswith("made under")]
 
@@ -601,7 +603,7 @@ def test_no_verb_takes_a_runs_copy_for_a_policy(
     """Oracle: exit code 2 for the copy of the very policy that accepts the run, of this run and of another;
     outside of any run it is a policy like others."""
     own = Policy((dataclasses.replace(trusted(made.signer).identities[0], name="me"),))
-    made.folder.policy.write_bytes(policy_copy.written(own))
+    made.folder.policy.write_bytes(canonical.written(own))
     other = tmp_path / "other"
     (other / layout.CHECKPOINTS).mkdir(parents=True)
     for place in (other, tmp_path):
@@ -637,7 +639,7 @@ def test_a_report_tells_the_policies_of_its_runs(made: SampleRun, tmp_path: Path
     twin.advance(10)
     write_report([made.root, twin.root], tmp_path / "both", None, None)
     text = (tmp_path / "both" / "report.md").read_text()
-    assert f"- team.yaml, sha256 `{policy_copy.digest(COPY)}`: sample\n" in text
+    assert f"- team.yaml, sha256 `{canonical.digest(COPY)}`: sample\n" in text
     write_report([twin.root], tmp_path / "one", None, None)
     assert "policy, as its runs say" not in (tmp_path / "one" / "report.md").read_text()
 
@@ -647,7 +649,7 @@ def test_show_diff_and_a_rerun_tell_of_it(
 ) -> None:
     """Oracle: the statement; a twin without one differs in its identity only; a rerun has no such policy."""
     assert main(["show", str(made.root)]) == 0
-    assert f"policy        team.yaml  sha256 {policy_copy.digest(COPY)}\n" in capsys.readouterr().out
+    assert f"policy        team.yaml  sha256 {canonical.digest(COPY)}\n" in capsys.readouterr().out
     twin = SampleRun(tmp_path / "twin", made.signer)
     twin.advance(10, 20)
     assert main(["diff", str(made.root), str(twin.root), "--json"]) == 0

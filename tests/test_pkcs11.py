@@ -21,7 +21,7 @@ from soft_token import MISSING, MODULE, PIN, REASON, SoftToken
 
 from harness.cli import main
 from harness.errors import EnvironmentFault, UsageError
-from harness.provenance import keys, pkcs11_token
+from harness.provenance.signing import keys, pkcs11_token
 
 needs_token = pytest.mark.skipif(MISSING, reason=REASON)
 QUERY = "module-path=/m.so"

@@ -1,4 +1,4 @@
-"""`harness.provenance.policy`: a rule that is misspelt is an error, never no rule."""
+"""`harness.provenance.policy.rules`: a rule that is misspelt is an error, never no rule."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.errors import ConfigError, HarnessError, UsageError
-from harness.provenance import keys, policy, policy_file
-from harness.provenance.policy import Identity, Policy
+from harness.provenance.policy import reader
+from harness.provenance.policy import rules as policy
+from harness.provenance.policy.rules import Identity, Policy
+from harness.provenance.signing import keys
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def text(*rules: str, alice: str = "") -> str:
 
 def parse(folder: Path, written: str) -> Policy:
     """The policy of ``written``, as if it lay beside the keys."""
-    return policy_file.parse(written, where="trust.yaml", folder=folder)
+    return reader.parse(written, where="trust.yaml", folder=folder)
 
 
 def test_a_whole_policy_is_read(folder: Path) -> None:
@@ -179,16 +181,16 @@ def test_a_policy_whose_keys_are_all_revoked_is_refused(folder: Path) -> None:
 def test_any_text_is_a_policy_or_refused(written: str) -> None:
     """Oracle: no other exception than ours."""
     with pytest.raises(HarnessError):
-        policy_file.parse(written, where="x", folder=Path("/nonexistent"))
+        reader.parse(written, where="x", folder=Path("/nonexistent"))
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     """Oracle: one line with the file's name."""
     (tmp_path / "p").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not UTF-8"):
-        policy_file.load(tmp_path / "p")
+        reader.load(tmp_path / "p")
     with pytest.raises(UsageError, match="cannot be read"):
-        policy_file.load(tmp_path / "none")
+        reader.load(tmp_path / "none")
 
 
 def test_keys_alone_are_a_policy_of_one_identity(folder: Path) -> None:

@@ -17,11 +17,13 @@ from test_verify import harness
 
 from harness import cli
 from harness.audit.verification import verify
-from harness.provenance import keys, log, policy_check, policy_file
-from harness.provenance.heads import Kept
-from harness.provenance.keyless import Subject
-from harness.provenance.keys import public_keys
-from harness.provenance.policy import Policy
+from harness.provenance.policy import oddities, reader
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import keys
+from harness.provenance.signing.keyless import Subject
+from harness.provenance.signing.keys import public_keys
+from harness.provenance.transparency import log
+from harness.provenance.transparency.heads import Kept
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "docs" / "schema" / "policy-v1.schema.json").read_text())
 
@@ -47,7 +49,7 @@ def test_a_policy_that_was_made_is_good_and_accepts_its_makers_run(folder: Path,
     assert "a P-256 key is there, so model.sig must be" in done.stdout
     assert harness(folder, "policy", "check", str(out)).returncode == 0
     jsonschema.validate(yaml.safe_load(out.read_text()) | {"identities": _dates_as_text(out)}, SCHEMA)
-    read = policy_file.load(out)
+    read = reader.load(out)
     assert [identity.name for identity in read.identities] == ["alice", "bob"]
     assert [key.key_id for key in read.identities[0].keys] == [
         keys.load_public(folder / f"alice.{kind}.pub").key_id for kind in ("ed25519", "p256")
@@ -79,7 +81,7 @@ def test_who_signs_without_a_key_is_written_with_the_root_of_their_instance(
     out = ["--out", "there/team.yaml"]
     assert cli.main([*given, "--trusted-root", "root.json", *out]) == 0
     assert cli.main(["policy", "check", "there/team.yaml"]) == 0
-    read = policy_file.load(tmp_path / "there" / "team.yaml")
+    read = reader.load(tmp_path / "there" / "team.yaml")
     assert [(each.name, each.subjects) for each in read.identities] == [("alice", ()), ("ci", (*subjects,))]
     assert read.sigstore == (tmp_path / "root.json").read_bytes()
     for words, says in (
@@ -164,7 +166,7 @@ def test_what_is_odd_in_a_policy_is_told_with_its_line(
     """Oracle: the line that the test has written, and a reason or remedy."""
     file = folder / "odd.yaml"
     file.write_text(written)
-    _, odd = policy_check.check(file, NOW)
+    _, odd = oddities.check(file, NOW)
     told = {(int(each.where.rpartition(":")[2]), f"{each.what}; {each.remedy}") for each in odd}
     assert any(place == line and says in text for place, text in told), told
 
@@ -173,7 +175,7 @@ def test_a_policy_without_oddities_has_none(folder: Path) -> None:
     """Oracle: two people, both in time, and kinds of other tools, which nobody can know."""
     file = folder / "good.yaml"
     file.write_text(f"{HEAD}{BOB}threshold: 2\nrequired: [slsa, model-signature, energy-use]\n")
-    assert policy_check.check(file, NOW)[1] == []
+    assert oddities.check(file, NOW)[1] == []
 
 
 def test_the_verb_says_what_is_odd_and_what_is_wrong(folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from harness.commands import kernels
 from harness.errors import TrainingFailed
 from harness.format import layout
 from harness.format.ledger import Ledger, NonFinite, foremost
-from harness.provenance import keys
+from harness.provenance.signing import keys
 from harness.report import facts, runs
 from harness.training.loop import train
 from harness.training.step.remembered import Remembered

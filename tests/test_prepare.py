@@ -33,7 +33,8 @@ from harness.data.recipe import Filters, Format, Recipe, load, text_of
 from harness.data.shards import digest_of
 from harness.errors import ConfigError, VerificationFailed
 from harness.format.manifest import FileEntry, Manifest
-from harness.provenance import corpora, keys, seal
+from harness.provenance import corpora, seal
+from harness.provenance.signing import keys
 from harness.report.markdown import text
 from harness.settings import Data, field_of, section_of
 

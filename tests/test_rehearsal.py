@@ -22,7 +22,7 @@ from harness.commands import plan as command
 from harness.determinism.peers import Peers
 from harness.errors import TrainingFailed
 from harness.format import layout
-from harness.provenance import keys
+from harness.provenance.signing import keys
 from harness.training.elastic import rehearsal
 from harness.training.evaluation.held_out import evaluate
 from harness.training.loop import train

@@ -133,7 +133,7 @@ def test_steps_that_are_not_said_are_asked_for(
 ) -> None:
     """Oracle: exit code 2 or 4, never a segment that nobody chose; the folder holds no run."""
     from harness import cli
-    from harness.provenance import keys
+    from harness.provenance.signing import keys
 
     public = keys.create(tmp_path / "me").public
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -148,7 +148,7 @@ def test_a_run_to_compare_with_that_is_not_there_is_usage(
 ) -> None:
     """Oracle: exit code 2, as for a run that is not there; 4 would say that its evidence is incomplete."""
     from harness import cli
-    from harness.provenance import keys
+    from harness.provenance.signing import keys
 
     public = keys.create(tmp_path / "me").public
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)

@@ -22,7 +22,7 @@ from harness.commands import reexecute
 from harness.commands import replay as command
 from harness.errors import EvidenceIncomplete, UsageError
 from harness.format.layout import RunFolder
-from harness.provenance import policy as policies
+from harness.provenance.policy import rules as policies
 
 
 def record(count: int, parts_at: int) -> dict[int, Step]:

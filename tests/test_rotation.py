@@ -25,10 +25,12 @@ from test_verify import harness
 from harness.audit.lineage import picture
 from harness.audit.verification import verify
 from harness.errors import ConfigError
-from harness.provenance import envelope, keys, log, policy_file, rotation, timestamp
-from harness.provenance.policy import Rotation
-from harness.provenance.rotation import Claim
-from harness.provenance.timestamp import Stamp
+from harness.provenance.policy import reader, rotation
+from harness.provenance.policy.rotation import Claim
+from harness.provenance.policy.rules import Rotation
+from harness.provenance.signing import envelope, keys
+from harness.provenance.transparency import log, timestamp
+from harness.provenance.transparency.timestamp import Stamp
 
 TRAIN = "{steps: 6, global_batch: 4, micro_batch: 2}"
 OLD, NEW = (["--key", f"{name}.ed25519.pub", f"{name}.p256.pub"] for name in ("old", "new"))
@@ -125,7 +127,7 @@ def test_a_policy_names_a_hand_over_for_checkpoints_apart_from_their_run(folder:
     for path, policy, code in (
         ("step-00000010", "with", 0), ("step-00000010", "without", 1), ("run", "with", 0),
     ):  # fmt: skip
-        whom = policy_file.load(folder / f"{policy}.yaml")
+        whom = reader.load(folder / f"{policy}.yaml")
         assert verify.verify(folder / path, whom, quiet=True).exit_code == code
     assert harness(folder, "policy", "check", "with.yaml").returncode == 0
     revoked = keys.load_public(folder / "old.ed25519.pub").key_id
@@ -138,10 +140,10 @@ def test_a_policy_names_a_hand_over_for_checkpoints_apart_from_their_run(folder:
         ("rotations: []", "an empty one"),
     ):
         if not reason:
-            policy_file.parse(f"{text}{rule}\n", where="trust.yaml", folder=folder)
+            reader.parse(f"{text}{rule}\n", where="trust.yaml", folder=folder)
             continue
         with pytest.raises(ConfigError, match=reason) as error:
-            policy_file.parse(f"{text}{rule}\n", where="trust.yaml", folder=folder)
+            reader.parse(f"{text}{rule}\n", where="trust.yaml", folder=folder)
         assert str(error.value.where).startswith("trust.yaml:")
 
 

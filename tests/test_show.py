@@ -15,8 +15,8 @@ from harness.audit import show as screen
 from harness.commands import Outcome, show
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import layout
-from harness.provenance import keys
-from harness.provenance.keys import Signer
+from harness.provenance.signing import keys
+from harness.provenance.signing.keys import Signer
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 import run_folder
 
 from harness.errors import EnvironmentFault, UsageError
-from harness.provenance import envelope, keys, ssh_agent
+from harness.provenance.signing import envelope, keys, ssh_agent
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-agent") is None, reason="ssh-agent is not installed")
 

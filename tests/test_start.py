@@ -20,7 +20,7 @@ from harness import config as configs
 from harness.audit.folders import story
 from harness.errors import ConfigError, EvidenceIncomplete, HarnessError, ResumeRefused, VerificationFailed
 from harness.format.layout import RunFolder
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 from harness.settings import Settings
 from harness.training.beginning import start
 from harness.training.beginning.start import Origin

@@ -13,7 +13,7 @@ from test_train import PAUSED, keys
 from toy_task import config
 
 from harness.cli import main
-from harness.provenance import keys as signing
+from harness.provenance.signing import keys as signing
 
 pytestmark = pytest.mark.slow
 

@@ -33,8 +33,10 @@ from harness.errors import (
 )
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import keys, log, rotation
-from harness.provenance.policy import TIMESTAMP, from_keys
+from harness.provenance.policy import rotation
+from harness.provenance.policy.rules import TIMESTAMP, from_keys
+from harness.provenance.signing import keys
+from harness.provenance.transparency import log
 from harness.stores import client
 from harness.stores.client import ObjectExistsError, ObjectStore
 from harness.stores.contents import parse_selection

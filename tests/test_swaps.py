@@ -41,8 +41,10 @@ from harness.errors import EnvironmentFault, HarnessError, VerificationFailed
 from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import Manifest
-from harness.provenance import history, keys, log
-from harness.provenance.heads import Kept
+from harness.provenance import history
+from harness.provenance.signing import keys
+from harness.provenance.transparency import log
+from harness.provenance.transparency.heads import Kept
 from harness.report import facts
 from harness.settings import Data, Model, Tokenizer
 from harness.stores import fetch as fetching

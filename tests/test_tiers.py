@@ -18,7 +18,9 @@ from harness.audit.folders import opening
 from harness.audit.tiers import rules
 from harness.audit.tiers.rules import Claim, Evidence, Replay, compute
 from harness.format.ledger import Ledger, Row
-from harness.provenance import keys, later, policy
+from harness.provenance import later
+from harness.provenance.policy import rules as policy
+from harness.provenance.signing import keys
 
 ROW = Row("aten.index_put", None, "eager", "cpu", "float32", None, "documented", 3, 12, 18, None, "torch")
 WORLD = {"what": "launch.world_size", "before": "1", "after": "2"}

@@ -29,8 +29,10 @@ from harness.checkpoint.stamper import Stamper
 from harness.cli import main
 from harness.errors import ConfigError, EnvironmentFault, UsageError, VerificationFailed
 from harness.format import der
-from harness.provenance import authorities, history, log, policy_file, timestamp, timestamp_client
-from harness.provenance.log import Head
+from harness.provenance import history
+from harness.provenance.policy import reader
+from harness.provenance.transparency import authorities, log, timestamp, timestamp_client
+from harness.provenance.transparency.log import Head
 
 HEAD = Head(3, bytes(range(32)), "harness/run/one")
 TEXT = log.text_of(HEAD)
@@ -553,4 +555,4 @@ def test_a_policy_whose_timestamps_make_no_sense_is_refused(run: Path, rules: st
     text = (run / "file.yaml").read_text().splitlines()[:2]
     (run / "bad.yaml").write_text("\n".join([*text, rules, ""]))
     with pytest.raises(ConfigError, match=says):
-        policy_file.load(run / "bad.yaml")
+        reader.load(run / "bad.yaml")

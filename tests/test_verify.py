@@ -18,7 +18,8 @@ from run_folder import SampleRun
 import harness as package
 from harness.audit.verification import verify
 from harness.cli import main
-from harness.provenance import keys, model_signature, policy, policy_file
+from harness.provenance.policy import reader, rules
+from harness.provenance.signing import keys, model_signature
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_a_p256_key_alone_tells_whether_the_files_are_the_signed_ones(tmp_path: 
     signer = run_folder.identity(tmp_path / "me")
     root = run_folder.build(tmp_path / "run", signer)
     folder = root / "checkpoints" / "step-00000020"
-    whom = policy.from_keys([keys.load_public(tmp_path / "me.p256.pub")], statements=False)
+    whom = rules.from_keys([keys.load_public(tmp_path / "me.p256.pub")], statements=False)
     change(folder)
     for path in (folder, root):
         report = verify.verify(path, whom, quiet=True)
@@ -82,7 +83,7 @@ def test_a_p256_key_alone_tells_whether_the_files_are_the_signed_ones(tmp_path: 
         assert said in "\n".join(f"{each.check}: {each}" for each in report.findings)
         assert report.checkpoints == ()
     other = run_folder.identity(tmp_path / "other")
-    wrong = policy.from_keys(
+    wrong = rules.from_keys(
         [key for key in keys.public_keys(other) if key.algorithm == "p256"], statements=False
     )
     assert verify.verify(root, wrong, quiet=True).exit_code == 1
@@ -98,7 +99,7 @@ def test_a_model_signature_that_lists_other_files_than_the_manifest_is_refused(t
     listed = model_signature.verify(path.read_bytes(), public, where="x")
     other = {**listed, "config.json": "0" * 64}
     path.write_bytes(model_signature.sign(other.items(), private, public[0], folder.name))
-    report = verify.verify(folder, policy.from_keys(public, statements=False), quiet=True)
+    report = verify.verify(folder, rules.from_keys(public, statements=False), quiet=True)
     assert report.exit_code == 1
     assert "lists other files than model.sig signs" in [each.what for each in report.findings]
 
@@ -115,7 +116,7 @@ def test_nobody_is_trusted_by_a_key_or_a_policy_in_the_run(
             shutil.copy(sample / f"me.{kind}.pub", folder)
         text = json.dumps(
             {
-                "format": policy_file.FORMAT,
+                "format": reader.FORMAT,
                 "identities": [{"name": "me", "keys": ["me.ed25519.pub", "me.p256.pub"]}],
             }
         )
@@ -275,7 +276,7 @@ def test_a_pruned_checkpoint_alone_cannot_be_told_good(sample: Path, tmp_path: P
 
 def test_what_a_key_alone_does_not_check_is_said(sample: Path) -> None:
     """Oracle: notes of a verification with the Ed25519 key only, of one checkpoint."""
-    trust = policy.from_keys([keys.load_public(sample / "me.ed25519.pub")])
+    trust = rules.from_keys([keys.load_public(sample / "me.ed25519.pub")])
     notes = verify.verify(sample / "run" / "checkpoints" / "step-00000010", trust).notes
     assert "model.sig: not checked (no P-256 key given)" in notes
     assert any(note.startswith("lineage and log: not checked") for note in notes)
@@ -300,7 +301,7 @@ def test_a_folder_that_cannot_be_read_is_the_environments_fault(
     """Oracle: an I/O error is neither good nor forged."""
     from harness.errors import EnvironmentFault
 
-    trust = policy.from_keys([keys.load_public(sample / "me.ed25519.pub")])
+    trust = rules.from_keys([keys.load_public(sample / "me.ed25519.pub")])
 
     def failing(*words: object, **options: object) -> int:
         raise OSError(5, "Input/output error", "disk")
@@ -315,7 +316,7 @@ def test_a_system_that_does_not_say_which_cores_are_allowed(
 ) -> None:
     """Oracle: the verdict; macOS has no `os.sched_getaffinity`."""
     monkeypatch.delattr(os, "sched_getaffinity")
-    trust = policy.from_keys([keys.load_public(sample / "me.ed25519.pub")])
+    trust = rules.from_keys([keys.load_public(sample / "me.ed25519.pub")])
     assert verify.verify(sample / "run", trust, quiet=True).verdict == "verified"
 
 
@@ -330,7 +331,7 @@ def test_a_program_asks_as_the_command_line_does(sample: Path, tmp_path: Path) -
     assert report.document()["checkpoints"] == typed["checkpoints"]
     copy = shutil.copytree(sample / "run", tmp_path / "run")
     flip(run_folder.checkpoint(copy, 20) / "model.safetensors", -1)
-    failed = package.verify(str(copy), policy_file.load(sample / "team.yaml"))
+    failed = package.verify(str(copy), reader.load(sample / "team.yaml"))
     assert (failed.exit_code, ["head.bias" in each.what for each in failed.findings]) == (1, [True])
     code = "import sys, harness; print(sorted(name for name in sys.modules if name.startswith('harness')))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

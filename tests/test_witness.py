@@ -15,7 +15,9 @@ from test_verify import harness
 
 from harness.audit.verification import verify
 from harness.errors import ConfigError, UsageError, VerificationFailed
-from harness.provenance import keys, log, policy_file, witness
+from harness.provenance.policy import reader
+from harness.provenance.signing import keys
+from harness.provenance.transparency import log, witness
 
 NOW = datetime(2026, 11, 23, 21, tzinfo=UTC)
 IDENTITY = "format: harness-policy/1\nidentities: [{name: me, keys: [me.ed25519.pub, me.p256.pub]}]\n"
@@ -85,7 +87,7 @@ def test_only_good_cosignatures_of_distinct_witnesses_count(folder: Path) -> Non
 def test_a_policy_takes_only_heads_that_its_witnesses_cosigned(folder: Path) -> None:
     """Oracle: the same run without a head, with a plain head, one witness, both; and an older state of it."""
     (folder / "team.yaml").write_text(BOTH)
-    whom, out = policy_file.load(folder / "team.yaml"), folder / "run.head"
+    whom, out = reader.load(folder / "team.yaml"), folder / "run.head"
     assert verify.verify(folder / "run", whom, quiet=True).exit_code == 4
     words = ["head", "run", "--out", "run.head", "--key", "me.ed25519.pub"]
     for more, good in (
@@ -122,5 +124,5 @@ def test_a_policy_takes_only_heads_that_its_witnesses_cosigned(folder: Path) -> 
 def test_a_rule_about_witnesses_that_says_nothing_is_an_error(folder: Path, rule: str, reason: str) -> None:
     """Oracle: the reason, with a line of the file."""
     with pytest.raises(ConfigError, match=reason) as refused:
-        policy_file.parse(f"{IDENTITY}witnesses: {rule}\n", where="trust.yaml", folder=folder)
+        reader.parse(f"{IDENTITY}witnesses: {rule}\n", where="trust.yaml", folder=folder)
     assert str(refused.value.where).startswith("trust.yaml:")

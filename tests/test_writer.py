@@ -26,8 +26,9 @@ from harness.format import files as durable
 from harness.format import layout, strict_json
 from harness.format.layout import RunFolder
 from harness.format.manifest import Manifest
-from harness.provenance import keys, log
-from harness.provenance.policy import from_keys
+from harness.provenance.policy.rules import from_keys
+from harness.provenance.signing import keys
+from harness.provenance.transparency import log
 from harness.training.statement import record
 from harness.training.statement.record import RunFacts, Segment, StepFacts
 from harness.workers import Workers

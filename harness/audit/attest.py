@@ -23,9 +23,11 @@ from harness.audit.folders.opening import OpenedCheckpoint
 from harness.errors import UsageError, VerificationFailed, storage_fault
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import envelope, history, later, log
-from harness.provenance.keyless import KeylessSigner
-from harness.provenance.keys import Signer, public_keys
+from harness.provenance import history, later
+from harness.provenance.signing import envelope
+from harness.provenance.signing.keyless import KeylessSigner
+from harness.provenance.signing.keys import Signer, public_keys
+from harness.provenance.transparency import log
 
 
 @dataclass(frozen=True)

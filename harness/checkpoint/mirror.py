@@ -34,7 +34,7 @@ from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest
 from harness.format.metrics_line import step_of
-from harness.provenance import log, tiles, timestamp
+from harness.provenance.transparency import log, tiles, timestamp
 from harness.stores.client import PIECE, ObjectExistsError, ObjectStore, pieces_of
 from harness.stores.contents import Contents
 from harness.stores.fetch import SMALL_FILES

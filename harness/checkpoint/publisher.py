@@ -29,10 +29,11 @@ from harness.format import files as durable
 from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest, TensorEntry
-from harness.provenance import log, seal
+from harness.provenance import seal
 from harness.provenance.history import origin_of, record_of
-from harness.provenance.keys import Signer, public_keys
-from harness.provenance.policy import from_keys
+from harness.provenance.policy.rules import from_keys
+from harness.provenance.signing.keys import Signer, public_keys
+from harness.provenance.transparency import log
 from harness.words import human_bytes
 
 _SLACK = 1 << 20

@@ -38,7 +38,7 @@ from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest, TensorEntry, checkpoint_id
 from harness.format.tensor_digests import RunningDigest
 from harness.provenance import history
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 from harness.provenance.statements import CheckpointStatement
 from harness.workers import Workers
 

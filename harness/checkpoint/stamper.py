@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.errors import HarnessError
-from harness.provenance import timestamp, timestamp_client
-from harness.provenance.log import Head
+from harness.provenance.transparency import timestamp, timestamp_client
+from harness.provenance.transparency.log import Head
 
 
 @dataclass

@@ -25,11 +25,12 @@ from harness.commands import Outcome
 from harness.commands.trust import add_signing_key, add_trust, required, signer_of
 from harness.errors import UsageError, VerificationFailed
 from harness.format import files, layout, moments, strict_json
-from harness.provenance import keyless, later
+from harness.provenance import later
 from harness.provenance.findings import raise_first
-from harness.provenance.keyless import KeylessSigner
-from harness.provenance.keys import Signer
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import keyless
+from harness.provenance.signing.keyless import KeylessSigner
+from harness.provenance.signing.keys import Signer
 
 UNVERIFIED = "nothing is signed about a checkpoint that nobody has verified"
 """Why who signs about a checkpoint has to say whom to trust."""

@@ -30,7 +30,7 @@ from harness.commands.trust import add_signing_key, add_trust, required
 from harness.errors import EvidenceIncomplete, HarnessError, TrainingFailed, UsageError, storage_fault
 from harness.format import layout
 from harness.format.layout import RunFolder
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 from harness.sweeps import register
 
 EXAMPLE = "harness evaluate runs/tiny/checkpoints/step-00000060 --key alice.ed25519.pub alice.p256.pub"

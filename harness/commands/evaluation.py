@@ -22,7 +22,7 @@ from harness.commands.trust import signer_of
 from harness.errors import UsageError
 from harness.format import files, layout, moments
 from harness.provenance import later
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 from harness.provenance.verifier import Added
 
 if TYPE_CHECKING:

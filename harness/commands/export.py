@@ -17,7 +17,7 @@ from harness.audit.folders import prepared
 from harness.commands import Outcome
 from harness.commands.trust import add_signing_key, add_trust, required, signer_of
 from harness.errors import visible
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 
 EXAMPLE = "harness export runs/tiny/checkpoints/step-00000060 out/tiny --key alice.ed25519.pub alice.p256.pub"
 

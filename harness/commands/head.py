@@ -17,8 +17,8 @@ from harness.audit.run import kept_head
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError
-from harness.provenance.keys import load_signer
-from harness.provenance.log import Head
+from harness.provenance.signing.keys import load_signer
+from harness.provenance.transparency.log import Head
 
 EXAMPLE = "harness head runs/tiny --out tiny.head --key alice.ed25519.pub"
 

@@ -19,7 +19,7 @@ from harness.commands.trust import add_trust, trusted
 from harness.errors import EvidenceIncomplete, VerificationFailed, visible
 from harness.format import files, layout
 from harness.format.ledger import Ledger
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 
 EXAMPLE = "harness kernels runs/tiny --key alice.ed25519.pub"
 

@@ -22,8 +22,9 @@ from harness.commands import Outcome
 from harness.errors import UsageError
 from harness.format import files, moments
 from harness.format.layout import RunFolder
-from harness.provenance import keys, rotation
-from harness.provenance.rotation import Claim
+from harness.provenance.policy import rotation
+from harness.provenance.policy.rotation import Claim
+from harness.provenance.signing import keys
 
 EXAMPLE = "harness keys new --out keys/alice && harness keys show keys/alice.ed25519.pub"
 

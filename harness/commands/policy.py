@@ -17,9 +17,9 @@ from pathlib import Path
 from harness.commands import Outcome
 from harness.errors import UsageError
 from harness.format import files
-from harness.provenance import policy_check, policy_copy, policy_draft
-from harness.provenance.keyless import Subject
-from harness.provenance.policy import Policy
+from harness.provenance.policy import canonical, draft, oddities
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing.keyless import Subject
 
 EXAMPLE = (
     "harness policy new --key alice.ed25519.pub alice.p256.pub --run tiny --out team.yaml "
@@ -80,7 +80,7 @@ def _new(arguments: argparse.Namespace) -> Outcome:
     out: Path | None = arguments.out
     if out is not None and os.path.lexists(out):
         raise UsageError("exists already", where=str(out), remedy="choose another --out")
-    wish = policy_draft.Wish(
+    wish = draft.Wish(
         arguments.key,
         arguments.run,
         arguments.until,
@@ -92,7 +92,7 @@ def _new(arguments: argparse.Namespace) -> Outcome:
         arguments.trusted_root,
         Path() if out is None else out.parent,
     )
-    made = policy_draft.draft(wish, datetime.now(UTC))
+    made = draft.draft(wish, datetime.now(UTC))
     document = {
         "out": None if out is None else str(out),
         "text": made.text,
@@ -106,13 +106,13 @@ def _new(arguments: argparse.Namespace) -> Outcome:
 
 
 def _check(file: Path) -> Outcome:
-    read, odd = policy_check.check(file, datetime.now(UTC))
+    read, odd = oddities.check(file, datetime.now(UTC))
     document = {
         "file": str(file),
         "identities": [each.name for each in read.identities],
         "threshold": read.threshold,
         "required": sorted(read.required),
-        "sha256": policy_copy.digest(policy_copy.written(read)),
+        "sha256": canonical.digest(canonical.written(read)),
         "odd": [{"what": each.what, "where": each.where, "remedy": each.remedy} for each in odd],
     }
     lines = [f"odd   {each.what}: {each.where}; {each.remedy}" for each in odd]

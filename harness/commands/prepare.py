@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import environment
 from harness.commands import Outcome
-from harness.provenance import keys
+from harness.provenance.signing import keys
 from harness.words import human_bytes
 
 EXAMPLE = "harness prepare recipes/corpus.yaml out=runs/corpus"

@@ -29,7 +29,7 @@ from harness.errors import EvidenceIncomplete, UsageError
 from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.provenance import later
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 
 EXAMPLE = "harness replay runs/tiny --from 20 --to 40 --key alice.ed25519.pub alice.p256.pub"
 

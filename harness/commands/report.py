@@ -28,7 +28,7 @@ from harness.format import files, layout, moments
 from harness.provenance import later
 from harness.provenance.corpora import CorpusStatement
 from harness.provenance.findings import Findings
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 from harness.report import claim_file, facts, html, markdown, report, runs, verified
 from harness.report.document import Block, Picture, Status
 from harness.report.judge import Judged

@@ -20,9 +20,9 @@ from harness.commands import Outcome
 from harness.commands.report import write_report
 from harness.errors import EnvironmentFault, TrainingFailed, UsageError
 from harness.format import layout
-from harness.provenance import keys
-from harness.provenance.keys import Signer
-from harness.provenance.policy import from_keys
+from harness.provenance.policy.rules import from_keys
+from harness.provenance.signing import keys
+from harness.provenance.signing.keys import Signer
 from harness.report import claim_file
 from harness.settings import Settings
 from harness.sweeps import members, plan, processes

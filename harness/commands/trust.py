@@ -7,9 +7,10 @@ from pathlib import Path
 
 from harness.errors import UsageError
 from harness.format import layout
-from harness.provenance import keys, policy, policy_file
-from harness.provenance.keys import Signer
-from harness.provenance.policy import Policy
+from harness.provenance.policy import reader, rules
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import keys
+from harness.provenance.signing.keys import Signer
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
@@ -58,10 +59,10 @@ def trusted(arguments: argparse.Namespace, *, statements: bool = True) -> Policy
     Raises `UsageError` when ``statements`` are to be read and no key for them is given.
     """
     if arguments.policy is not None:
-        return policy_file.load(arguments.policy)
+        return reader.load(arguments.policy)
     if not arguments.key:
         return None
-    return policy.from_keys([keys.load_public(path) for path in arguments.key], statements=statements)
+    return rules.from_keys([keys.load_public(path) for path in arguments.key], statements=statements)
 
 
 def required(arguments: argparse.Namespace, where: str, why: str = "", *, statements: bool = True) -> Policy:

@@ -45,7 +45,7 @@ from harness.format import files, moments, strict_json
 from harness.format.layout import CHAT_TEMPLATE
 from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import corpora, seal
-from harness.provenance.keys import Signer
+from harness.provenance.signing.keys import Signer
 from harness.terminal import progress
 from harness.words import listed
 

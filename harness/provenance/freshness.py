@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from harness.provenance.checks import Check
 from harness.provenance.findings import Findings
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 
 CHECK: Check = "freshness"
 _SKEW = timedelta(minutes=10)

@@ -27,11 +27,11 @@ from typing import Any
 
 from harness.errors import VerificationFailed
 from harness.format import layout, strict_json
-from harness.provenance import log
 from harness.provenance.checks import Check
 from harness.provenance.findings import Findings
-from harness.provenance.policy import Rotation
+from harness.provenance.policy.rules import Rotation
 from harness.provenance.statements import CheckpointStatement
+from harness.provenance.transparency import log
 
 LINEAGE: Check = "lineage"
 LOG: Check = "log"

@@ -14,8 +14,9 @@ from typing import Any
 
 from harness.format import layout
 from harness.format.manifest import Manifest, checkpoint_id, dir_hash
-from harness.provenance import corpora, envelope, exports, model_signature, statements
-from harness.provenance.keys import Signer, public_keys
+from harness.provenance import corpora, exports, statements
+from harness.provenance.signing import envelope, model_signature
+from harness.provenance.signing.keys import Signer, public_keys
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ Rules for one checkpoint, in the order in which they are checked:
 - the folder's name, the config's digest, the state's digest, the ledger's digest, the cursor and trainer.json
   agree with the statement
 - every later statement in provenance/ is signed by an accepted key, or without one by an accepted identity
-  (`harness.provenance.keyless`), is about this checkpoint, is of the kind that its file's name says, and fits
-  that kind's schema (`harness.provenance.later`)
+  (`harness.provenance.signing.keyless`), is about this checkpoint, is of the kind that its file's name says,
+  and fits that kind's schema (`harness.provenance.later`)
 
 Of a statement and a manifest that a kept head covers (``--since``), byte for byte, the signature is not
 computed again, and what they say of each other is not compared again; who may sign is asked again. Of a
@@ -36,12 +36,13 @@ from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import layout, strict_json
 from harness.format import ledger as ledgers
 from harness.format.manifest import Manifest, checkpoint_id, dir_hash, state_digest
-from harness.provenance import envelope, keyless, later, model_signature, statements
-from harness.provenance import policy as policies
+from harness.provenance import later, statements
 from harness.provenance.checks import Check
 from harness.provenance.findings import Findings, Reason
 from harness.provenance.later import Later
-from harness.provenance.policy import Identity, Policy
+from harness.provenance.policy import rules as policies
+from harness.provenance.policy.rules import Identity, Policy
+from harness.provenance.signing import envelope, keyless, model_signature
 from harness.provenance.statements import CheckpointStatement
 
 _COUNTERSIGNED = f"{later.COUNTERSIGNATURE}-0"

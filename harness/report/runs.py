@@ -17,7 +17,8 @@ from typing import Any, Literal
 from harness.errors import HarnessError, UsageError, visible
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import envelope, statements
+from harness.provenance import statements
+from harness.provenance.signing import envelope
 from harness.report.figure import Point
 from harness.report.lines import Line, read_all
 

@@ -25,7 +25,8 @@ from harness.format import layout, leftovers
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest
 from harness.format.metrics_line import step_of
-from harness.provenance import history, later, log, tiles, timestamp
+from harness.provenance import history, later
+from harness.provenance.transparency import log, tiles, timestamp
 from harness.stores.client import ObjectStore
 from harness.stores.contents import Contents, Selection, newest
 from harness.terminal import Progress, progress

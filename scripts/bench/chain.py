@@ -34,7 +34,8 @@ from typing import Any
 import interleave
 
 from harness.format import layout
-from harness.provenance import envelope, keys, log
+from harness.provenance.signing import envelope, keys
+from harness.provenance.transparency import log
 
 ROOT = Path(__file__).parent.parent.parent
 VERIFY, FLOOR, ONE_NEW = "harness verify", "the signatures alone", "verify --since, one new"

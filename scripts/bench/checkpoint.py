@@ -52,8 +52,8 @@ from harness.checkpoint.state import TrainingState
 from harness.checkpoint.writer import CheckpointWriter, Save
 from harness.format import layout, strict_json
 from harness.format.layout import RunFolder
-from harness.provenance import keys
-from harness.provenance.policy import from_keys
+from harness.provenance.policy.rules import from_keys
+from harness.provenance.signing import keys
 from harness.training.statement import record
 from harness.training.statement.record import RunFacts, Segment, StepFacts
 from harness.workers import Workers

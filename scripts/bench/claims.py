@@ -21,8 +21,8 @@ from scipy import stats
 
 from harness import config
 from harness.audit.verification.verify import verify_run
-from harness.provenance import keys
-from harness.provenance.policy import from_keys
+from harness.provenance.policy.rules import from_keys
+from harness.provenance.signing import keys
 from harness.report import claim_file, facts, judge, runs, statistics
 from harness.report.document import Status
 from harness.report.judge import Judged

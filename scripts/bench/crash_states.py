@@ -42,8 +42,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from harness import cli
 from harness.audit.verification.verify import verify_run
-from harness.provenance import keys
-from harness.provenance.policy import from_keys
+from harness.provenance.policy.rules import from_keys
+from harness.provenance.signing import keys
 
 HARNESS = "harness"
 STEPS = 3

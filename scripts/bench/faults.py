@@ -59,8 +59,8 @@ from harness.audit.verification.verify import verify_run
 from harness.checkpoint.restore import Candidates, DamagedCheckpoint
 from harness.errors import HarnessError
 from harness.format.layout import RunFolder, parse_checkpoint_name
-from harness.provenance import keys
-from harness.provenance.policy import Policy, from_keys
+from harness.provenance.policy.rules import Policy, from_keys
+from harness.provenance.signing import keys
 from harness.workers import Workers
 
 HOWS: Mapping[str, tuple[int, int]] = {

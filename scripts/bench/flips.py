@@ -24,8 +24,10 @@ from harness.audit import attest
 from harness.audit.folders import opening
 from harness.audit.verification import verify
 from harness.format import safetensors_header
-from harness.provenance import keys, later, policy
-from harness.provenance.policy import Policy
+from harness.provenance import later
+from harness.provenance.policy import rules
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import keys
 
 ROOT = Path(__file__).parent.parent.parent
 TENSORS = {
@@ -41,7 +43,7 @@ def build(folder: Path) -> tuple[Path, Policy]:
     signer = run_folder.identity(folder / "me")
     run = run_folder.SampleRun(folder / "run", signer, tensors=TENSORS)
     run.advance(2, 4)
-    trusted = policy.from_keys(keys.public_keys(signer))
+    trusted = rules.from_keys(keys.public_keys(signer))
     opened = opening.open_checkpoint(run.saved[2].folder, trusted)
     attest.add(opened, later.SVR, facts.svr(), signer)
     return run.root, trusted

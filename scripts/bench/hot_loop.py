@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from harness import config
-from harness.provenance import keys
+from harness.provenance.signing import keys
 from harness.training.loop import train
 
 SIZES = {"layers": 1, "width": 32, "heads": 2, "length": 32}

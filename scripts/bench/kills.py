@@ -50,8 +50,8 @@ from harness.audit.verification.verify import verify_run
 from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Loaded
 from harness.errors import EvidenceIncomplete, HarnessError, VerificationFailed
 from harness.format.layout import PRUNED, TEMPORARY, RunFolder, parse_checkpoint_name
-from harness.provenance import keys
-from harness.provenance.policy import Policy, from_keys
+from harness.provenance.policy.rules import Policy, from_keys
+from harness.provenance.signing import keys
 from harness.stores.client import ObjectStore
 from harness.stores.contents import Contents, newest
 from harness.stores.fetch import fetch

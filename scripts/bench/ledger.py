@@ -43,7 +43,7 @@ from harness.determinism.double import Double
 from harness.determinism.ledger import Ledger
 from harness.errors import Interrupted
 from harness.format import chain, layout
-from harness.provenance import keys
+from harness.provenance.signing import keys
 from harness.settings import Checkpoint, Determinism
 from harness.training.loop import train
 from harness.training.ranks import exchange

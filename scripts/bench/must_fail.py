@@ -27,7 +27,7 @@ from typing import Any
 import interleave
 
 from harness.format import layout
-from harness.provenance import keys
+from harness.provenance.signing import keys
 
 ROOT = Path(__file__).parent.parent.parent
 MUST_FAIL, MUST_PASS = 150, 20

@@ -51,7 +51,7 @@ from harness.errors import TrainingFailed
 from harness.format import layout
 from harness.format import ledger as document
 from harness.model.gpt import GPT, Shape
-from harness.provenance import keys
+from harness.provenance.signing import keys
 from harness.tasks.task import Batch, Identity, Task
 from harness.training.loop import train
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import interleave
 import orjson
 
-from harness.provenance import keys
+from harness.provenance.signing import keys
 
 HERE = Path(__file__).parent
 STEPS = 30

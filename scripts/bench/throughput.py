@@ -25,7 +25,7 @@ from table_task import Table
 from torch import nn
 
 from harness import config
-from harness.provenance import keys
+from harness.provenance.signing import keys
 from harness.training.loop import train
 
 SIZES = {"layers": 6, "width": 384, "heads": 6, "length": 128}

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from harness.format import layout
-from harness.provenance import log, timestamp
+from harness.provenance.transparency import log, timestamp
 
 ROOT = Path(__file__).parent.parent.parent
 WITH, WITHOUT = "verify, authority named", "verify, none named"

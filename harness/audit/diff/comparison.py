@@ -23,7 +23,7 @@ from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.format.ledger import Ledger
 from harness.provenance.findings import raise_first
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 
 ELEMENTS = 1 << 18
 """Elements of a differing tensor that are measured unless more are asked for; about 0.1 s in pure Python."""

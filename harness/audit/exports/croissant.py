@@ -17,7 +17,7 @@ from harness.format import files, layout
 from harness.format.manifest import Manifest
 from harness.provenance.corpora import CorpusStatement
 from harness.provenance.findings import Findings
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.0"
 _TYPES = {".json": "application/json", ".yaml": "application/yaml"}

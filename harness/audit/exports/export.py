@@ -35,9 +35,10 @@ from harness.format.byte_tokenizer import END_OF_DOCUMENT
 from harness.format.manifest import FileEntry, Manifest, TensorEntry
 from harness.format.safetensors_header import BITS
 from harness.format.tensor_digests import tensor_digest
-from harness.provenance import envelope, exports, later, seal
-from harness.provenance.keys import Signer
-from harness.provenance.policy import Policy
+from harness.provenance import exports, later, seal
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import envelope
+from harness.provenance.signing.keys import Signer
 from harness.terminal import progress
 
 _WEIGHTS = "model.safetensors"

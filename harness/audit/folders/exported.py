@@ -14,11 +14,12 @@ from typing import Any
 from harness.audit.folders import opening, payload, sealed
 from harness.errors import VerificationFailed
 from harness.format import files, layout
-from harness.provenance import envelope, exports, later, statements, verifier
-from harness.provenance import policy as policies
+from harness.provenance import exports, later, statements, verifier
 from harness.provenance.exports import ExportStatement
 from harness.provenance.findings import Findings
-from harness.provenance.policy import Policy
+from harness.provenance.policy import rules as policies
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import envelope
 from harness.provenance.statements import CheckpointStatement
 
 _SIGNATURES = {layout.MANIFEST, layout.MODEL_SIGNATURE, layout.EXPORT_BUNDLE}

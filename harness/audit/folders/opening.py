@@ -28,10 +28,11 @@ from harness.audit.run import handover, seen
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout, safetensors_header
 from harness.format.manifest import FileEntry, Manifest
-from harness.provenance import envelope, later, verifier
+from harness.provenance import later, verifier
 from harness.provenance.checks import Check
 from harness.provenance.findings import Findings
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import envelope
 from harness.provenance.statements import CheckpointStatement
 from harness.provenance.verifier import Added, Evidence, Kind
 

@@ -18,11 +18,12 @@ from harness.audit.folders import opening, payload, sealed
 from harness.errors import VerificationFailed
 from harness.format import files, layout, strict_json
 from harness.format.manifest import FileEntry, Manifest
-from harness.provenance import corpora, envelope
-from harness.provenance import policy as policies
+from harness.provenance import corpora
 from harness.provenance.corpora import CorpusStatement
 from harness.provenance.findings import Findings
-from harness.provenance.policy import Policy
+from harness.provenance.policy import rules as policies
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import envelope
 
 SOURCES, RECIPE, TOKENIZER = "sources.json", "recipe.yaml", "tokenizer.json"
 DOCUMENTS = {"train": "documents/train.bin", "held_out": "documents/held-out.bin"}

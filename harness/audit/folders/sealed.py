@@ -11,12 +11,12 @@ from harness.audit.folders import opening
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout
 from harness.format.manifest import Manifest, checkpoint_id, dir_hash
-from harness.provenance import model_signature
-from harness.provenance import policy as policies
 from harness.provenance.checks import REMEDIES
 from harness.provenance.findings import Findings
-from harness.provenance.keys import PublicKey
-from harness.provenance.policy import Policy
+from harness.provenance.policy import rules as policies
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import model_signature
+from harness.provenance.signing.keys import PublicKey
 
 
 class Statement(Protocol):

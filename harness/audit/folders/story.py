@@ -18,9 +18,10 @@ from harness.errors import EvidenceIncomplete, VerificationFailed, visible
 from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.format.ledger import Ledger
-from harness.provenance import envelope, verifier
+from harness.provenance import verifier
 from harness.provenance.findings import Findings
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import envelope
 from harness.provenance.statements import CheckpointStatement, parse_checkpoint
 from harness.provenance.verifier import Added, Kind
 

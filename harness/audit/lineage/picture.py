@@ -20,11 +20,13 @@ from harness.audit.run.seen import Seen
 from harness.errors import EvidenceIncomplete, HarnessError
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import envelope, history, rotation
+from harness.provenance import history
 from harness.provenance.findings import Finding, Findings
 from harness.provenance.history import Entry
 from harness.provenance.lineage import Corpus, Export, Graph, Member, Unreadable, graph
-from harness.provenance.policy import Policy
+from harness.provenance.policy import rotation
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import envelope
 from harness.provenance.statements import parse_checkpoint
 
 _VERIFIED = "verified: signatures, statements, file sets, parents; not payload, log, metrics (harness verify)"

@@ -22,7 +22,7 @@ from harness.format.layout import RunFolder
 from harness.provenance import history
 from harness.provenance.findings import Findings
 from harness.provenance.history import Entry
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 
 _SAME_LAUNCH = ("world_size", "precision", "compile", "parallel", "backend")
 

@@ -1,8 +1,8 @@
 """Hand-overs of the signing key in a run's log: who is trusted because of them, and entering one.
 
-A record of the log carries the whole file (`harness.provenance.rotation`), so that it goes wherever the log
-goes, and cannot be taken out of it. Both of its signatures are checked before anything is trusted, so the
-head of the log need not be checked first; where the record stands is checked with the log
+A record of the log carries the whole file (`harness.provenance.policy.rotation`), so that it goes wherever
+the log goes, and cannot be taken out of it. Both of its signatures are checked before anything is trusted, so
+the head of the log need not be checked first; where the record stands is checked with the log
 (`harness.provenance.history`).
 """
 
@@ -17,11 +17,13 @@ from harness.audit.run.seen import Seen
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import history, log, rotation, tiles
+from harness.provenance import history
 from harness.provenance.findings import Findings
-from harness.provenance.keys import Signer, public_keys
-from harness.provenance.policy import Policy, Rotation
-from harness.provenance.rotation import Claim
+from harness.provenance.policy import rotation
+from harness.provenance.policy.rotation import Claim
+from harness.provenance.policy.rules import Policy, Rotation
+from harness.provenance.signing.keys import Signer, public_keys
+from harness.provenance.transparency import log, tiles
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from harness.audit.run import handover
 from harness.errors import UsageError, VerificationFailed, storage_fault
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import heads, log, timestamp, timestamp_client, witness
 from harness.provenance.findings import Findings
-from harness.provenance.heads import Kept
-from harness.provenance.keys import Signer
-from harness.provenance.log import Head, Log
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing.keys import Signer
+from harness.provenance.transparency import heads, log, timestamp, timestamp_client, witness
+from harness.provenance.transparency.heads import Kept
+from harness.provenance.transparency.log import Head, Log
 
 _OTHER = "name another --out"
 
@@ -42,7 +42,7 @@ class Taken:
 def take(root: Path, policy: Policy | None) -> Taken:
     """The head of the run ``root``, which its records and tiles agree with; without ``policy`` by whomever.
 
-    Raises `UsageError` for what is no run folder, else as `harness.provenance.log.read`.
+    Raises `UsageError` for what is no run folder, else as `harness.provenance.transparency.log.read`.
     """
     if layout.kind_of(root) != "run":
         raise UsageError("is no run folder, so it has no log", where=str(root), remedy="name the run folder")

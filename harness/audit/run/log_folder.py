@@ -1,6 +1,6 @@
 """What lies in a run's log folder: nothing that the signed head does not account for.
 
-- the head, and the tiles of a log of its size (`harness.provenance.log.read` has checked those)
+- the head, and the tiles of a log of its size (`harness.provenance.transparency.log.read` has checked those)
 - a timestamp of a head that the log has or had, by its name (`harness.audit.run.stamps` looks into it)
 - a partial tile that a newer one has replaced: the newer one begins with it
 - what an append that was cut off has left beyond the head or under a temporary name: told, since a crash
@@ -18,10 +18,10 @@ from pathlib import Path
 
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout
-from harness.provenance import log, tiles, timestamp
 from harness.provenance.checks import Check
 from harness.provenance.findings import Findings
-from harness.provenance.log import Log
+from harness.provenance.transparency import log, tiles, timestamp
+from harness.provenance.transparency.log import Log
 
 CHECK: Check = "log files"
 _MOST = 1_000_000

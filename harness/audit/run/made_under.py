@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.format import layout
-from harness.provenance import policy_copy
-from harness.provenance.policy import Policy
+from harness.provenance.policy import canonical
+from harness.provenance.policy.rules import Policy
 
 
 def told(named: Mapping[str, Any], given: Policy, copy: bytes | None) -> str:
@@ -20,9 +20,9 @@ def told(named: Mapping[str, Any], given: Policy, copy: bytes | None) -> str:
     if given.is_of_keys:
         where = "" if copy is None else f" ({layout.POLICY} holds it, to be read, not to be trusted)"
         return f"made under the policy {name}{where}"
-    own = policy_copy.written(given)
-    if policy_copy.digest(own) == named["sha256"]:
+    own = canonical.written(given)
+    if canonical.digest(own) == named["sha256"]:
         return f"made under the policy that is given: {name}"
-    rules = [] if copy is None else policy_copy.changed(copy, own)
+    rules = [] if copy is None else canonical.changed(copy, own)
     differ = f"; they differ in {', '.join(rules)}" if rules else ""
     return f"made under another policy than the one that is given: {name}{differ}"

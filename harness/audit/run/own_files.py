@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from harness.audit.run import chain
 from harness.format import files, layout, metrics_line
 from harness.format.layout import RunFolder
-from harness.provenance import policy_copy
 from harness.provenance.findings import Findings
 from harness.provenance.history import Entry
+from harness.provenance.policy import canonical
 
 _CONFIG_LIMIT = 1 << 20
 
@@ -121,10 +121,10 @@ def check_policy(run: RunFolder, entries: Sequence[Entry], findings: Findings) -
     named = [None if (told := entry.statement.policy) is None else told["sha256"] for entry in entries]
     if not named or (named[-1] is None and not os.path.lexists(run.policy)):
         return None
-    data = findings.attempt("policy.json", files.read_limited, run.policy, policy_copy.LIMIT)
+    data = findings.attempt("policy.json", files.read_limited, run.policy, canonical.LIMIT)
     if data is None:
         return None
-    digest = policy_copy.digest(data)
+    digest = canonical.digest(data)
     if digest not in named:
         findings.bad("policy.json", "is a policy that no checkpoint names", str(run.policy))
         return None

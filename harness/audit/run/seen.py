@@ -15,9 +15,10 @@ from harness.audit.run import stamps
 from harness.audit.run.stamps import Stamped
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import layout
-from harness.provenance import heads, history, log
+from harness.provenance import history
 from harness.provenance.findings import Findings
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
+from harness.provenance.transparency import heads, log
 
 
 @dataclass(frozen=True)

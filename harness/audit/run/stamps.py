@@ -1,7 +1,7 @@
 """The timestamps in a run's log folder, held against the policy's authorities and the log's own records.
 
-Each is over the head that the log had at some size (`harness.provenance.timestamp`), so one that is good
-shows that so many records were there at its moment; no key of the run has a part in that. Rules:
+Each is over the head that the log had at some size (`harness.provenance.transparency.timestamp`), so one that
+is good shows that so many records were there at its moment; no key of the run has a part in that. Rules:
 
 - a policy that names authorities accepts no timestamp that is not good: one that is of another log, of a
   head that was moved to another size, or of an authority that the policy does not know is a failure
@@ -21,10 +21,11 @@ from typing import Any
 
 from harness.errors import VerificationFailed
 from harness.format import files
-from harness.provenance import history, log, timestamp
+from harness.provenance import history
 from harness.provenance.findings import Findings
-from harness.provenance.log import Log
-from harness.provenance.policy import TIMESTAMP, Policy
+from harness.provenance.policy.rules import TIMESTAMP, Policy
+from harness.provenance.transparency import log, timestamp
+from harness.provenance.transparency.log import Log
 
 CHECK = timestamp.CHECK
 _MOST = 1_000_000

@@ -16,10 +16,11 @@ from harness.audit.folders.opening import OpenedCheckpoint
 from harness.audit.run import handover, seen
 from harness.format import layout
 from harness.format.layout import RunFolder
-from harness.provenance import history, rotation
+from harness.provenance import history
 from harness.provenance.findings import Findings
 from harness.provenance.history import Entry
-from harness.provenance.policy import Policy
+from harness.provenance.policy import rotation
+from harness.provenance.policy.rules import Policy
 
 
 def folders(path: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from harness.audit.verification.verify import Report
 from harness.errors import EvidenceIncomplete, HarnessError, UsageError, VerificationFailed
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 
 _WEIGHTS = (
     *(".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".onnx", ".h5", ".keras"),

@@ -16,8 +16,9 @@ from typing import Any
 
 from harness.audit.folders.opening import OpenedCheckpoint
 from harness.errors import VerificationFailed
-from harness.provenance import history, log
-from harness.provenance.heads import Kept
+from harness.provenance import history
+from harness.provenance.transparency import log
+from harness.provenance.transparency.heads import Kept
 from harness.words import counted
 
 

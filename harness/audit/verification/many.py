@@ -22,7 +22,7 @@ from harness.audit.folders.opening import OpenedCheckpoint
 from harness.cores import process_cpu_count
 from harness.errors import EnvironmentFault
 from harness.provenance.findings import Findings
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 from harness.terminal import progress
 
 _WORTH_IT = 200

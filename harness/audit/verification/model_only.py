@@ -18,9 +18,10 @@ from harness.audit.folders import opening, payload
 from harness.errors import VerificationFailed
 from harness.format import files, layout
 from harness.format.manifest import Manifest, checkpoint_id
-from harness.provenance import model_signature, verifier
+from harness.provenance import verifier
 from harness.provenance.findings import Findings
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import model_signature
 
 
 def examine(folder: Path, policy: Policy, findings: Findings) -> list[payload.Job]:

@@ -32,13 +32,15 @@ from harness.audit.verification.ancestors import entry_of
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import freshness, heads, history, log, rotation
-from harness.provenance import policy as policies
+from harness.provenance import freshness, history
 from harness.provenance.findings import Finding, Findings
-from harness.provenance.heads import Kept
 from harness.provenance.history import Entry
-from harness.provenance.keys import PublicKey
-from harness.provenance.policy import Policy, Rotation
+from harness.provenance.policy import rotation
+from harness.provenance.policy import rules as policies
+from harness.provenance.policy.rules import Policy, Rotation
+from harness.provenance.signing.keys import PublicKey
+from harness.provenance.transparency import heads, log
+from harness.provenance.transparency.heads import Kept
 from harness.terminal import progress
 from harness.words import listed
 

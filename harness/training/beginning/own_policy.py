@@ -17,13 +17,15 @@ from harness.audit.run import handover
 from harness.errors import ConfigError, EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files, moments
 from harness.format.layout import RunFolder
-from harness.provenance import heads, history, log, policy_check, policy_copy, policy_file, policy_fit
+from harness.provenance import history
 from harness.provenance.findings import Findings
-from harness.provenance.keys import Signer, public_keys
-from harness.provenance.log import Log
-from harness.provenance.policy import Policy
-from harness.provenance.policy_check import Oddity
-from harness.provenance.policy_fit import Maker
+from harness.provenance.policy import canonical, fit, oddities, reader
+from harness.provenance.policy.fit import Maker
+from harness.provenance.policy.oddities import Oddity
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing.keys import Signer, public_keys
+from harness.provenance.transparency import heads, log
+from harness.provenance.transparency.log import Log
 from harness.settings import Settings
 from harness.words import human_seconds
 
@@ -49,7 +51,7 @@ class OwnPolicy:
     @property
     def reference(self) -> dict[str, str]:
         """How statements name it."""
-        return {"name": self.path.name, "sha256": policy_copy.digest(self.copy)}
+        return {"name": self.path.name, "sha256": canonical.digest(self.copy)}
 
     @property
     def words(self) -> str:
@@ -100,11 +102,11 @@ def load(settings: Settings) -> OwnPolicy | None:
     if files.real(path).is_relative_to(files.real(settings.run.dir)):
         what = f"{KEY} lies in the run folder, which only holds a copy of it"
         raise UsageError(what, where=str(path), remedy="name the policy that its authors keep elsewhere")
-    policy_file.require_own(path)
-    policy, odd = policy_check.check(path, datetime.now(UTC))
-    copy = policy_copy.written(policy)
-    if len(copy) > policy_copy.LIMIT:
-        what = f"the policy has {len(copy)} bytes with all that it names, more than {policy_copy.LIMIT}"
+    reader.require_own(path)
+    policy, odd = oddities.check(path, datetime.now(UTC))
+    copy = canonical.written(policy)
+    if len(copy) > canonical.LIMIT:
+        what = f"the policy has {len(copy)} bytes with all that it names, more than {canonical.LIMIT}"
         raise ConfigError(what, where=str(path), remedy="leave out what this run does not need")
     return OwnPolicy(path, settings, policy, copy, tuple(odd))
 
@@ -126,7 +128,7 @@ def objections(
 
     Raises `VerificationFailed` for a hand-over in the run's log that breaks a rule.
     """
-    return list(policy_fit.objections(*_asked(rules, signer, settings, run_id), moments.now()))
+    return list(fit.objections(*_asked(rules, signer, settings, run_id), moments.now()))
 
 
 def _asked(
@@ -134,7 +136,7 @@ def _asked(
 ) -> tuple[Policy, Maker]:
     keys = public_keys(signer)
     if settings is None:
-        return policy_fit.of_any_run(rules), Maker(keys, "", None, True)
+        return fit.of_any_run(rules), Maker(keys, "", None, True)
     stamps = settings.signing.timestamp is not None
     return handover.trust(settings.run.dir, rules).policy, Maker(keys, settings.run_name, run_id, stamps)
 
@@ -171,7 +173,7 @@ def require_satisfiable(
         kept = [each for each in own.policy.log_heads if each.head.origin == book.head.origin]
         heads.check(book, kept, findings, str(RunFolder(own.settings.run.dir).log))
         findings.raise_first()
-    end = policy_fit.end(*_asked(own.policy, signer, own.settings, run_id), moments.now())
+    end = fit.end(*_asked(own.policy, signer, own.settings, run_id), moments.now())
     return None if end is None else End(end[0], "; ".join(end[1]))
 
 

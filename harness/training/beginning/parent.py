@@ -6,10 +6,10 @@ from harness.audit.folders import opening
 from harness.audit.folders.opening import OpenedCheckpoint
 from harness.errors import ConfigError, VerificationFailed
 from harness.format import layout
-from harness.provenance import policy as policies
-from harness.provenance import policy_file
-from harness.provenance.keys import load_public
-from harness.provenance.policy import Policy
+from harness.provenance.policy import reader
+from harness.provenance.policy import rules as policies
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing.keys import load_public
 from harness.settings import Start
 
 
@@ -39,7 +39,7 @@ def policy_of(start: Start, own: Policy | None) -> Policy:
     """
     layout.require_outside([*start.key, *([] if start.policy is None else [start.policy])], start.checkpoint)
     if start.policy is not None:
-        return policy_file.load(start.policy)
+        return reader.load(start.policy)
     if start.key:
         return policies.from_keys([load_public(path) for path in start.key])
     if own is None:

@@ -32,9 +32,13 @@ from harness.errors import (
 from harness.format import files as durable
 from harness.format import layout, leftovers, strict_json
 from harness.format.layout import RunFolder
-from harness.provenance import history, keys, log, policy, policy_copy
-from harness.provenance.keys import PublicKey, Signer
-from harness.provenance.policy import Policy
+from harness.provenance import history
+from harness.provenance.policy import canonical
+from harness.provenance.policy import rules as policy
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import keys
+from harness.provenance.signing.keys import PublicKey, Signer
+from harness.provenance.transparency import log
 from harness.settings import Settings
 from harness.training.beginning import own_policy as own_policies
 from harness.training.beginning.own_policy import End, OwnPolicy
@@ -228,11 +232,11 @@ def changed_rules(run: OpenRun) -> list[str]:
     if own is None or statement is None or statement.policy is None:
         return []
     try:
-        copy = durable.read_limited(path, policy_copy.LIMIT)
+        copy = durable.read_limited(path, canonical.LIMIT)
     except (VerificationFailed, EvidenceIncomplete):
         return []
-    named = policy_copy.digest(copy) == statement.policy["sha256"]
-    return policy_copy.changed(copy, own.copy) if named else []
+    named = canonical.digest(copy) == statement.policy["sha256"]
+    return canonical.changed(copy, own.copy) if named else []
 
 
 def changes(before: Mapping[str, Any], facts: RunFacts) -> Iterator[tuple[str, Difference]]:

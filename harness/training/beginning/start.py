@@ -22,7 +22,7 @@ from harness.checkpoint import restore
 from harness.checkpoint.restore import Loaded
 from harness.errors import EvidenceIncomplete, ResumeRefused, UsageError
 from harness.format import strict_json
-from harness.provenance.policy import Policy
+from harness.provenance.policy.rules import Policy
 from harness.settings import Settings
 from harness.training.beginning.parent import opened_start, trust_of
 from harness.training.statement.record import Difference, Segment

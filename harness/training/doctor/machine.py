@@ -26,7 +26,7 @@ from harness import environment
 from harness.cores import process_cpu_count
 from harness.errors import HarnessError
 from harness.format import moments
-from harness.provenance import keys
+from harness.provenance.signing import keys
 from harness.training.ranks import launch
 from harness.words import counted, listed
 

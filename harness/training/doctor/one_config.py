@@ -22,8 +22,11 @@ from harness.data.documents import FILE_KINDS, matching_files, prepared_folder
 from harness.errors import HarnessError
 from harness.format import leftovers
 from harness.format.layout import RunFolder
-from harness.provenance import keys, policy, policy_file, timestamp, timestamp_client
-from harness.provenance.policy import Policy
+from harness.provenance.policy import reader
+from harness.provenance.policy import rules as policy
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import keys
+from harness.provenance.transparency import timestamp, timestamp_client
 from harness.settings import PREPARED, WHEEL, Data, Settings
 from harness.stores.client import ObjectExistsError, ObjectStore
 from harness.stores.contents import Contents
@@ -116,7 +119,7 @@ def _batch(settings: Settings, processes: int) -> Check:
 def trusted(file: Path, signer: keys.Signer | None, settings: Settings | None) -> Iterator[Check]:
     """Whether the policy in ``file`` accepts what ``signer`` signs now, for the run of ``settings``."""
     try:
-        yield _satisfied(file, policy_file.load(file), signer, settings, "policy")
+        yield _satisfied(file, reader.load(file), signer, settings, "policy")
     except HarnessError as error:
         yield Check("bad", "policy", str(error))
 
@@ -211,7 +214,7 @@ def timestamps(settings: Settings, rules: Path | None) -> Iterator[Check]:
         yield Check("warn", "timestamps", str(error), "a run trains without, and asks again for each head")
         return
     try:
-        named = policy_file.load(rules).authorities if rules is not None else ()
+        named = reader.load(rules).authorities if rules is not None else ()
         if named:
             timestamp.opened(stamp, text, named, where=url)
     except HarnessError as error:

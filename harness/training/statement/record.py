@@ -11,7 +11,7 @@ from harness.checkpoint.publisher import Commit
 from harness.checkpoint.restore import Skipped
 from harness.format import moments
 from harness.format.manifest import Manifest, state_digest
-from harness.provenance import log
+from harness.provenance.transparency import log
 from harness.training.step.readback import Values
 from harness.words import listed
 

@@ -1,6 +1,6 @@
 """Who may sign what. A policy comes from its user, never from the folder that it judges.
 
-Either bare keys (`from_keys`), or a YAML file (`harness.provenance.policy_file`). Rules:
+Either bare keys (`from_keys`), or a YAML file (`harness.provenance.policy.reader`). Rules:
 
 - a key, or whom a certificate speaks of, belongs to one identity only: a threshold counts people, not keys
 - an identity signs the kinds of statements that it may, for the runs that it may, at the time that it may
@@ -8,7 +8,7 @@ Either bare keys (`from_keys`), or a YAML file (`harness.provenance.policy_file`
   signature counts only where a log head that was kept or timestamped shows that it is older than the end
 - a revoked key or checkpoint counts for nothing. A key that is revoked from a moment on counts where such a
   head shows that the signature is older: a thief can state any time, and cannot enter an old log
-- a key may hand over to the next one by a statement of both (`harness.provenance.rotation`)
+- a key may hand over to the next one by a statement of both (`harness.provenance.policy.rotation`)
 - what is required and absent is missing evidence, never a pass
 """
 
@@ -22,9 +22,9 @@ from functools import cached_property
 from types import MappingProxyType
 
 from harness.errors import UsageError
-from harness.provenance.heads import Kept
-from harness.provenance.keyless import Subject
-from harness.provenance.keys import PublicKey
+from harness.provenance.signing.keyless import Subject
+from harness.provenance.signing.keys import PublicKey
+from harness.provenance.transparency.heads import Kept
 
 CHECKPOINT, SLSA, MODEL_SIGNATURE, LOG = "checkpoint", "slsa", "model-signature", "log"
 TIMESTAMP = "timestamp"
@@ -53,9 +53,9 @@ class Identity:
     statements: frozenset[str] | None = None
     """Kinds of statements; None: every kind."""
     spans: Mapping[str, Span] = field(default_factory=lambda: MappingProxyType({}))
-    """Key id → when it signs, of keys that took over or were handed over (`harness.provenance.rotation`)."""
+    """Key id → when it signs, of keys that took over or were handed over (`policy.rotation`)."""
     subjects: tuple[Subject, ...] = ()
-    """Who signs without a key (`harness.provenance.keyless`), statements that are added later only."""
+    """Who signs without a key (`signing.keyless`), statements that are added later only."""
 
     def objection(
         self,
@@ -97,7 +97,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Rotation:
-    """A hand-over that both keys have signed (`harness.provenance.rotation`)."""
+    """A hand-over that both keys have signed (`harness.provenance.policy.rotation`)."""
 
     payload: bytes
     old: tuple[PublicKey, ...]

@@ -8,8 +8,8 @@ before it, and a checkpoint's record names its statement, signature included, by
 Rules for one that counts:
 
 - the bytes are DER, of one signer, without a byte after the end
-- the signer's certificate is one that the policy vouches for (`harness.provenance.authorities`), is named by
-  digest in what is signed (RFC 2634, RFC 5816), and its key has signed with SHA-2
+- the signer's certificate is one that the policy vouches for (`harness.provenance.transparency.authorities`),
+  is named by digest in what is signed (RFC 2634, RFC 5816), and its key has signed with SHA-2
 - what is signed is a timestamp (content type), over this head and no other
 
 The moment that it proves is the time that it states and the accuracy that it claims, rounded up.
@@ -32,8 +32,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from harness.errors import VerificationFailed
 from harness.format import der, moments
 from harness.format.der import Element
-from harness.provenance import authorities
 from harness.provenance.checks import Check
+from harness.provenance.transparency import authorities
 
 CHECK: Check = "timestamp"
 """Name of the check."""

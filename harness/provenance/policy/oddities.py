@@ -18,24 +18,25 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from harness.format import moments
-from harness.provenance import later, policy, policy_file
-from harness.provenance.keys import PublicKey
-from harness.provenance.policy import Identity, Policy, Span
+from harness.provenance import later
+from harness.provenance.policy import reader, rules
+from harness.provenance.policy.rules import Identity, Policy, Span
+from harness.provenance.signing.keys import PublicKey
 
 KINDS = (
-    policy.CHECKPOINT,
-    policy.SLSA,
-    policy.MODEL_SIGNATURE,
-    policy.LOG,
-    policy.TIMESTAMP,
-    policy.EXPORT,
-    policy.CORPUS,
-    policy.COUNTERSIGNATURE,
+    rules.CHECKPOINT,
+    rules.SLSA,
+    rules.MODEL_SIGNATURE,
+    rules.LOG,
+    rules.TIMESTAMP,
+    rules.EXPORT,
+    rules.CORPUS,
+    rules.COUNTERSIGNATURE,
     *later.SCHEMAS,
 )
 """Kinds of statements that this version writes."""
-_P256 = frozenset({policy.MODEL_SIGNATURE})
-_KEYED = _P256 | {policy.CHECKPOINT, policy.SLSA, policy.LOG, policy.EXPORT, policy.CORPUS}
+_P256 = frozenset({rules.MODEL_SIGNATURE})
+_KEYED = _P256 | {rules.CHECKPOINT, rules.SLSA, rules.LOG, rules.EXPORT, rules.CORPUS}
 """What takes a key to sign."""
 
 
@@ -56,8 +57,8 @@ def check(path: Path, now: datetime) -> tuple[Policy, list[Oddity]]:
     """
     from harness import strict_yaml
 
-    text = policy_file.read(path)
-    read = policy_file.parse(text, where=str(path), folder=path.parent)
+    text = reader.read(path)
+    read = reader.parse(text, where=str(path), folder=path.parent)
     document = strict_yaml.read(text, str(path))
     linter = _Linter(read, {**document.lines, **document.inside}, str(path), moments.text(now))
     return read, list(linter.oddities(document.value))
@@ -78,7 +79,7 @@ class _Linter:
         yield from self._misspelt(sorted(self.read.required), ("required",))
         yield from self._threshold()
         late: dict[str, list[str]] = {}
-        for kind in sorted(self.read.required - {policy.TIMESTAMP}):  # no identity makes those
+        for kind in sorted(self.read.required - {rules.TIMESTAMP}):  # no identity makes those
             able = [each for each in self.read.identities if self._able(each, kind)]
             if not able:
                 what = f"{kind} is required, and no identity may sign it"
@@ -90,8 +91,8 @@ class _Linter:
             yield self._odd(
                 what, ("required",), "add an identity or a key whose time has come, or move `valid`"
             )
-        signs = any(self._able(each, policy.MODEL_SIGNATURE) for each in self.read.identities)
-        if "required" in value and signs and policy.MODEL_SIGNATURE not in self.read.required:
+        signs = any(self._able(each, rules.MODEL_SIGNATURE) for each in self.read.identities)
+        if "required" in value and signs and rules.MODEL_SIGNATURE not in self.read.required:
             what = "model-signature is not required, so a removed model.sig would not be noticed"
             yield self._odd(what, ("required",), "add model-signature")
 
@@ -116,7 +117,7 @@ class _Linter:
 
     def _threshold(self) -> Iterator[Oddity]:
         wanted = self.read.threshold
-        kinds = (policy.CHECKPOINT, policy.COUNTERSIGNATURE)
+        kinds = (rules.CHECKPOINT, rules.COUNTERSIGNATURE)
         now = [each for each in self.read.identities if any(self._able_now(each, kind) for kind in kinds)]
         if len(now) < wanted:
             what = f"threshold is {wanted}, and {len(now)} of the identities may sign now"

@@ -14,8 +14,8 @@ from typing import Any
 
 from harness.errors import VerificationFailed
 from harness.format import layout, strict_json
-from harness.provenance import envelope
-from harness.provenance.keys import PrivateKey, PublicKey
+from harness.provenance.signing import envelope
+from harness.provenance.signing.keys import PrivateKey, PublicKey
 
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

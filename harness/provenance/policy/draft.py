@@ -12,11 +12,14 @@ from pathlib import Path
 from harness import strict_yaml
 from harness.errors import UsageError, VerificationFailed, visible
 from harness.format import files, moments, strict_json
-from harness.provenance import authorities, heads, keyless, policy, policy_file
-from harness.provenance.heads import Kept
-from harness.provenance.keyless import Subject
-from harness.provenance.keys import PublicKey, load_public
-from harness.provenance.policy import Policy
+from harness.provenance.policy import reader
+from harness.provenance.policy import rules as policy
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing import keyless
+from harness.provenance.signing.keyless import Subject
+from harness.provenance.signing.keys import PublicKey, load_public
+from harness.provenance.transparency import authorities, heads
+from harness.provenance.transparency.heads import Kept
 
 _ROOT = "application/vnd.dev.sigstore.trustedroot"
 _ENDING = re.compile(r"(\.(ed25519|p256))?\.pub$")
@@ -67,7 +70,7 @@ def draft(wish: Wish, now: datetime) -> Draft:
     certificates = [_certificate(path) for path in wish.authorities]
     lines = [
         "# Made by `harness policy new`. Check it after a change: harness policy check FILE",
-        f"format: {policy_file.FORMAT}",
+        f"format: {reader.FORMAT}",
         "identities:",
         *(line for name, keys in people.items() for line in _identity(name, keys, wish)),
         *(line for name, subjects in _keyless(wish).items() for line in _certified(name, subjects, wish)),
@@ -75,7 +78,7 @@ def draft(wish: Wish, now: datetime) -> Draft:
         *_timestamps(certificates),
     ]
     text = "\n".join(lines) + "\n"
-    read = policy_file.parse(text, where="the draft", folder=wish.folder)
+    read = reader.parse(text, where="the draft", folder=wish.folder)
     told = [("identities", f"{name}: {', '.join(map(_told, keys))}") for name, keys in people.items()]
     told += [
         ("identities", f"{name}: {', '.join(f'{each.identity} by {each.issuer}' for each in subjects)}")

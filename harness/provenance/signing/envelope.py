@@ -17,7 +17,7 @@ from typing import Any
 
 from harness.errors import VerificationFailed
 from harness.format import strict_json
-from harness.provenance.keys import PrivateKey, PublicKey, sign_with
+from harness.provenance.signing.keys import PrivateKey, PublicKey, sign_with
 
 MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from harness.errors import VerificationFailed
 from harness.format import files
-from harness.provenance.merkle import leaf_hash, node_hash, root_hash
+from harness.provenance.transparency.merkle import leaf_hash, node_hash, root_hash
 
 WIDTH = 256
 """Hashes of a full tile."""

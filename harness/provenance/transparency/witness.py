@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 
 from harness.errors import UsageError, VerificationFailed
 from harness.format import moments
-from harness.provenance import log
-from harness.provenance.keys import PublicKey, Signer, public_keys, sign_with
+from harness.provenance.signing.keys import PublicKey, Signer, public_keys, sign_with
+from harness.provenance.transparency import log
 
 _COSIGNATURE = b"\x04"
 """Signature type of cosignature/v1 in a signed note."""

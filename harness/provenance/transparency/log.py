@@ -24,10 +24,10 @@ from pathlib import Path
 
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files
-from harness.provenance import tiles
-from harness.provenance.keys import PublicKey, Signer, public_keys, sign_with
-from harness.provenance.merkle import leaf_hash, node_hash, root_hash
-from harness.provenance.tiles import Edge
+from harness.provenance.signing.keys import PublicKey, Signer, public_keys, sign_with
+from harness.provenance.transparency import tiles
+from harness.provenance.transparency.merkle import leaf_hash, node_hash, root_hash
+from harness.provenance.transparency.tiles import Edge
 
 HEAD = "checkpoint"
 RECORD_LIMIT = 0xFFFF
@@ -92,7 +92,7 @@ def append(
     on disk.
 
     ``opened_by``: keys of which one has signed the head that is there, when it is not ``signer``: it hands
-    over (`harness.provenance.rotation`).
+    over (`harness.provenance.policy.rotation`).
 
     Raises `UsageError` for a record beyond 65,535 bytes (tlog-tiles), `VerificationFailed` when the log that
     is there is not one of this signer and ``origin``.

@@ -24,11 +24,11 @@ from typing import Any
 
 from harness.errors import UsageError, VerificationFailed
 from harness.format import strict_json
-from harness.provenance import envelope
 from harness.provenance.checks import Check
-from harness.provenance.keys import PublicKey, Signer, parse_public, public_keys
-from harness.provenance.policy import Identity, Policy, Rotation, Span
+from harness.provenance.policy.rules import Identity, Policy, Rotation, Span
 from harness.provenance.schema import DIALECT, HEX64, NULL, TEXT, TIME, Schema, check, closed, either
+from harness.provenance.signing import envelope
+from harness.provenance.signing.keys import PublicKey, Signer, parse_public, public_keys
 from harness.provenance.statements import STATEMENT_TYPE
 
 PREDICATE_TYPE = "urn:harness:predicate:key-rotation/v1"

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 
 from harness.errors import EnvironmentFault, UsageError, VerificationFailed
 from harness.format import moments
-from harness.provenance import envelope
-from harness.provenance.keys import PublicKey, parse_public
+from harness.provenance.signing import envelope
+from harness.provenance.signing.keys import PublicKey, parse_public
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate

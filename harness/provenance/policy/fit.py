@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from harness.provenance import policy
 from harness.provenance.history import origin_of
-from harness.provenance.keys import PublicKey
-from harness.provenance.policy import Policy
+from harness.provenance.policy import rules as policy
+from harness.provenance.policy.rules import Policy
+from harness.provenance.signing.keys import PublicKey
 
 _OF_RUNS = {
     "ed25519": (policy.CHECKPOINT, policy.SLSA, policy.LOG),

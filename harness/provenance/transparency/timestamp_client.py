@@ -22,8 +22,8 @@ from typing import Any
 
 from harness.errors import EnvironmentFault, VerificationFailed, storage_fault
 from harness.format import files
-from harness.provenance import log, timestamp
-from harness.provenance.log import Head
+from harness.provenance.transparency import log, timestamp
+from harness.provenance.transparency.log import Head
 
 SECONDS = 10.0
 """For one request, connection and answer together."""

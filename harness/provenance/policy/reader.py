@@ -39,14 +39,16 @@ from typing import Any, NoReturn
 
 from harness.errors import ConfigError, UsageError, VerificationFailed, unreadable_input
 from harness.format import files, layout
-from harness.provenance import authorities, heads, keyless, policy, rotation
-from harness.provenance.heads import Kept
-from harness.provenance.keyless import Subject
-from harness.provenance.keys import PublicKey, expanded, load_public, parse_public
-from harness.provenance.log import Head
-from harness.provenance.policy import CHECKPOINT, COUNTERSIGNATURE, MODEL_SIGNATURE, Identity, Policy
-from harness.provenance.rotation import Claim
+from harness.provenance.policy import rotation, rules
+from harness.provenance.policy.rotation import Claim
+from harness.provenance.policy.rules import CHECKPOINT, COUNTERSIGNATURE, MODEL_SIGNATURE, Identity, Policy
 from harness.provenance.schema import DIALECT, FLAG, HEX64, TEXT, Schema, closed, either
+from harness.provenance.signing import keyless
+from harness.provenance.signing.keyless import Subject
+from harness.provenance.signing.keys import PublicKey, expanded, load_public, parse_public
+from harness.provenance.transparency import authorities, heads
+from harness.provenance.transparency.heads import Kept
+from harness.provenance.transparency.log import Head
 
 FORMAT = "harness-policy/1"
 FILE_LIMIT = 256 << 10
@@ -116,7 +118,7 @@ def load(path: Path) -> Policy:
 
 def require_own(path: Path) -> None:
     """Raise `UsageError` for the copy that a run keeps of the policy that it is made under
-    (`harness.provenance.policy_copy`): whoever made the run has written it."""
+    (`harness.provenance.policy.canonical`): whoever made the run has written it."""
     real = files.real(path)
     if real.name == layout.POLICY and (real.parent / layout.CHECKPOINTS).is_dir():
         raise UsageError(
@@ -150,7 +152,7 @@ def parse(text: str, *, where: str, folder: Path) -> Policy:
     if value["format"] != FORMAT:
         reader.fail(f"format is {value['format']!r}, not {FORMAT}", "format")
     identities = reader.identities(value["identities"])
-    required = policy.default_requirements(identities)
+    required = rules.default_requirements(identities)
     if "required" in value:
         required = frozenset(reader.kinds(value["required"], ("required",))) | {CHECKPOINT}
     revoked, revoked_from = reader.revoked(value.get("revoked", []))
@@ -444,7 +446,7 @@ class _Reader:
         models = [key for each in read.identities for key in each.keys if key.algorithm == "p256"]
         if MODEL_SIGNATURE in read.required and not any(_counts(key, read) for key in models):
             self.fail("model-signature is required and no identity has a P-256 key", "required")
-        if policy.TIMESTAMP in read.required and not read.authorities:
+        if rules.TIMESTAMP in read.required and not read.authorities:
             self.fail("timestamp is required, and timestamps names no certificate", "required")
 
     def digest(self, value: Any, what: str, *place: str) -> str:

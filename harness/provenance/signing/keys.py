@@ -3,8 +3,8 @@
 OpenSSF Model Signing knows no Ed25519, so an identity is a pair. ``NAME.key`` holds both private keys
 (PKCS #8 PEM, mode 0600), ``NAME.ed25519.pub`` and ``NAME.p256.pub`` the public ones (SPKI PEM). An OpenSSH
 Ed25519 key signs statements too; it makes no model.sig. Where a file with OpenSSH public keys is named,
-ssh-agent signs with their private halves (`harness.provenance.ssh_agent`); where one with PKCS#11 URIs is, a
-token does (`harness.provenance.pkcs11_token`).
+ssh-agent signs with their private halves (`harness.provenance.signing.ssh_agent`); where one with PKCS#11
+URIs is, a token does (`harness.provenance.signing.pkcs11_token`).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from harness.errors import EnvironmentFault, UsageError, unreadable_input
 from harness.format import files
-from harness.provenance import pkcs11_token, ssh_agent
-from harness.provenance.pkcs11_token import TokenKey
-from harness.provenance.ssh_agent import AgentKey
+from harness.provenance.signing import pkcs11_token, ssh_agent
+from harness.provenance.signing.pkcs11_token import TokenKey
+from harness.provenance.signing.ssh_agent import AgentKey
 
 ENVIRONMENT = "HARNESS_SIGNING_KEY"
 

@@ -21,12 +21,12 @@ from pathlib import Path
 
 from harness.errors import UsageError, VerificationFailed
 from harness.format import files
-from harness.provenance import log, witness
 from harness.provenance.checks import Check
 from harness.provenance.findings import Findings
-from harness.provenance.keys import PublicKey
-from harness.provenance.log import Head, Log
-from harness.provenance.merkle import consistency_proof, node_hash, root_hash
+from harness.provenance.signing.keys import PublicKey
+from harness.provenance.transparency import log, witness
+from harness.provenance.transparency.log import Head, Log
+from harness.provenance.transparency.merkle import consistency_proof, node_hash, root_hash
 
 CHECK: Check = "log head"
 """Name of the check."""
