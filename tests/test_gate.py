@@ -117,10 +117,11 @@ def test_a_gate_takes_no_unsigned_weights_wherever_they_lie(place: Path) -> None
         assert [each.path for each in passage.refusals] == [file]
         assert passage.verdict == "refused"
         file.unlink()
-    for prefix in ("damaged-", ".tmp-"):
+    for prefix, code in (("damaged-", 1), (".tmp-", 4)):
         shutil.copytree(checkpoints / "step-00000010", checkpoints / f"{prefix}step-00000010-1")
-        refused = gate.examine([place / "models"], trust(place)).refusals
-        assert {each.path.name for each in refused} >= {"model.safetensors"}
+        passage = gate.examine([place / "models"], trust(place))
+        assert {each.path.name for each in passage.refusals} >= {"model.safetensors"}
+        assert passage.exit_code == code
         shutil.rmtree(checkpoints / f"{prefix}step-00000010-1")
     (place / "models" / "link").symlink_to(checkpoints / "step-00000010")
     assert [each.path.name for each in gate.examine([place / "models"], trust(place)).refusals] == ["link"]

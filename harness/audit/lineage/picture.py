@@ -8,14 +8,15 @@ nothing that it says is believed. Not checked here are payload bytes, the log an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.audit.folders import exported, prepared, story
 from harness.audit.folders.story import Story
-from harness.audit.run import handover, seen
+from harness.audit.run import handover, seen, undisturbed
 from harness.audit.run.seen import Seen
 from harness.errors import EvidenceIncomplete, HarnessError
 from harness.format import files, layout
@@ -91,6 +92,15 @@ def read(path: Path, policy: Policy | None, beside: Sequence[Path] = ()) -> Pict
     Raises `UsageError` when ``path`` is neither, `EvidenceIncomplete` for a run without any checkpoint,
     `EnvironmentFault` for a disk that cannot be read.
     """
+
+    def failures(picture: Picture) -> list[Hashable]:
+        broken = (node.key for node in picture.graph.nodes if node.state == "unreadable")
+        return [*picture.findings, *broken]
+
+    return undisturbed.read(path, partial(_read, path, policy, beside), failures)
+
+
+def _read(path: Path, policy: Policy | None, beside: Sequence[Path]) -> Picture:
     findings = Findings()
     paths = [path, *beside]
     sealed = [_sealed(each, policy, findings) for each in paths if _is_sealed(each)]
@@ -144,7 +154,7 @@ def _told(path: Path, policy: Policy | None, findings: Findings) -> list[Story |
         trust = findings.attempt(rotation.CHECK, handover.trust, path, policy, shown)
         policy = policy if trust is None else trust.policy
     folders = [path] if alone else list(_folders(RunFolder(path), findings))
-    found = [_read(folder, policy, findings, shown.bundles) for folder in folders]
+    found = [_read_folder(folder, policy, findings, shown.bundles) for folder in folders]
     if policy is not None and not alone:
         _check_lineage([each for each in found if isinstance(each, Story)], findings)
     return found
@@ -159,7 +169,7 @@ def _folders(run: RunFolder, findings: Findings) -> Iterator[Path]:
             findings.note(f"not drawn: {path.name}")
 
 
-def _read(
+def _read_folder(
     folder: Path, policy: Policy | None, findings: Findings, shown: Mapping[str, str]
 ) -> Story | Unreadable:
     name = layout.name_of(folder)

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ _WEIGHTS = (
 """Endings of what common loaders take for weights."""
 
 _UNSIGNED = "is weights that no verified folder holds"
+_UNFINISHED = "is of a save that goes on or was cut off, not signed yet; wait, or name one checkpoint"
 _LINK = "is a link to a folder; give the gate the folder itself"
 _VERDICTS = {0: "admitted", 1: "refused", 4: "cannot tell"}
 
@@ -112,17 +113,35 @@ def _below(path: Path) -> Iterator[Path | Refusal]:
             yield from _below(entry)
 
 
-def _loose_in_run(root: Path) -> Iterator[Refusal]:
+def _loose_in_run(root: Path) -> list[Refusal]:
     """Weights in a run folder that are in no checkpoint which `harness verify` has looked into."""
     run = RunFolder(root)
-    signed = {*run.complete(), *run.pruned()}
-    signed |= {entry for entry in run.aside() if entry.name.startswith(layout.NONFINITE)}
-    for folder, folders, names in os.walk(root):
+    while True:
+        signed = _signed(run)
+        loose = list(_loose(root, signed))
+        if _signed(run) == signed:  # else a job has published or pruned a checkpoint meanwhile
+            return loose
+
+
+def _signed(run: RunFolder) -> set[Path]:
+    nonfinite = (entry for entry in run.aside() if entry.name.startswith(layout.NONFINITE))
+    return {*run.complete(), *run.pruned(), *nonfinite}
+
+
+def _loose(root: Path, signed: Set[Path]) -> Iterator[Refusal]:
+    for folder, folders, names in os.walk(root, onerror=_refuse_unreadable):
         here = Path(folder)
         folders[:] = sorted(name for name in folders if here / name not in signed)
         yield from (Refusal(here / name, _LINK) for name in folders if (here / name).is_symlink())
+        unfinished = here.name.startswith(layout.TEMPORARY)
+        what, code = (_UNFINISHED, EvidenceIncomplete.exit_code) if unfinished else (_UNSIGNED, 1)
         loose = (name for name in sorted(names) if name.lower().endswith(_WEIGHTS))
-        yield from (Refusal(here / name, _UNSIGNED) for name in loose)
+        yield from (Refusal(here / name, what, code) for name in loose)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise files.unreadable(error, str(error.filename)) from error
 
 
 def _kind(path: Path) -> str | None:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from harness.audit.folders import exported, opening, payload, prepared
 from harness.audit.folders.opening import OpenedCheckpoint
-from harness.audit.run import handover, log_folder, made_under, own_files, seen, stamps
+from harness.audit.run import handover, log_folder, made_under, own_files, seen, stamps, undisturbed
 from harness.audit.run.handover import Trust
 from harness.audit.run.seen import Seen
 from harness.audit.run.stamps import Stamped
@@ -228,7 +228,13 @@ def _verify_sealed(
 def verify_checkpoint(
     folder: Path, policy: Policy, *, beside: Sequence[Path] = (), quiet: bool = False
 ) -> Report:
-    """Check one checkpoint by itself. Raises `EnvironmentFault` for a disk that cannot be read."""
+    """Check one checkpoint by itself. Raises `EnvironmentFault` for a disk that cannot be read,
+    `EvidenceIncomplete` for one that is removed meanwhile."""
+    check = partial(_verify_checkpoint, folder, policy, beside, quiet)
+    return undisturbed.read(folder, check, lambda report: report.findings)
+
+
+def _verify_checkpoint(folder: Path, policy: Policy, beside: Sequence[Path], quiet: bool) -> Report:
     started = time.perf_counter()
     findings, given = Findings(), policy
     shown = seen.beside(folder, policy)
@@ -276,7 +282,6 @@ def _miss_log(policy: Policy, findings: Findings, kind: str, folder: Path) -> No
         findings.missing(heads.CHECK, what, str(folder), remedy)
 
 
-@many.without_collections()
 def verify_run(
     root: Path,
     policy: Policy,
@@ -286,11 +291,33 @@ def verify_run(
     keep: own_files.Kept | None = None,
     quiet: bool = False,
 ) -> Report:
-    """Check a whole run. Raises `EnvironmentFault` for a disk that cannot be read.
+    """Check a whole run, which a job may go on with meanwhile (`harness.audit.run.undisturbed`).
 
     ``since``: one of ``policy.log_heads``; payload of checkpoints that it covers is not hashed.
     ``keep`` gets what is read of metrics.jsonl and run.yaml.
+
+    Raises `EnvironmentFault` for a disk that cannot be read, `EvidenceIncomplete` as `undisturbed.read`.
     """
+
+    def attempt() -> Report:
+        if keep is not None:
+            keep.lines.clear()
+            keep.config = None
+        return _verify_run(root, policy, beside=beside, since=since, keep=keep, quiet=quiet)
+
+    return undisturbed.read(root, attempt, lambda report: report.findings)
+
+
+@many.without_collections()
+def _verify_run(
+    root: Path,
+    policy: Policy,
+    *,
+    beside: Sequence[Path],
+    since: Kept | None,
+    keep: own_files.Kept | None,
+    quiet: bool,
+) -> Report:
     started = time.perf_counter()
     findings = Findings()
     run, given = RunFolder(root), policy
@@ -302,8 +329,8 @@ def verify_run(
             what = "the policy wants a head that witnesses have cosigned, and none is kept"
             findings.missing(heads.CHECK, what, str(root), "give it: --head FILE, or log_head in the policy")
         findings.all_of("file set", _links(run))
-        folders = _folders(run, findings)
         claimed = shown.book or _claimed(run)
+        folders = _folders(run, findings)  # after the log: what a job adds meanwhile is not in it yet
         earlier = incremental.known(claimed, since)
         opened = many.examine(folders, policy, findings, shown.bundles, earlier, quiet=quiet)
         known = [each for each in opened if each is not None]
