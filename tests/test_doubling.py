@@ -18,6 +18,7 @@ from harness.determinism import ledger as ledgers
 from harness.determinism.double import Checked
 from harness.determinism.ledger import Ledger
 from harness.format import ledger as document
+from harness.format.budget import percent
 from harness.training.step.doubling import AGAIN, FIRST, MOST_PAIRS, SECOND, Doubling
 from harness.workers import Workers
 
@@ -60,6 +61,7 @@ def instead_of_executing(doubling: Doubling, clock: Clock, cost: int, tell: Call
         clock.now += cost
         return Checked(True, (), frozenset(), 1, cost)
 
+    ledgers.catalogue()  # made once in a process, by the real clock
     doubling._double.check = check  # type: ignore[method-assign]
 
 
@@ -87,6 +89,33 @@ def test_an_operator_that_differs_is_measured_on_all_ranks_named_and_signed(plac
     text = place.harness("kernels", str(place.run), *whom).out
     assert "by up to 1 unit in the last place" in text
     assert place.harness("verify", str(place.run), *whom).code == 0
+
+
+@pytest.mark.slow
+def test_step_digests_over_the_budget_are_told_wherever_the_budget_is(place: Place) -> None:
+    """Oracle: a budget that nothing can keep. The screen tells it once, with what to do, and so do ledger,
+    kernels, show and report of one run; digests are a part of what was spent, the rest is looking."""
+    place.write("toy.yaml", config(place.run, determinism="{budget: 0.0001}"))
+    done = place.harness("train", "toy.yaml")
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if "step digests take" in line]
+    assert line.startswith("step 21: ")
+    assert "determinism.budget is 0.01 %" in line
+    assert "determinism.gradients_every and determinism.state_every" in line
+    events = (place.run / "events" / "rank-00000.jsonl").read_text()
+    assert events.count('"event":"over budget"') == 1
+    newest = place.run / "checkpoints" / "step-00000024"
+    budget = json.loads((newest / "ledger.json").read_bytes())["budget"]
+    assert budget["limit"] == 100 < budget["digests"] < budget["spent"]
+    stated = predicate(newest)["determinism"]["ledger"]["coverage"]  # type: ignore[index]
+    assert stated["budget_digests_ppm"] == budget["digests"]
+    shown = json.loads(place.harness("kernels", str(place.run), *keys(place), "--json").out)
+    assert shown["over_budget"].startswith("step digests alone take more than the budget")
+    text = place.harness("kernels", str(place.run)).out
+    assert f"of which step digests {percent(budget['digests'])}" in text
+    assert f"step digests alone {percent(budget['digests'])}" in place.harness("show", str(newest)).out
+    assert place.harness("report", str(place.run), "--out", "report", *keys(place)).code == 0
+    assert shown["over_budget"] in (place.root / "report" / "report.md").read_text().replace("\\", "")
 
 
 SHARDED = '{kind: "toy_task:Toy", options: {sharded: true}}'
@@ -232,6 +261,9 @@ def test_digests_are_paid_before_double_executions() -> None:
         clock.now += 10_000_000
         digests += 50_000
     assert 0.9 * budget <= (len(taken) * 25 + digests / 1e6) / (steps * 10) <= 1.01 * budget
+    told = doubling.spent(steps)
+    assert told.digests == pytest.approx(5_000, rel=0.01)
+    assert told.spent - told.digests == pytest.approx(len(taken) * 25 / (steps * 10) * 1e6, rel=0.1)
 
 
 @pytest.mark.parametrize(("steps", "second"), [(200, False), (1000, True)])
@@ -315,10 +347,12 @@ def test_what_it_costs_stays_within_the_budget(budget: float, monkeypatch: pytes
     assert taken[:2] == [FIRST, SECOND]
     assert len(taken) * 25 >= budget * steps * 10 * 0.9
     doubling.settle(steps)
+    assert ledger._findings.budget == doubling.spent(steps)
     told = document.Ledger.parse(ledger.to_bytes(), "test").budget
     assert told is not None
     assert told.steps == steps
     assert told.spent <= told.limit == round(budget * 1_000_000)
+    assert (told.digests, told.reason) == (0, None)
 
 
 def test_clean_executions_refute_a_suspicion() -> None:

@@ -17,6 +17,7 @@ from harness.commands import kernels
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import layout, strict_json
 from harness.format import ledger as document
+from harness.format.budget import Budget
 from harness.format.ledger import Catalogue, Coverage, Ledger, Mitigated, Row
 from harness.format.manifest import FileEntry, Manifest, state_digest
 from harness.provenance.seal import seal
@@ -122,6 +123,38 @@ def test_rows_are_printed_with_what_to_act_on(tmp_path):
     assert outcome.document["verified"] is False
     assert outcome.document["rows"][0]["op"] == "aten.index_put"
     json.dumps(outcome.document)
+
+
+def test_what_looking_has_cost_is_told_by_what_it_was_spent_on(tmp_path):
+    """Oracle: the numbers; the budget of an earlier version's ledger, which does not tell digests apart."""
+    earlier = json.loads(replace(LEDGER, budget=Budget(10_000, 17_000, 400)).to_bytes())
+    del earlier["budget"]["digests"]
+    budgets = {
+        "it cost 1.7 % of the time of 400 steps; the budget is 1 %": (
+            Ledger.parse(json.dumps(earlier).encode(), "test").budget,
+            None,
+        ),
+        "it cost 1.7 % of the time of 400 steps, of which step digests 1.2 %; the budget is 1 %": (
+            Budget(10_000, 17_000, 400, 12_000),
+            "step digests alone take more than the budget",
+        ),
+        "it cost 1.7 % of the time of 400 steps, of which step digests 0.9 %; the budget is 1 %": (
+            Budget(10_000, 17_000, 400, 9_000),
+            "the first census and the first double execution come in any case",
+        ),
+        "it cost 0.9 % of the time of 1 step, of which step digests 0.5 %; the budget is 1 %": (
+            Budget(10_000, 9_000, 1, 5_000),
+            None,
+        ),
+    }
+    for step, (words, (budget, reason)) in enumerate(budgets.items(), start=1):
+        folder = write(tmp_path, replace(LEDGER, budget=budget).to_bytes(), step=step)
+        outcome = run(folder, tmp_path / "me.ed25519.pub")
+        assert f"  {words}\n" in outcome.text
+        assert (outcome.document["over_budget"] or "").startswith(reason or "")
+        assert (outcome.document["over_budget"] is None) == (reason is None)
+        assert reason is None or reason in outcome.text
+    assert "budget_digests_ppm" not in document.flat_coverage(Ledger.parse(json.dumps(earlier).encode(), ""))
 
 
 def test_a_run_means_its_newest_checkpoint(tmp_path):

@@ -130,6 +130,24 @@ def test_the_ranks_divide_the_batch() -> None:
         planned("tiny.yaml", 3)
 
 
+def test_step_digests_over_the_budget_are_told_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: bytes counted by hand, of AdamW on fp32 weights: 4 a parameter of gradients at each step, 12 of
+    state every 20; 6 FLOPs a parameter and token are about those of a decoder."""
+    few = ["plan", "configs/gpt-124m.yaml", "train.global_batch=1", "train.micro_batch=1"]
+    assert main([*few, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["digest_bytes"] == pytest.approx((4 + 12 / 20) * planned["parameters"], rel=0.01)
+    share = 12 * planned["digest_bytes"] / planned["flops_per_step"]
+    assert share == pytest.approx(12 * 4.6 / 6 / planned["units_per_step"], rel=0.3)
+    budget = f"determinism.budget={share * 0.4:.6f}"
+    told = []
+    for words in (few, [*few, budget], [*few, budget, "determinism.step_digests=false"]):
+        assert main(words) == 0
+        told.append([row for row in capsys.readouterr().out.splitlines() if row.startswith("step digests")])
+    assert (told[0], told[2]) == ([], [])
+    assert "determinism.gradients_every and determinism.state_every 3 times as large" in told[1][0]
+
+
 def test_what_is_kept_is_what_is_on_disk() -> None:
     """Oracle: three checkpoints of tiny.yaml; an old one goes after the new one is there."""
     every, two = planned("tiny.yaml"), planned("tiny.yaml", 1, "checkpoint.keep=1")

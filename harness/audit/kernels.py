@@ -44,6 +44,7 @@ def document(ledger: Ledger) -> dict[str, Any]:
     return {
         **dataclasses.asdict(ledger),
         "observed_anything": ledger.observed_anything,
+        "over_budget": None if ledger.budget is None else ledger.budget.reason,
         "not_looked_at": not_looked_at(ledger),
     }
 
@@ -131,9 +132,9 @@ def _lines(ledger: Ledger) -> Iterator[str]:
     if not ledger.coverage:
         yield "  nothing"
     if ledger.budget is not None:
-        spent, limit = (f"{each / 10_000:.2g} %" for each in (ledger.budget.spent, ledger.budget.limit))
-        steps = counted(ledger.budget.steps, "step")
-        yield f"  it cost {spent} of the time of {steps}; the budget is {limit}"
+        yield f"  {ledger.budget.words}"
+        if ledger.budget.reason is not None:
+            yield f"  {ledger.budget.reason}"
     yield "not looked at"
     yield from (f"  {gap}" for gap in not_looked_at(ledger))
 

@@ -17,6 +17,7 @@ from harness.audit.folders.story import Story
 from harness.audit.tiers import evidence, rules
 from harness.audit.tiers import text as tier_text
 from harness.errors import EvidenceIncomplete, VerificationFailed, visible
+from harness.format.budget import percent
 from harness.format.ledger import EVIDENCE, SUSPECTED, Ledger
 from harness.terminal import style
 from harness.words import counted, listed
@@ -192,6 +193,7 @@ def _result(story: Story) -> Iterator[Line]:
         f"mode {determinism['mode']}" + (f", threads: {threads}" if threads is not None else ""),
     )
     yield "ledger", _ledger_summary(determinism["ledger"])
+    yield from _over_budget(determinism["ledger"])
     room = WIDTH - _LABEL - 1
     told = rules.compute(evidence.of_story(story))
     yield from _some("tier", [text for _, text in tier_text.lines(told)], _MOST_TIER_LINES)
@@ -221,6 +223,16 @@ def _ledger_summary(summary: Mapping[str, Any] | None) -> str:
         return f"not observed{kinds}"
     suspected = sum(summary[kind] for kind in SUSPECTED)
     return f"{counted(suspected, 'order-dependent operator')} seen{kinds}"
+
+
+def _over_budget(summary: Mapping[str, Any] | None) -> Iterator[Line]:
+    """What looking has cost, where that is more than it may: what the statement signs of it."""
+    coverage = {} if summary is None else summary["coverage"]
+    spent, limit, digests = (coverage.get(f"budget_{name}_ppm") for name in ("spent", "limit", "digests"))
+    if spent is None or limit is None or spent <= limit:
+        return
+    alone = "" if digests is None else f", step digests alone {percent(digests)}"
+    yield "", f"looking cost {percent(spent)} of the time{alone}; the budget is {percent(limit)}"
 
 
 def _variations(story: Story, facts: Mapping[str, Any]) -> Iterator[str]:

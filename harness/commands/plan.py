@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from harness import config, environment
 from harness.commands import Outcome
 from harness.errors import UsageError
+from harness.format.budget import percent, remedy
 from harness.settings import Settings
 from harness.training.beginning import own_policy
 from harness.training.doctor.machine import signing_key
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if end is not None:
         early = "before the run: " if seconds is not None and seconds > end.seconds else ""
         rows.append(("  ends", f"{early}{end.words}"))
+    rows += [] if arguments.gpu else _digests(planned, settings)
     if seconds is not None:
         rows.append(("time", f"{human_seconds(seconds)}  {assumption}"))
     width = max(len(name) for name, _ in rows)
@@ -147,6 +149,24 @@ def _elastic(planned: Plan, settings: Settings) -> list[tuple[str, str]]:
         if settings.parallel == "ddp":
             text += f"; {_MEASURED}"
     return [("elastic", text)]
+
+
+def _digests(planned: Plan, settings: Settings) -> list[tuple[str, str]]:
+    """Step digests that by themselves take more than the budget, on a CPU."""
+    from harness.training.plan import FLOPS_OF_A_BYTE
+
+    budget = settings.determinism.budget
+    if not budget or not planned.flops_per_step or settings.determinism.mode == "off":
+        return []
+    share = planned.digest_bytes * FLOPS_OF_A_BYTE * planned.world_size / planned.flops_per_step
+    if share <= budget:
+        return []
+    taken, limit = (round(each * 1_000_000) for each in (share, budget))
+    text = (
+        f"about {percent(taken)} of the time of a step on a CPU, where a byte takes as long as "
+        f"{FLOPS_OF_A_BYTE} FLOPs; determinism.budget is {percent(limit)}: {remedy(taken, limit)}"
+    )
+    return [("step digests", text)]
 
 
 def _store(planned: Plan, settings: Settings) -> list[tuple[str, str]]:

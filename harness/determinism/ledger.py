@@ -33,7 +33,8 @@ from harness.determinism.catalogue import STRICT, Entry, catalogue
 from harness.determinism.double import Checked, Difference
 from harness.determinism.settings import Mode
 from harness.format import ledger as document
-from harness.format.ledger import Budget, Catalogue, Coverage, Mitigated, NonFinite, Row, Source
+from harness.format.budget import Budget
+from harness.format.ledger import Catalogue, Coverage, Mitigated, NonFinite, Row, Source
 
 _NEVER = sys.maxsize
 _IDLE: AbstractContextManager[None] = nullcontext()

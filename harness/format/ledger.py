@@ -33,6 +33,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from harness.errors import VerificationFailed
 from harness.format import strict_json
+from harness.format.budget import Budget
 
 FORMAT = "harness-ledger/1"
 EVIDENCE = ("measured", "documented", "observed", "unknown", "refuted")
@@ -44,7 +45,7 @@ MAX_ROWS = 100_000
 
 Record = TypeVar("Record")
 
-_LATER = frozenset({"module", "ulp", "budget", "not_executed_twice", "nonfinite"})
+_LATER = frozenset({"module", "ulp", "budget", "digests", "not_executed_twice", "nonfinite"})
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,6 @@ class Coverage:
     items: int
     """Operators, graph nodes, generated files or kernels seen."""
     microseconds: int
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What looking may cost, and has cost in the newest launch, in millionths of the time of its steps."""
-
-    limit: int
-    spent: int
-    steps: int
-    """Steps of the launch by then."""
 
 
 AGAIN = ("same bits", "other bits", "finite", "elsewhere", "not executed")
@@ -264,6 +255,8 @@ def flat_coverage(ledger: Ledger) -> dict[str, str | int | bool]:
         flat["catalogue_sha256"] = ledger.catalogue.sha256
     if ledger.budget is not None:
         flat |= {"budget_limit_ppm": ledger.budget.limit, "budget_spent_ppm": ledger.budget.spent}
+        if ledger.budget.digests is not None:
+            flat["budget_digests_ppm"] = ledger.budget.digests
     if ledger.not_executed_twice:
         flat["not_executed_twice"] = "; ".join(ledger.not_executed_twice)
     if ledger.nonfinite:

@@ -373,7 +373,8 @@ def _kernels(run: Run) -> list[Block]:
     else:
         looked = ledger.observed_anything
         blocks.append(Paragraph("None was seen, as far as was looked:" if looked else "Nobody has looked:"))
-    blocks.append(Bullets(not_looked_at(ledger)))
+    cost = [] if ledger.budget is None else [f"looking: {ledger.budget.words}", ledger.budget.reason]
+    blocks.append(Bullets([*not_looked_at(ledger), *(each for each in cost if each is not None)]))
     return blocks
 
 

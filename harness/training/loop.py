@@ -190,6 +190,8 @@ def train(
                 _quiet_collector(stack)
             elif told.compiled:
                 current.look_again(step, ledger)
+            if step == start + startup.SETTLED:
+                startup.tell_digests(current, step, screen, events)
             if told.flag:
                 break
 

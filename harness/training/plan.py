@@ -7,7 +7,7 @@ fragments, kernel workspaces) is not counted, and `compile` saves some of the ac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ from harness.tasks.language import shape_of
 
 _FLOAT = 4
 _VALUE_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
+FLOPS_OF_A_BYTE = 12
+"""As long as so many FLOPs of a step takes the digest of a byte on a CPU: scripts/bench/README.md,
+`digest.py`."""
 ASSUMED_MFU = 0.4
 """Of a GPU's peak; GPT 124M reached 0.32 to 0.41 on H100 in the logs of modded-nanogpt and llm.c."""
 
@@ -107,6 +110,8 @@ class Plan:
     """The same in `checkpoint.store`; 0 without one."""
     elastic: Elastic | None
     """What `determinism.elastic` costs; None without it."""
+    digest_bytes: int
+    """Bytes of gradients and state that a rank digests at a step, on average; 0 without step digests."""
 
 
 def plan(settings: Settings, base: Path, world_size: int) -> Plan:
@@ -162,7 +167,17 @@ def plan(settings: Settings, base: Path, world_size: int) -> Plan:
         disk_bytes=checkpoint * (1 if settings.checkpoint.store_only else _at_once(written, settings)),
         store_bytes=checkpoint * _at_once(written, settings) if settings.checkpoint.store else 0,
         elastic=price,
+        digest_bytes=_digested(sizes, settings) // world_size,
     )
+
+
+def _digested(sizes: Mapping[str, int], settings: Settings) -> int:
+    """Bytes of all ranks at a step, on average; those of checkpoints besides are left out."""
+    chosen = settings.determinism
+    if not chosen.step_digests:
+        return 0
+    every = ((sizes["trainable"], chosen.gradients_every), (sizes["checkpoint"], chosen.state_every))
+    return sum(size // steps for size, steps in every if steps)
 
 
 def elastic(gradients: int, world_size: int, settings: Settings) -> Elastic:

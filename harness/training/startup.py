@@ -10,6 +10,7 @@ from harness.checkpoint.writer import CheckpointWriter
 from harness.determinism.ledger import Ledger
 from harness.errors import TrainingFailed
 from harness.format import strict_json
+from harness.format.budget import percent, remedy
 from harness.format.layout import RunFolder
 from harness.settings import Settings
 from harness.signals import StopRequest
@@ -21,6 +22,8 @@ from harness.training.ranks import distributed, failure
 from harness.training.ranks.watchdog import Watchdog
 from harness.training.step.doubling import Doubling
 from harness.training.step.session import Session
+from harness.training.metrics import Events
+from harness.training.screen import Screen
 from harness.workers import Workers
 
 
@@ -94,6 +97,24 @@ def doubling(
         budget=settings.determinism.budget,
         digest_ns=lambda: current.digest_ns,
     )
+
+
+SETTLED = 21
+"""Steps of a launch after which its step digests have a cost: of gradients, and by default of one state."""
+
+
+def tell_digests(current: Session, step: int, screen: Screen, events: Events) -> None:
+    """Say that step digests alone take more than ``determinism.budget``, if so, and what to do."""
+    if current.doubling is None:
+        return
+    budget = current.doubling.spent(step)
+    if budget.digests is None or budget.digests <= budget.limit:
+        return
+    took = f"step digests take {percent(budget.digests)} of the time of a step"
+    allowed = f"determinism.budget is {percent(budget.limit)}"
+    text = f"{took}, and {allowed}: {remedy(budget.digests, budget.limit)}"
+    screen.say(f"step {step}: {text}")
+    events.write("over budget", "warning", step=step, reason=text)
 
 
 def evaluation_batches(task: Task, settings: Settings) -> Sequence[Batch]:

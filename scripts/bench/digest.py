@@ -116,6 +116,11 @@ def main() -> None:
     ratio = medians["gradients"] / medians["floor"]
     print(f"gradients over the floor: {ratio:.2f}")
     every = Determinism().state_every
+    first = medians[next(iter(steps))]
+    flops = model.flops_per_token(SIZES["length"]) * SIZES["length"] * arguments.batch[0]
+    held = sum(each.numel() * each.element_size() for each in parameters)
+    per_byte = (medians["gradients"] + medians["state"]) / (4 * held) * flops / first
+    print(f"a byte digested takes as long as {per_byte:.1f} FLOPs of the first step")
     print(f"gradients at every step, state every {every}:")
     shares = {}
     for name in steps:

@@ -10,7 +10,7 @@ the others by the same rule.
 
 All looking is paid for: double executions, censuses, reading generated code, and the digests of steps. These
 come at the steps that the config says, so the rest has what they leave of the budget, and waits where they
-leave nothing.
+leave nothing. The ledger says of what was spent how much they were.
 
 The ranks agree on the step: a rank that looked alone would keep the others waiting, and FSDP2's passes need
 every rank.
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from harness.checkpoint.rng import Generator
 from harness.determinism.double import Checked, Double
 from harness.determinism.ledger import Ledger
-from harness.format.ledger import Budget
+from harness.format.budget import Budget
 from harness.workers import Workers
 
 FIRST, SECOND = 3, 8
@@ -126,9 +126,14 @@ class Doubling:
 
     def settle(self, step: int) -> None:
         """Write down what looking has cost by the end of update ``step``."""
+        self._ledger.budgeted(self.spent(step))
+
+    def spent(self, step: int) -> Budget:
+        """What looking has cost by the end of update ``step``."""
         elapsed = self._elapsed()
-        spent = _MILLION * self._spent() // elapsed if elapsed > 0 else 0
-        self._ledger.budgeted(Budget(round(self._budget * _MILLION), spent, step - self._start))
+        costs = (self._spent(), self._digest_ns() - self._first_digests)
+        spent, digests = (_MILLION * each // elapsed if elapsed > 0 else 0 for each in costs)
+        return Budget(round(self._budget * _MILLION), spent, step - self._start, digests)
 
     def _due(self, step: int) -> bool:
         if self._began is None and step > self._start + 1:
