@@ -22,8 +22,8 @@ from harness.training.ranks import distributed, failure
 from harness.training.ranks.watchdog import Watchdog
 from harness.training.step.doubling import Doubling
 from harness.training.step.session import Session
-from harness.training.metrics import Events
-from harness.training.screen import Screen
+from harness.training.telemetry.metrics import Events
+from harness.training.telemetry.screen import Screen
 from harness.workers import Workers
 
 

@@ -15,7 +15,7 @@ after one that was not is a difference that was measured. What the run's own has
 
 At most three updates and some twenty executions of a micro-batch. Ranks wait for each other only between the
 two parts, unless their passes communicate, as those of FSDP2 do and those of models with collectives of their
-own: then all execute alike (`harness.training.meeting`), until one of them raises.
+own: then all execute alike (`harness.training.ranks.meeting`), until one of them raises.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from harness.determinism.ledger import Ledger
 from harness.determinism.origin import Origin, first_origin, not_finite
 from harness.determinism.sandbox import Sandbox
 from harness.format.ledger import COMPILED, UNSEEN, NonFinite
-from harness.training.meeting import Meeting, PartedError
+from harness.training.ranks.meeting import Meeting, PartedError
 from harness.training.step import readback
 from harness.training.step.session import Session
 from harness.words import listed
