@@ -210,6 +210,15 @@ def test_the_thread_count_is_read_back_not_remembered():
         torch.set_num_threads(before)
 
 
+def test_a_machine_with_other_cores_is_the_same_stack_where_operators_have_as_many_threads(monkeypatch):
+    """Oracle: what torch asks the machine for and no operator uses."""
+    before = settings.stack()
+    monkeypatch.setattr(torch, "get_num_interop_threads", lambda: 96)
+    monkeypatch.setattr(os, "cpu_count", lambda: 192)
+    assert settings.stack() == before
+    assert 96 not in before.values()
+
+
 def test_the_stack_is_flat_plain_and_repeatable():
     """Oracle: values that JSON has, the same when asked twice, every setting among them."""
     stack = settings.stack()

@@ -87,6 +87,9 @@ def test_every_world_size_and_every_change_of_it_makes_the_same_run(place: Place
         ({"task": '{kind: "toy_task:Toy", options: {sharded: true, own_process: true}}', "parallel": "fsdp2"},
          2,
          "rank 1 gets other gradients than rank 0, in 1 of 1 units of FSDP2"),
+        ({"task": '{kind: "toy_task:Toy", options: {sharded: true, skipping: true}}', "parallel": "fsdp2"},
+         2,
+         "rank 0 comes to `2` on the way forward, rank 1 to `3` on the way forward"),
         ({}, 3, "16 is not a multiple of train.micro_batch 2 x 3 processes"),
     ],
 )  # fmt: skip

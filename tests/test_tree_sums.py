@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from harness.training.elastic.tree_sums import ShardSums
 from harness.workers import Workers
 
 RANKS, SHARDS = 2, 4
+ALONE = Workers.alone(torch.device("cpu"))
 
 
 def test_each_bucket_is_sent_while_the_backward_pass_of_the_last_shard_still_runs(
@@ -78,16 +80,58 @@ def test_each_bucket_is_sent_while_the_backward_pass_of_the_last_shard_still_run
         torch.testing.assert_close(one, 2 * other)
 
 
+def learned(*passed: tuple[str, str, int]) -> Order:
+    """An order of this process alone."""
+    order = Order(ALONE)
+    order.learn(True)
+    for each in passed:
+        order.require(*each)
+    order.learn(False)
+    return order
+
+
 def test_a_rank_that_would_send_something_else_is_stopped_before_it_does() -> None:
     """Oracle: the order that was learned, in every pass after it; the unit that did not come is named."""
-    order = Order()
-    order.learn(True)
-    for unit, elements in (("head", 8), ("block", 16)):
-        order.require(unit, elements)
-    order.learn(False)
+    order = learned(("back", "head", 8), ("back", "block", 16))
     for unit, elements in 2 * (("head", 8), ("block", 16)):
-        order.require(unit, elements)
+        order.require("back", unit, elements)
     with pytest.raises(TrainingFailed, match="a parameter of `head` gets no gradient from a micro-batch"):
-        order.require("block", 16)
+        order.require("back", "block", 16)
     with pytest.raises(TrainingFailed, match="a parameter of `block` gets no gradient from a micro-batch"):
-        order.require("block", 12)
+        order.require("back", "block", 12)
+
+
+def test_a_unit_that_only_some_micro_batches_use_is_named_whether_it_is_missing_or_comes() -> None:
+    """Oracle: one block skipped where it came in the pass that was learned, and one that had not come."""
+    for learnt, comes in ((("one", "rare", "last"), ("one", "last")), (("one", "last"), ("one", "rare"))):
+        order = learned(*(("forward", each, 0) for each in learnt))
+        order.require("forward", comes[0])
+        with pytest.raises(TrainingFailed, match="`rare` is left out by some micro-batches and used by"):
+            order.require("forward", comes[1])
+    one = learned(("forward", "rare", 0), ("back", "rare", 8))
+    with pytest.raises(TrainingFailed, match="`rare` is left out by some micro-batches and used by"):
+        one.require("back", "root", 8)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "says"),
+    [
+        (("forward", "block"), ("forward", "last"), "to `block` on the way forward, rank 1 to `last` on"),
+        (("forward", ""), ("forward", "last"), "to the end of the way forward, rank 1 to `last` on"),
+        (("back", "block", 8), ("back", "block", 6), "to `block` on the way back with 8 elements, rank"),
+    ],
+)
+def test_ranks_that_make_other_passes_are_told_apart_before_they_wait_for_each_other(
+    here: tuple[Any, ...], there: tuple[Any, ...], says: str
+) -> None:
+    """Oracle: what the other rank says that it comes to."""
+
+    class Pair(Workers):
+        def gather_bytes(self, data: bytes) -> list[bytes]:
+            """The other rank's passes, and then its agreement that they differ."""
+            return [data, json.dumps([*there, 0][:3]).encode() if data.startswith(b"[") else data]
+
+    order = Order(Pair(0, 2, torch.device("cpu"), "none", None, 1))
+    order.learn(True)
+    with pytest.raises(TrainingFailed, match=f"rank 0 comes {says}"):
+        order.require(*here) if here[1] else order.ends(here[0])

@@ -33,13 +33,26 @@ class Noisy(nn.Module):
         return self.last(self.drop(torch.relu(self.normal(self.first(x)))))  # type: ignore[no-any-return]
 
 
+class Skipping(nn.Sequential):
+    """Linear layers, each a unit of its own under FSDP2; rank 1 leaves the last but one out."""
+
+    _no_split_modules = ("Linear",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        for layer in layers[:-2] if os.environ.get("RANK") == "1" else layers[:-1]:
+            x = layer(x)
+        return layers[-1](x)  # type: ignore[no-any-return]
+
+
 class Toy(Task):
     """Classify the sign pattern of noise.
 
     ``poison`` makes the loss of that call NaN, ``crash`` raises in that call on rank 1, ``pause`` makes every
     call last so many milliseconds longer, so that a test can hit the middle of a run. ``plain`` leaves out
     noise, dropout and batch statistics: nothing then depends on which rank has which sample. ``sharded`` has
-    dropout and noise from the global generators only; ``own_process`` differs between processes.
+    dropout and noise from the global generators only; ``own_process`` differs between processes, and
+    ``skipping`` between ranks.
     """
 
     samples = 50
@@ -58,6 +71,7 @@ class Toy(Task):
         plain: bool = False,
         sharded: bool = False,
         own_process: bool = False,
+        skipping: bool = False,
     ) -> None:
         self._noise = torch.Generator().manual_seed(seed)
         self._numpy = np.random.default_rng(seed)
@@ -65,12 +79,15 @@ class Toy(Task):
         self._width, self._poison, self._crash = width, poison, crash
         self._pause, self._calls = pause / 1000, 0
         self._plain, self._sharded, self._own_process = plain, sharded, own_process
+        self._skipping = skipping
         self._x = torch.randn(self.samples, 8, generator=torch.Generator().manual_seed(seed))
 
     def identity(self) -> Identity:
         return Identity("toy", {"corpus": "0" * 64, "tokenizer": None}, {"samples": self.samples}, {})
 
     def build_model(self) -> nn.Module:
+        if self._skipping:
+            return Skipping(*(nn.Linear(8, 8) for _ in range(3)), nn.Linear(8, 4))
         if self._plain:
             return nn.Sequential(nn.Linear(8, self._width), nn.ReLU(), nn.Linear(self._width, 4))
         if self._sharded:

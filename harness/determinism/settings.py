@@ -225,10 +225,11 @@ def _cuda_flags() -> dict[str, Value]:
 
 
 def _processor_settings() -> dict[str, Value]:
+    """Threads inside operators cut sums. Those between operators run TorchScript's `fork` and nothing else:
+    their number, which torch takes from the cores of the machine, is not among what decides."""
     threads = re.search(r"mkl_get_max_threads\(\)\s*:\s*(\d+)", torch.__config__.parallel_info())
     return {
         "threads": torch.get_num_threads(),
-        "interop_threads": torch.get_num_interop_threads(),
         "mkl_threads": int(threads[1]) if threads else None,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "mkldnn": bool(torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()),

@@ -151,8 +151,8 @@ class _Rehearsal:
         buffers = {name: each.clone() for name, each in model.named_buffers() if name in saved}
         # The first one fills caches and is watched. What is compiled is traced where nobody sees it, so here
         # it runs as it is written.
-        with _as_written(compiled), Peers() as seen:
-            self._pass(0)
+        with _as_written(compiled), Peers() as seen, sums.agreed() as ends:
+            self._pass(0, ends)
         self._note(lambda: _refuse_peers(seen, task, "computes a micro-batch"))
         self._evaluate()
         sums.compare()
@@ -222,8 +222,9 @@ class _Rehearsal:
     def _note_wrong(self, what: str, remedy: str) -> None:
         self._wrong.append(TrainingFailed(what, where=_WHERE, remedy=remedy))
 
-    def _pass(self, shard: int) -> tuple[list[str], Tensor]:
-        """Forward and backward of ``shard`` as the first update has it; the gradients are taken away."""
+    def _pass(self, shard: int, ends: Callable[[str], None] = lambda _: None) -> tuple[list[str], Tensor]:
+        """Forward and backward of ``shard`` as the first update has it; the gradients are taken away.
+        ``ends`` is called where each of the two ways does."""
         session = self._session
         batch = self._samples(shard)
         seed_shard(session.seed, shard, 0)
@@ -233,7 +234,9 @@ class _Rehearsal:
             self._note_wrong(
                 f"the loss has shape {tuple(loss.shape)}, and must be a scalar", "return its mean or sum"
             )
+        ends("forward")
         loss.backward()
+        ends("back")
         gradients: dict[str, Tensor] = {}
         for name, parameter in session.model.named_parameters():
             if parameter.requires_grad and parameter.grad is None:

@@ -9,45 +9,117 @@ gradients that are first added up inside a rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
 
 from harness.determinism import tree
+from harness.errors import TrainingFailed
 from harness.training.elastic.tree_sums import Differing, without_gradient
 from harness.training.optimizer import local
 from harness.workers import Workers
 
+FORWARD, BACKWARD = "forward", "back"
+_Passed = tuple[str, str, int]
+"""The way, the unit, and the elements that it sends."""
+
 
 class Order:
-    """What a backward pass brings together, in its order: the same in every pass and on every rank, or gloo
-    ends the process, and others add what does not belong together."""
+    """What a pass gathers on its way forward and adds on its way back, in its order: the same in every pass
+    and on every rank, or gloo ends the process, waits for ever, or mixes what does not belong together."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
         self._learning = False
-        self._passes: list[tuple[str, int]] = []
+        self._pass: list[_Passed] = []
         self._next = 0
 
     def learn(self, learning: bool) -> None:
-        """Take the passes from here on for the order, or from here on compare with it."""
+        """Take the pass from here on for the order, in which the ranks agree before each thing that they do
+        together, or from here on compare with it, each rank for itself."""
         if learning:
-            self._passes = []
+            self._pass = []
         self._learning, self._next = learning, 0
 
-    def require(self, unit: str, elements: int) -> None:
-        """``unit`` sends so many. Raises `TrainingFailed` when that is not what comes next."""
+    def require(self, way: str, unit: str, elements: int = 0) -> None:
+        """``unit`` comes next on its ``way``, and sends so many. Raises `TrainingFailed` when another one
+        did in the pass that was learned, or, while that is made, when another one does on another rank."""
+        what = (way, unit, elements)
         if self._learning:
-            self._passes.append((unit, elements))
-        elif self._passes:
-            wanted = self._passes[self._next % len(self._passes)]
+            self._agree(what)
+            self._pass.append(what)
+        elif self._pass:
+            at = self._next % len(self._pass)
             self._next += 1
-            if (unit, elements) != wanted:
-                raise without_gradient(f"a parameter of `{wanted[0]}`")
+            if what != self._pass[at]:
+                # One that comes later was reached too early: what should have come before it is missing.
+                raise _left_out(self._pass[at] if way == BACKWARD or what in self._pass[at:] else what)
+
+    def ends(self, way: str) -> None:
+        """The pass is over on its ``way``; checked between the ranks while the order is learned."""
+        if self._learning:
+            self._agree((way, "", 0))
+
+    def _agree(self, what: _Passed) -> None:
+        every = [json.loads(each) for each in self._workers.gather_bytes(json.dumps(what).encode())]
+        odd = next((rank for rank, each in enumerate(every) if each != every[0]), None)
+        if odd is None:
+            return
+
+        def differ() -> None:
+            raise TrainingFailed(
+                f"the ranks make other passes of the same samples: rank 0 comes to {_in_words(*every[0])}, "
+                f"rank {odd} to {_in_words(*every[odd])}",
+                where="determinism.elastic",
+                remedy="run the same modules on every rank, or set determinism.elastic=false",
+            )
+
+        self._workers.together(differ)
+
+
+def _in_words(way: str, unit: str, elements: int) -> str:
+    if not unit:
+        return f"the end of the way {way}"
+    return f"`{unit}` on the way {way}" + (f" with {elements} elements" if elements else "")
+
+
+def _left_out(passed: _Passed) -> TrainingFailed:
+    way, unit, _ = passed
+    if way == BACKWARD:
+        return without_gradient(f"a parameter of `{unit}`")
+    return TrainingFailed(
+        f"`{unit}` is left out by some micro-batches and used by others, so its sum has no fixed tree",
+        where="determinism.elastic",
+        remedy="use it in every micro-batch (multiply by 0 to drop it), or set determinism.elastic=false",
+    )
+
+
+class WatchedAllGather(DefaultAllGather):
+    """Gathers the parameters of one FSDP2 unit as FSDP2's own does, in the order that every rank has."""
+
+    def __init__(self, unit: str, order: Order, model: nn.Module) -> None:
+        self._unit = unit
+        self._order = order
+        self._model = model
+
+    def __call__(self, *arguments: Any, **options: Any) -> dist.Work | None:
+        """As FSDP2's own.
+
+        An evaluation is in no pass, and what is gathered on the way back is planned by FSDP2 from the forward
+        passes before it, evaluations included: neither is compared.
+        """
+        if self._model.training and torch._C._current_graph_task_id() == -1:
+            self._order.require(FORWARD, self._unit)
+        work: dist.Work | None = super().__call__(*arguments, **options)
+        return work
 
 
 class TreeReduceScatter(ReduceScatter):
@@ -80,7 +152,7 @@ class TreeReduceScatter(ReduceScatter):
         ``op`` would be a sum, or an average where each rank had the loss of its own samples alone; here every
         loss is divided by the shards of the update, and the tree only adds.
         """
-        self._order.require(self.unit, input_tensor.numel())
+        self._order.require(BACKWARD, self.unit, input_tensor.numel())
         received = torch.empty_like(input_tensor)
         dist.all_to_all_single(received, input_tensor, group=group)
         rows = received.view(group.size(), -1)
@@ -103,11 +175,13 @@ class ShardedSums:
         self._counter = tree.Counter()
         self._losses: list[Tensor] = []
         self._units: list[TreeReduceScatter] = []
-        self._order = Order()
+        self._order = Order(workers)
         for name, module in model.named_modules():
             if isinstance(module, FSDPModule):
                 unit = TreeReduceScatter(name or type(module).__name__.removeprefix("FSDP"), self._order)
                 module.set_custom_reduce_scatter(unit)
+                if name:  # the whole stays gathered after an evaluation
+                    module.set_custom_all_gather(WatchedAllGather(unit.unit, self._order, model))
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
                 self._units.append(unit)
@@ -149,16 +223,22 @@ class ShardedSums:
         ordered = every.view(self._workers.world_size, -1).t().reshape(-1)
         return tree.summed(ordered) / len(ordered)
 
+    @contextmanager
+    def agreed(self) -> Iterator[Callable[[str], None]]:
+        """Around the first pass, which every rank makes of the same shard: what it gathers and adds is what
+        every pass does. Call what is given where it ends on its way forward, and back."""
+        self._order.learn(True)
+        yield self._order.ends
+        self._order.learn(False)
+
     def compare(self) -> None:
         """In the next pass every rank has the same shard: watch whether they bring the same together."""
         for unit in self._units:
             unit.watching, unit.others = True, None
-        self._order.learn(True)
 
     def differing(self, names: Sequence[str], sums: Tensor) -> Differing | None:
         """Whether a rank brought other gradients than rank 0 since `compare`. This rank's rows, of which
         ``sums`` are, do not say. Collective."""
-        self._order.learn(False)
         own = torch.zeros(len(self._units), self._workers.world_size, dtype=torch.uint8)
         for row, unit in zip(own, self._units, strict=True):
             unit.watching = False

@@ -141,6 +141,11 @@ class ShardSums:
         self._losses, self._next = [], 0
         return tree.summed(losses) / len(losses)
 
+    @contextmanager
+    def agreed(self) -> Iterator[Callable[[str], None]]:
+        """Around the first pass; a pass here brings nothing together before its end."""
+        yield lambda _: None
+
     def compare(self) -> None:
         """Nothing to prepare for `differing`: every rank has whole gradients."""
 
