@@ -517,7 +517,7 @@ TEN_HOURS_A_CHECKPOINT = """
 import pathlib
 from datetime import datetime, timedelta
 from harness.format import moments
-from harness.training import own_policy
+from harness.training.beginning import own_policy
 class Clock(datetime):
     @classmethod
     def now(cls, zone):
