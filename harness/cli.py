@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from harness.commands import Outcome
 from harness.errors import HarnessError, UsageError, storage_fault
-from harness.terminal import INTERRUPTED, STOPPED, give_up, json_text, keyboard, open_streams
+from harness.terminal import INTERRUPTED, STOPPED, give_up, json_text, keyboard, open_streams, tell
 
 VERBS = {
     "train": "start a run, or continue it when its folder holds a checkpoint",
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _main(list(sys.argv[1:] if arguments is None else arguments))
         except KeyboardInterrupt:
-            print(STOPPED, file=sys.stderr)
+            tell(STOPPED, sys.stderr)
             return INTERRUPTED
 
 
@@ -108,9 +108,8 @@ def _parsed(words: list[str]) -> int:
         if options.version:
             import harness
 
-            print(f"harness {harness.__version__}")
-        else:
-            _overview().print_help()
+            return _answered(f"harness {harness.__version__}", 0)
+        _overview().print_help()
         return 0
     verb, rest = words[0], words[1:]
     module = importlib.import_module(f"harness.commands.{verb}")
@@ -134,21 +133,24 @@ def _call(module: ModuleType, options: argparse.Namespace) -> int:
         doing = f"running harness {verb}"
         place = next((value for name in _PLACES if (value := getattr(options, name, None))), Path())
         return _failed(storage_fault(error, doing, place), options.json)
+    if outcome.silent:
+        return outcome.exit_code
+    return _answered(json_text(outcome.document) if options.json else outcome.text, outcome.exit_code)
+
+
+def _answered(text: str, exit_code: int) -> int:
+    """Print ``text`` and return ``exit_code``; that of a disk that is full where there is nothing worse."""
     try:
-        if outcome.silent:
-            pass
-        elif options.json:
-            print(json_text(outcome.document))
-        elif outcome.text:
-            print(outcome.text)
+        if text:
+            print(text)
         sys.stdout.flush()
     except BrokenPipeError:
         give_up(sys.stdout)  # head or less has read enough
     except OSError as error:
         give_up(sys.stdout)
         fault = _failed(storage_fault(error, "writing the answer", "stdout"), as_json=False)
-        return outcome.exit_code or fault
-    return outcome.exit_code
+        return exit_code or fault
+    return exit_code
 
 
 def _failed(error: HarnessError, as_json: bool) -> int:
@@ -157,6 +159,6 @@ def _failed(error: HarnessError, as_json: bool) -> int:
     error.remedy = error.remedy or error.usual_remedy
     if as_json:
         fields = {"what": error.what, "where": error.where, "remedy": error.remedy}
-        print(json_text({"error": fields, "exit_code": error.exit_code}))
-    print(f"harness: {error}", file=sys.stderr)
+        _answered(json_text({"error": fields, "exit_code": error.exit_code}), error.exit_code)
+    tell(f"harness: {error}", sys.stderr)
     return error.exit_code

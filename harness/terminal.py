@@ -58,6 +58,14 @@ def give_up(stream: IO[str]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def tell(text: str, stream: IO[str]) -> None:
+    """One line on ``stream``, at once. Work goes on when nobody can read it any more."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        give_up(stream)
+
+
 @contextmanager
 def keyboard() -> Iterator[None]:
     """Ctrl-C within the block raises `KeyboardInterrupt`, once, where this process can bear it.

@@ -227,6 +227,31 @@ def test_an_answer_that_cannot_be_written_is_told_in_one_line(descriptor: str, t
     assert [line.partition(";")[0] for line in done.stderr.splitlines()] == said
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        ("show nowhere 2> /dev/full", 2),
+        ("show nowhere --json > /dev/full 2> /dev/full", 2),
+        ("show nowhere --json 2> /dev/null | true; exit ${PIPESTATUS[0]}", 2),
+        ("--version > /dev/full 2> /dev/null", 3),
+        ("--version | true; exit ${PIPESTATUS[0]}", 0),
+    ],
+)
+def test_an_error_that_cannot_be_told_keeps_its_exit_code(words: str, code: int, tmp_path: Path) -> None:
+    """Oracle: the exit code of the error; 1 would say that evidence is wrong. Nothing on stderr."""
+    command = ["bash", "-c", f"{sys.executable} -m harness {words}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_work_goes_on_when_nobody_reads_what_it_tells(tmp_path: Path) -> None:
+    """Oracle: the line behind it; a watchdog that could not tell why it leaves would never leave."""
+    script = "import sys; from harness.terminal import tell; tell('a', sys.stdout); tell('b', sys.stdout)"
+    command = f"{sys.executable} -c \"{script}; print('on', file=sys.stderr)\" > /dev/full"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "on\n")
+
+
 def test_an_answer_is_utf8_whatever_the_terminal_is(tmp_path: Path) -> None:
     """Oracle: the bytes of the name; a log head or HTML that is redirected into a file has to be UTF-8."""
     command = [sys.executable, "-m", "harness", "config", str(ROOT / "configs" / "tiny.yaml"), "run.name=é漢"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,9 @@ from conftest import Place, finish
 
 from harness import cli
 from harness.errors import UsageError
-from harness.sweeps import members, register
+from harness.provenance.signing import keys as signing
+from harness.sweeps import members, processes, register
+from harness.sweeps.processes import Ended, Job
 
 SECTIONS = {"train": "{steps: 12, global_batch: 4, micro_batch: 2}", "checkpoint": "{every: 4}"}
 
@@ -67,6 +70,24 @@ def test_a_member_that_fails_is_named_and_the_others_go_on(place: Place) -> None
     page = (place.root / "toy-seeds" / "report" / "report.md").read_text()
     assert "bad-seed-3: loss or gradients were not finite" in page.replace("\\", "")
     assert (place.root / "toy-seeds" / "good-seed-3" / "checkpoints" / "step-00000012").is_dir()
+
+
+def test_a_sweep_of_which_no_member_could_begin_says_why(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: exit code 1 and the reason of the first member; there is nothing to report on."""
+    monkeypatch.chdir(place.root)
+    config = place.write("toy.yaml", toy_task.config(place.run))
+    monkeypatch.setenv("HARNESS_SIGNING_KEY", str(signing.create(place.root / "me").private))
+
+    def failed(jobs: Sequence[Job], **_: object) -> list[Ended]:
+        return [Ended(job.member, 1, "exit code 3: no space left") for job in jobs]
+
+    monkeypatch.setattr(processes, "run", failed)
+    assert cli.main(["sweep", str(config), "--seeds", "0..1"]) == 1
+    said = capsys.readouterr().out
+    assert "2 of 2 members are not complete: seed-0, exit code 3: no space left" in said
+    assert "no report: no member of the sweep has begun" in said
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.provenance.policy.rules import Policy
 from harness.sweeps import register
+from harness.terminal import tell
 
 EXAMPLE = "harness evaluate runs/tiny/checkpoints/step-00000060 --key alice.ed25519.pub alice.p256.pub"
 
@@ -154,7 +156,7 @@ def _each(members: Sequence[_Member], step: int | None, question: Question, whom
         answer = _answered(member, step, question, whom)
         answers.append(answer)
         if not question.quiet:
-            print(f"{number} of {len(members)}  {member.path}  {answer.line}", flush=True)
+            tell(f"{number} of {len(members)}  {member.path}  {answer.line}", sys.stdout)
     failed = [each for each in answers if each.exit_code]
     codes = [each.exit_code for each in failed]
     facts = [each.outcome.document for each in answers if each.outcome is not None]

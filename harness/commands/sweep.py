@@ -28,7 +28,7 @@ from harness.settings import Settings
 from harness.sweeps import members, plan, processes
 from harness.sweeps.processes import Job
 from harness.sweeps.register import Register
-from harness.terminal import progress
+from harness.terminal import progress, tell
 from harness.training.beginning import own_policy
 
 EXAMPLE = "harness sweep configs/tiny.yaml --seeds 0..4 --variant base --variant wide model.width=128"
@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> Outcome:
 
     def say(text: str) -> None:
         if not arguments.json:
-            print(text, flush=True)
+            tell(text, sys.stdout)
 
     say(f"{len(jobs)} members in {folder}, {arguments.at_once} at a time; signed with {reason}")
     for text in additions(planned):
@@ -103,7 +103,12 @@ def run(arguments: argparse.Namespace) -> Outcome:
         ended = processes.run(jobs, at_once=arguments.at_once, attempts=arguments.attempts, say=say, bar=bar)
     failed = [one for one in ended if one.failure is not None]
     trust = from_keys(keys.public_keys(keys.load_signer(key)))
-    report = write_report([folder], folder / "report", trust, arguments.claims)
+    try:
+        report = write_report([folder], folder / "report", trust, arguments.claims)
+    except UsageError as error:
+        if len(failed) < len(ended):
+            raise
+        report = Outcome({}, f"no report: {error}")  # no member has begun, for the reason that is told below
     document: dict[str, Any] = {
         "folder": str(folder),
         "members": [

@@ -24,6 +24,7 @@ from harness.errors import (
     storage_fault,
 )
 from harness.format.layout import RunFolder
+from harness.terminal import tell
 from harness.training.telemetry.metrics import Events
 
 _LOST_PEER = (
@@ -85,8 +86,8 @@ def report(error: HarnessError, run_dir: Path) -> None:
     except OSError as unwritten:
         if not isinstance(error, TrainingFailed):
             return  # its line says it all
-        traceback.print_exception(error)
-        print(f"harness: not written to events/ ({unwritten.strerror}): the traceback above", file=sys.stderr)
+        said = "".join(traceback.format_exception(error))
+        tell(f"{said}harness: not written to events/ ({unwritten.strerror}): the traceback above", sys.stderr)
 
 
 def _write_error_file(path: Path, error: HarnessError) -> None:

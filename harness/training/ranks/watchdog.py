@@ -27,6 +27,7 @@ import torch.distributed as dist
 
 from harness.errors import HarnessError, Interrupted, PeerLost
 from harness.signals import StopRequest
+from harness.terminal import tell
 from harness.training.ranks.distributed import attempt
 from harness.training.ranks.failure import is_lost_peer
 from harness.workers import ElsewhereError, Workers
@@ -145,7 +146,7 @@ class Watchdog:
         """End the process from here: the training thread waits for something that will not come."""
         self._report(error)
         if not error.silent:
-            print(f"harness: {error}", file=sys.stderr, flush=True)
+            tell(f"harness: {error}", sys.stderr)
         os._exit(error.exit_code)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 import time
@@ -13,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from harness.checkpoint.publisher import Commit
-from harness.terminal import give_up, style
+from harness.terminal import give_up, style, tell
 from harness.words import human_bytes, human_seconds
 
 _BAR_SECONDS = 0.1
@@ -57,8 +56,7 @@ class Screen:
             give_up(stream)
             if stream is sys.stdout and not isinstance(error, BrokenPipeError):
                 text = f"nothing more is shown on stdout ({error.strerror}); the run goes on: harness watch"
-                with contextlib.suppress(OSError):
-                    print(f"harness: {text}", file=sys.stderr, flush=True)
+                tell(f"harness: {text}", sys.stderr)
 
     def table(self, rows: Sequence[tuple[str, str, str]]) -> None:
         """The first screen: what, its value, and where it came from."""
