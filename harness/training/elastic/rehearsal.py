@@ -18,8 +18,7 @@ that is looked at when a rare sample comes, is not seen here; step digests and a
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,6 @@ from torch import Tensor, nn
 from harness.checkpoint.state import model_tensors
 from harness.determinism import peers
 from harness.determinism.bit_sums import Plan
-from harness.determinism.digest import batch_digest
 from harness.determinism.peers import Peers
 from harness.determinism.sandbox import Sandbox, Snapshot
 from harness.errors import ConfigError, HarnessError, TrainingFailed
@@ -253,22 +251,6 @@ class _Rehearsal:
         indices = np.arange(shard * self._size, (shard + 1) * self._size, dtype=np.int64) % task.samples
         batch = task.batch(indices, np.zeros(self._size, dtype=np.int64))
         return on_device(batch, self._session.workers.device)
-
-
-def same_as_here(session: Session, stream: Iterator[Batch], update: int) -> Iterator[Batch]:
-    """The micro-batches of ``stream``, which loader processes make, those of update ``update`` compared with
-    what this process makes. Raises `TrainingFailed` for another one."""
-    count = session.accumulation
-    first = list(itertools.islice(stream, count))
-    for number, batch in enumerate(first, start=update * count):
-        if batch_digest(batch) != batch_digest(session.batches.numbered(number)):
-            raise TrainingFailed(
-                f"a loader process makes other micro-batches of update {update + 1} than the run itself",
-                where=_WHERE,
-                remedy="make `batch` a function of its arguments: draw from generators that are seeded by "
-                "them, not by the process",
-            )
-    return itertools.chain(first, stream)
 
 
 def _as_written(compiled: bool) -> AbstractContextManager[object]:

@@ -363,6 +363,6 @@ def _stream(session: Session, updates: int) -> Iterator[Batch]:
     stream = session.batches.iterate(updates)
     if session.sums is None or not session.batches.workers:
         return stream
-    from harness.training.elastic import rehearsal
+    from harness.training.elastic import loaders
 
-    return rehearsal.same_as_here(session, stream, updates)
+    return loaders.same_as_here(session.batches, stream, updates)
