@@ -89,12 +89,17 @@ def clip_factor(norm: Tensor, clip: float) -> Tensor:
 
 
 def scale(gradients: list[Tensor], factor: Tensor) -> None:
-    """Multiply ``gradients``, or this rank's part of them, by the scalar ``factor``, in place."""
+    """Multiply ``gradients``, or this rank's part of them, by the scalar ``factor``, in place.
+
+    From the last one to the first: the cache still has what their norm has read last, and will have what
+    their digest reads first.
+    """
+    last_to_first = [local(each) for each in reversed(gradients)]
     if _mixed(gradients):
-        for gradient in gradients:
-            local(gradient).mul_(factor.to(gradient.device))
+        for gradient in last_to_first:
+            gradient.mul_(factor.to(gradient.device))
     else:
-        torch._foreach_mul_(list(map(local, gradients)), factor)
+        torch._foreach_mul_(last_to_first, factor)
 
 
 def _mixed(gradients: list[Tensor]) -> bool:
