@@ -106,7 +106,7 @@ def test_a_replay_that_is_outside_contradicts_every_tier_and_an_inconclusive_one
         ({"steps": {"from": 11, "to": 20}}, []),
         ({"steps": {"from": 10, "to": 19}}, []),
         (differing({"what": "stack.torch", "before": "2.12", "after": "2.13"}), []),
-        ({**differing(WORLD), "processes": 2}, []),
+        ({**differing(WORLD), "processes": 2}, ["1b"]),
         ({"fingerprint": {"same": False, "differences": []}}, []),
     ],
 )
@@ -145,12 +145,18 @@ def test_how_many_segments_were_replayed_is_told() -> None:
     assert "30.0%" in reaches[1]
 
 
-def test_tier_1b_takes_an_equal_replay_with_another_number_of_processes_beside_tier_1a() -> None:
-    """Oracle: the rule; a stack that differs as well is not enough."""
+def test_tier_1b_takes_an_equal_replay_with_another_number_of_processes_and_not_tier_1a() -> None:
+    """Oracle: the rule; a stack that differs as well is not enough, nor part of a segment, nor a replay beside
+    an operator that was measured to differ or was at work in none of the replayed steps."""
     other = replay("replay-1", processes=2, **differing(WORLD))
     assert held(compute(evidence(replay(), other))) == ["1a", "1b"]
     assert "1, 2 processes" in compute(evidence(replay(), other)).tiers[1].reaches[0]
-    assert held(compute(evidence(other))) == []
+    assert held(compute(evidence(other))) == ["1b"]
+    assert compute(evidence(other)).headline == "tier 1b"
+    for rows in (replace(ROW, evidence="measured"), replace(ROW, first_step=22, last_step=28)):
+        assert held(compute(replace(evidence(other), ledger=Ledger("warn", (rows,))))) == []
+    part = replay("replay-1", processes=2, steps={"from": 11, "to": 20}, **differing(WORLD))
+    assert held(compute(evidence(part))) == []
     both = replay(
         "replay-1", processes=2, **differing(WORLD, {"what": "stack.torch", "before": "", "after": ""})
     )

@@ -20,8 +20,9 @@ Tier 1a, the same bits again on the same stack with as many processes:
 
 Tier 1b, the same bits with another number of processes:
 
-- tier 1a holds, and a replay was equal over a whole segment while nothing differed but the number of
-  processes; the numbers that were seen are named, others are not covered
+- a replay was equal over a whole segment while nothing differed but the number of processes, and no operator
+  is in the way as of tier 1a; the numbers that were seen are named, others are not covered
+- tier 1a is not taken for granted by it, nor needed: who audits a run of eight processes may have one
 
 Tier 2, a rerun that differs no more than honest reruns do:
 
@@ -206,8 +207,7 @@ def compute(evidence: Evidence) -> Tiers:
         nothing = (evidence.nothing,)
         tiers = tuple(Tier(name, (), nothing) for name in TITLES)
         return Tiers(tiers, (), observed=False, nothing=evidence.nothing)
-    first = _same_stack(evidence, replays)
-    tiers = (first, _other_world(evidence, replays, first), _floor(evidence, replays), _claims(evidence))
+    tiers = (_same_stack(evidence, replays), _other_world(evidence, replays), _floor(evidence, replays), _claims(evidence))
     if outside:
         tiers = tuple(Tier(each.name, (), outside) for each in tiers)
     observed = any(each.verdict != "inconclusive" for each in replays) or bool(evidence.claims)
@@ -288,16 +288,14 @@ def _named(rows: Sequence[Row]) -> str:
     return listed(sorted({row.op for row in rows}), _SHOWN)
 
 
-def _other_world(evidence: Evidence, replays: Sequence[Replay], first: Tier) -> Tier:
-    found = [
-        each
-        for each in replays
-        if each.verdict == "equal" and _WORLD.issuperset(each.differing) and each.processes != each.world_size
-    ]
+def _other_world(evidence: Evidence, replays: Sequence[Replay]) -> Tier:
+    equal = [each for each in replays if each.verdict == "equal" and _WORLD.issuperset(each.differing)]
+    found = [each for each in equal if each.processes != each.world_size]
     whole = [each for each in found if _covered(evidence, [each])]
-    missing = [] if first.held else ["tier 1a"]
+    missing = []
     if not whole:
         missing.append("an equal replay with another number of processes, and nothing else changed")
+    missing += _in_the_way(evidence, equal)
     if missing:
         return Tier("1b", (), tuple(missing))
     sizes = sorted({each.world_size for each in whole} | {each.processes for each in whole})
