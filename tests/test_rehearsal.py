@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from toy_task import Toy, config
 
 from harness import config as configs
@@ -144,6 +147,25 @@ def test_collectives_are_seen_whoever_begins_them_and_those_of_fsdp2_are_none(gr
         dist.get_world_size()
     assert [each.split(":")[0] for each in seen.sent()] == ["`all_reduce` at test_rehearsal.py"] * 2
     assert [each.split(":")[0] for each in seen.asked()] == ["`get_world_size` at test_rehearsal.py"]
+
+
+def test_other_ways_to_ask_are_seen_as_well(group: None) -> None:
+    """Oracle: this file's own questions, one a line; the size of a tensor is none."""
+    part = DTensor.from_local(torch.ones(2), dist.device_mesh.init_device_mesh("cpu", (1,)))
+    asks: list[tuple[Callable[[], object], list[str]]] = [
+        (lambda: dist.group.WORLD.size(), ["`size` of a process group"]),  # type: ignore[union-attr]
+        (lambda: dist.group.WORLD.rank(), ["`rank` of a process group"]),  # type: ignore[union-attr]
+        (lambda: part.device_mesh.get_local_rank(), ["`device_mesh`", "`get_local_rank`"]),
+        (lambda: part.device_mesh.size(), ["`device_mesh`", "`size`"]),
+        (lambda: part.to_local(), ["`to_local`"]),
+        (lambda: PartialState().num_processes, ["accelerate's state"]),
+        (lambda: os.environb.get(b"RANK"), ["$RANK"]),
+        (lambda: torch.ones(2).size(), []),
+    ]
+    for ask, wanted in asks:
+        with Peers() as seen:
+            ask()
+        assert [each.split(" at ")[0] for each in seen.asked([__file__])] == wanted
 
 
 class DrawsWhenEvaluated(Toy):

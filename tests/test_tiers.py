@@ -146,7 +146,7 @@ def test_how_many_segments_were_replayed_is_told() -> None:
 
 
 def test_tier_1b_takes_an_equal_replay_with_another_number_of_processes_and_not_tier_1a() -> None:
-    """Oracle: the rule; a stack that differs as well is not enough, nor part of a segment, nor a replay beside
+    """Oracle: the rule; a stack that differs as well is not enough, nor is part of a segment, nor one beside
     an operator that was measured to differ or was at work in none of the replayed steps."""
     other = replay("replay-1", processes=2, **differing(WORLD))
     assert held(compute(evidence(replay(), other))) == ["1a", "1b"]

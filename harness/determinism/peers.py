@@ -4,8 +4,9 @@
         task.loss(model, batch).backward()
     peers.asked(own=("/home/me/own_task.py",))      # ["`get_world_size` at own_task.py:12 loss"]
 
-What asks for rank or world size, by torch.distributed or by the variables of a launcher, counts where it is
-called by a person's own code: libraries ask for many reasons, and torch itself at every turn. A collective
+What asks for rank or world size, by torch.distributed, its process groups and device meshes, by rows of a
+DTensor, by accelerate's state or by the variables of a launcher, counts where it is called by a person's own
+code: libraries ask for many reasons, and torch itself at every turn. A collective
 counts whoever begins it, but for FSDP2, whose own sums do not depend on who shares the work.
 
 Not seen: what C++ does, what a compiled region has asked when it was traced, and on a GPU what a hook does
@@ -35,6 +36,9 @@ VARIABLES = frozenset(
 )
 """Of torchrun (torch.distributed.run), Slurm (sbatch), Open MPI (mpirun) and MPICH."""
 _QUESTIONS = frozenset({"get_rank", "get_world_size", "get_node_local_rank", "is_initialized"})
+_OF_A_GROUP = frozenset({"rank", "size"})
+_OF_A_MESH = frozenset({"get_rank", "get_local_rank", "get_coordinate", "size", "shape", "get_group"})
+_OF_A_TENSOR = frozenset({"to_local", "device_mesh", "placements"})
 _COLLECTIVES = frozenset(
     {"all_reduce", "all_reduce_coalesced", "all_gather", "all_gather_object", "all_gather_coalesced"}
     | {"all_gather_into_tensor", "reduce_scatter", "reduce_scatter_tensor", "all_to_all", "all_to_all_single"}
@@ -47,6 +51,9 @@ _COLLECTIVES = frozenset(
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _C10D = inspect.getfile(dist.distributed_c10d)
 _FUNCTIONAL = os.path.join(_TORCH, "distributed", "_functional_collectives.py")
+_MESH = os.path.join(_TORCH, "distributed", "device_mesh.py")
+_DTENSOR = os.path.join(_TORCH, "distributed", "tensor", "_api.py")
+_ACCELERATE = os.path.join("accelerate", "state.py")
 _FSDP = os.path.join(_TORCH, "distributed", "fsdp") + os.sep
 _ENVIRONMENT = type(os.environ).__getitem__.__code__
 _MAPPINGS = (_ENVIRONMENT.co_filename, inspect.unwrap(Mapping.get).__code__.co_filename)
@@ -82,12 +89,18 @@ class Peers(AbstractContextManager["Peers"]):
         """Who began a collective, each once."""
         return list(self._collectives)
 
-    def _called(self, frame: FrameType, event: str, argument: object) -> None:
+    def _called(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "c_call":
+            name = argument.__name__
+            if name in _OF_A_GROUP and "ProcessGroup" in (argument.__doc__ or ""):
+                self._question(f"`{name}` of a process group", frame)
+            return
         if event != "call":
             return
         code = frame.f_code
         if code is _ENVIRONMENT:
             name = frame.f_locals.get("key")
+            name = os.fsdecode(name) if isinstance(name, bytes) else name  # of os.environb
             if name in VARIABLES:
                 self._question(f"${name}", _outside(frame, _MAPPINGS))
         elif code.co_filename == _C10D:
@@ -95,6 +108,12 @@ class Peers(AbstractContextManager["Peers"]):
                 self._question(f"`{code.co_name}`", frame.f_back)
             elif code.co_name in _COLLECTIVES:
                 self._collective(code.co_name, frame)
+        elif (code.co_filename == _MESH and code.co_name in _OF_A_MESH) or (
+            code.co_filename == _DTENSOR and code.co_name in _OF_A_TENSOR
+        ):
+            self._question(f"`{code.co_name}`", frame.f_back)
+        elif code.co_name == "__init__" and code.co_filename.endswith(_ACCELERATE):
+            self._question("accelerate's state", frame.f_back)
         elif code.co_filename == _FUNCTIONAL and code.co_name in _COLLECTIVES:
             self._collective(code.co_name, frame)
 

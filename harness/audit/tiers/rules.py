@@ -207,7 +207,12 @@ def compute(evidence: Evidence) -> Tiers:
         nothing = (evidence.nothing,)
         tiers = tuple(Tier(name, (), nothing) for name in TITLES)
         return Tiers(tiers, (), observed=False, nothing=evidence.nothing)
-    tiers = (_same_stack(evidence, replays), _other_world(evidence, replays), _floor(evidence, replays), _claims(evidence))
+    tiers = (
+        _same_stack(evidence, replays),
+        _other_world(evidence, replays),
+        _floor(evidence, replays),
+        _claims(evidence),
+    )
     if outside:
         tiers = tuple(Tier(each.name, (), outside) for each in tiers)
     observed = any(each.verdict != "inconclusive" for each in replays) or bool(evidence.claims)
