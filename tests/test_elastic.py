@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import orjson
@@ -37,9 +36,18 @@ def chain(run: Path) -> list[tuple[object, ...]]:
     return [tuple(line.get(name) for name in wanted) for line in lines]
 
 
+def tensors(run: Path) -> list[list[tuple[object, ...]]]:
+    """Name, shape and digest of every tensor of every checkpoint, those of the generators included."""
+    found = []
+    for folder in sorted((run / "checkpoints").iterdir()):
+        listed = orjson.loads((folder / layout.MANIFEST).read_bytes())["tensors"]
+        found.append(sorted((each["name"], *each["shape"], each["digest"]) for each in listed))
+    return found
+
+
 def test_every_world_size_and_every_change_of_it_makes_the_same_run(place: Place) -> None:
     """Oracle: the run of one process: every digest of every step, every tensor of every checkpoint,
-    generators included; of the run that changed its ranks, the signed classes, and replays of its end."""
+    generators included; of the run that changed its ranks, the signed classes, and a replay of its end."""
     for run, ranks, parallel in (("run1", 1, "ddp"), ("run4", 4, "ddp"), ("rows4", 4, "fsdp2")):
         name = write(place, f"{run}.yaml", place.root / run, parallel=parallel)
         assert (done := place.harness("train", name, processes=ranks)).code == 0, done.err
@@ -54,10 +62,12 @@ def test_every_world_size_and_every_change_of_it_makes_the_same_run(place: Place
     one = chain(place.root / "run1")
     assert len(one) == 24
     assert all(None not in line[:6] for line in one)
+    held = tensors(place.root / "run1")
+    assert len(held) == 4
+    assert "torch.cpu" in {name for name, *_ in held[-1]}
     for run in (place.root / "run4", place.root / "rows4", place.run):
         assert chain(run) == one
-        same = place.harness("diff", str(place.root / "run1"), str(run), "--json")
-        assert json.loads(same.out)["equal"] is True, same.out
+        assert tensors(run) == held
 
     for step, ranks in ((12, 1), (18, 2), (24, 2)):
         facts = predicate(place.run / "checkpoints" / layout.checkpoint_name(step))
@@ -65,9 +75,8 @@ def test_every_world_size_and_every_change_of_it_makes_the_same_run(place: Place
         assert facts["launch"]["world_size"] == ranks  # type: ignore[index]
         assert facts["determinism"]["settings"]["elastic_shards"] == 8  # type: ignore[index]
     whom = keys(place)
-    words = ["replay", str(place.run), "--from", "18", "--to", "24", *whom]
-    for more in ([], ["--processes", "1"]):
-        assert (done := place.harness(*words, *more)).code == 0, done.out + done.err
+    words = ["replay", str(place.run), "--from", "18", "--to", "24", "--processes", "1", *whom]
+    assert (done := place.harness(*words)).code == 0, done.out + done.err
     shown = place.harness("verify", str(place.run), *whom)
     assert shown.code == 0, shown.out + shown.err
     assert "tier 1b: the same bits with another number of processes" in shown.out
@@ -86,7 +95,7 @@ def test_every_world_size_and_every_change_of_it_makes_the_same_run(place: Place
          "rank 1 gets other gradients than rank 0"),
         ({"task": '{kind: "toy_task:Toy", options: {sharded: true, own_process: true}}', "parallel": "fsdp2"},
          2,
-         "rank 1 gets other gradients than rank 0, in 1 of 1 units of FSDP2"),
+         "rank 1 gets other gradients than rank 0, in 2 of 2 units of FSDP2"),
         ({"task": '{kind: "toy_task:Toy", options: {sharded: true, skipping: true}}', "parallel": "fsdp2"},
          2,
          "rank 0 comes to `2` on the way forward, rank 1 to `3` on the way forward"),

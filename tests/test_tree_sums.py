@@ -134,4 +134,4 @@ def test_ranks_that_make_other_passes_are_told_apart_before_they_wait_for_each_o
     order = Order(Pair(0, 2, torch.device("cpu"), "none", None, 1))
     order.learn(True)
     with pytest.raises(TrainingFailed, match=f"rank 0 comes {says}"):
-        order.require(*here) if here[1] else order.ends(here[0])
+        order.require(*here) if here[1] else order.meet(here[0])

@@ -92,7 +92,9 @@ class Toy(Task):
             return nn.Sequential(nn.Linear(8, self._width), nn.ReLU(), nn.Linear(self._width, 4))
         if self._sharded:
             drop = nn.Dropout(0.3)
-            return nn.Sequential(nn.Linear(8, self._width), nn.ReLU(), drop, nn.Linear(self._width, 4))
+            # Accelerate makes a last norm a unit that FSDP2 keeps gathered.
+            norm, last = nn.LayerNorm(self._width), nn.Linear(self._width, 4)
+            return nn.Sequential(nn.Linear(8, self._width), nn.ReLU(), drop, norm, last)
         return Noisy(self._width)
 
     def batch(self, indices: NDArray[np.int64], epochs: NDArray[np.int64]) -> Batch:

@@ -63,10 +63,10 @@ class Order:
                 # One that comes later was reached too early: what should have come before it is missing.
                 raise _left_out(self._pass[at] if way == BACKWARD or what in self._pass[at:] else what)
 
-    def ends(self, way: str) -> None:
-        """The pass is over on its ``way``; checked between the ranks while the order is learned."""
+    def meet(self, way: str, unit: str = "") -> None:
+        """The same while the order is learned, and nothing later: ``unit``, or where ``way`` ends."""
         if self._learning:
-            self._agree((way, "", 0))
+            self._agree((way, unit, 0))
 
     def _agree(self, what: _Passed) -> None:
         every = [json.loads(each) for each in self._workers.gather_bytes(json.dumps(what).encode())]
@@ -105,9 +105,10 @@ def _left_out(passed: _Passed) -> TrainingFailed:
 class WatchedAllGather(DefaultAllGather):
     """Gathers the parameters of one FSDP2 unit as FSDP2's own does, in the order that every rank has."""
 
-    def __init__(self, unit: str, order: Order, model: nn.Module) -> None:
+    def __init__(self, unit: str, order: Order, model: nn.Module, *, stays: bool) -> None:
+        """``stays``: gathered after a forward pass, so that the pass after an evaluation need not gather."""
         self._unit = unit
-        self._order = order
+        self._reached = order.meet if stays else order.require
         self._model = model
 
     def __call__(self, *arguments: Any, **options: Any) -> dist.Work | None:
@@ -117,7 +118,7 @@ class WatchedAllGather(DefaultAllGather):
         passes before it, evaluations included: neither is compared.
         """
         if self._model.training and torch._C._current_graph_task_id() == -1:
-            self._order.require(FORWARD, self._unit)
+            self._reached(FORWARD, self._unit)
         work: dist.Work | None = super().__call__(*arguments, **options)
         return work
 
@@ -162,6 +163,11 @@ class TreeReduceScatter(ReduceScatter):
         output_tensor.copy_(tree.folded(rows))
 
 
+def _stays_gathered(module: FSDPModule) -> bool:
+    """Whether accelerate asked so: of a model's last norm and head, which the way back begins with."""
+    return not all(each._reshard_after_forward for each in module._get_fsdp_state()._fsdp_param_groups)
+
+
 class ShardedSums:
     """`ShardSums` of parameters that are cut among the ranks. Collective."""
 
@@ -180,8 +186,8 @@ class ShardedSums:
             if isinstance(module, FSDPModule):
                 unit = TreeReduceScatter(name or type(module).__name__.removeprefix("FSDP"), self._order)
                 module.set_custom_reduce_scatter(unit)
-                if name:  # the whole stays gathered after an evaluation
-                    module.set_custom_all_gather(WatchedAllGather(unit.unit, self._order, model))
+                stays = not name or _stays_gathered(module)
+                module.set_custom_all_gather(WatchedAllGather(unit.unit, self._order, model, stays=stays))
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
                 self._units.append(unit)
@@ -228,7 +234,7 @@ class ShardedSums:
         """Around the first pass, which every rank makes of the same shard: what it gathers and adds is what
         every pass does. Call what is given where it ends on its way forward, and back."""
         self._order.learn(True)
-        yield self._order.ends
+        yield self._order.meet
         self._order.learn(False)
 
     def compare(self) -> None:
