@@ -250,6 +250,15 @@ class Row(Hostile):
         return super().loss(model, batch).view(1)
 
 
+class Backward(Hostile):
+    """Makes a part of its gradients itself."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        loss = super().loss(model, batch)
+        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        return loss
+
+
 class HonestNet(Net):
     """Fixed statistics, a cache that the first pass fills, and what the last pass has left behind."""
 

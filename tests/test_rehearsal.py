@@ -81,6 +81,7 @@ def run(root: Path, kind: str, **sections: str) -> Path:
         ),
         ("Sparse", "`table` has sparse gradients"),
         ("Unused", "`unused.weight` gets no gradient from a micro-batch"),
+        ("Backward", "`first.weight` has a gradient before the loss is returned"),
         ("Row", "the loss has shape (1,), and must be a scalar"),
     ],
 )

@@ -233,6 +233,13 @@ class _Rehearsal:
                 f"the loss has shape {tuple(loss.shape)}, and must be a scalar", "return its mean or sum"
             )
         ends("forward")
+        early = [name for name, each in session.model.named_parameters() if each.grad is not None]
+        if early:
+            self._note_wrong(
+                f"`{early[0]}` has a gradient before the loss is returned, and each sharding would "
+                "add it in its own order",
+                f"call no backward in `loss`: return the sum of what is to be minimised, {_TURN_OFF}",
+            )
         loss.backward()
         ends("back")
         gradients: dict[str, Tensor] = {}
