@@ -29,7 +29,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness import privacy, strict_yaml
 from harness.config_errors import explain, nearest_file
-from harness.errors import ConfigError
+from harness.errors import ConfigError, unreadable_input
 from harness.settings import Effect, Section, Settings, effect_of
 from harness.strict_yaml import Path as Keys
 
@@ -221,7 +221,9 @@ def _read_file(path: Path) -> strict_yaml.Document:
             data = file.read(strict_yaml.LIMIT_BYTES + 1)
     except FileNotFoundError as error:
         raise ConfigError("no such config", where=str(path), remedy=nearest_file(path)) from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise unreadable_input(error, "the config", path, "check the path and its permissions") from error
+    except ValueError as error:
         raise ConfigError(f"the config cannot be read: {error}", where=str(path)) from error
     try:
         text = data.decode()

@@ -8,6 +8,8 @@ of what was read here.
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +25,7 @@ from harness.report.figure import Point
 from harness.report.lines import Line, read_all
 
 _CONFIG_LIMIT = 256 * 1024
+_EVENTS = re.compile(r"rank-(\d+)\.jsonl")
 
 Facts = Mapping[str, Any]
 
@@ -277,11 +280,18 @@ def _step(name: str, kind: str) -> int | None:
 
 
 def event_files(root: Path) -> Iterable[tuple[int, Path]]:
-    """The events file of each rank, by rank."""
-    for path in sorted((root / layout.EVENTS).glob("rank-*.jsonl")):
-        digits = path.stem.removeprefix("rank-")
-        if digits.isdecimal():
-            yield int(digits), path
+    """The events file of each rank, by rank. Raises `EnvironmentFault` for a folder that may not be read."""
+    folder = root / layout.EVENTS
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise files.unreadable(error, str(folder)) from error
+    for name in names:
+        match = _EVENTS.fullmatch(name)
+        if match is not None:
+            yield int(match[1]), folder / name
 
 
 def config_text(root: Path) -> str:

@@ -18,7 +18,7 @@ from harness.audit.diff.tensors import Compared, Difference, Folder
 from harness.audit.folders import story
 from harness.audit.folders.story import Story
 from harness.audit.verification import verify
-from harness.errors import EvidenceIncomplete, HarnessError, UsageError
+from harness.errors import EnvironmentFault, EvidenceIncomplete, HarnessError, UsageError
 from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.format.ledger import Ledger
@@ -210,10 +210,14 @@ def _facts(pair: Pair, found: Verified | None) -> tuple[tuple[Fact, ...] | None,
     notes: list[str] = []
     try:
         stories = _story(pair.a.path, found), _story(pair.b.path, found)
+    except EnvironmentFault:
+        raise
     except HarnessError as error:
         return None, [f"{pair.name}: the statements are not compared: {error}"]
     try:
         ledgers: tuple[Ledger | None, Ledger | None] = story.ledger(stories[0]), story.ledger(stories[1])
+    except EnvironmentFault:
+        raise
     except HarnessError as error:
         ledgers = None, None
         notes.append(f"{pair.name}: the kernels are not compared: {error}")

@@ -97,10 +97,14 @@ def read(path: Path) -> Folder:
     """The headers of every safetensors file in ``path``.
 
     Raises `EvidenceIncomplete` when there is no tensor (a pruned checkpoint), `VerificationFailed` for a
-    broken header or a name that two files of a part hold.
+    broken header or a name that two files of a part hold, `EnvironmentFault` for what may not be read.
     """
     places: dict[Key, Place] = {}
-    for file in sorted(path.glob("*.safetensors")):
+    try:
+        names = sorted(name for name in os.listdir(path) if name.endswith(".safetensors"))
+    except OSError as error:
+        raise files.unreadable(error, str(path)) from error
+    for file in (path / name for name in names):
         stamp = files.stamp(file.lstat())
         for span in safetensors_header.read_header(file).tensors:
             key = _key(file.name, span.name)

@@ -74,10 +74,15 @@ def _fits(folder: Path, path: str, stamped: int, size: int, findings: Findings) 
 
 def _walk(folder: Path, findings: Findings) -> Iterator[str]:
     """Every file by its relative path; links to folders count as files."""
-    for base, folders, names in os.walk(folder):
+    for base, folders, names in os.walk(folder, onerror=_raise):
         links = [name for name in folders if os.path.islink(os.path.join(base, name))]
         for name in sorted([*names, *links]):
             yield os.path.relpath(os.path.join(base, name), folder)
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # an append has just removed a folder of partial tiles
+        raise error
 
 
 def _expected(path: str, book: Log) -> bytes | None:
