@@ -26,7 +26,7 @@ from harness.determinism.peers import Peers
 from harness.errors import TrainingFailed
 from harness.format import layout
 from harness.provenance.signing import keys
-from harness.training.elastic import rehearsal
+from harness.training.elastic import rehearsal, tree_sums
 from harness.training.evaluation.held_out import evaluate
 from harness.training.loop import train
 from harness.training.plan import plan
@@ -145,8 +145,12 @@ def test_collectives_are_seen_whoever_begins_them_and_those_of_fsdp2_are_none(gr
     with Peers() as seen:
         dist.all_reduce(torch.ones(1))
         torch.distributed._functional_collectives.all_reduce(torch.ones(1), "sum", dist.group.WORLD).wait()
+        tree_sums.all_gather(torch.ones(1), torch.ones(1))
         dist.get_world_size()
-    assert [each.split(":")[0] for each in seen.sent()] == ["`all_reduce` at test_rehearsal.py"] * 2
+    names = ["all_reduce", "all_reduce", tree_sums.all_gather.__name__]
+    assert [each.split(":")[0] for each in seen.sent()] == [
+        f"`{name}` at test_rehearsal.py" for name in names
+    ]
     assert [each.split(":")[0] for each in seen.asked()] == ["`get_world_size` at test_rehearsal.py"]
 
 

@@ -39,15 +39,12 @@ _QUESTIONS = frozenset({"get_rank", "get_world_size", "get_node_local_rank", "is
 _OF_A_GROUP = frozenset({"rank", "size"})
 _OF_A_MESH = frozenset({"get_rank", "get_local_rank", "get_coordinate", "size", "shape", "get_group"})
 _OF_A_TENSOR = frozenset({"to_local", "device_mesh", "placements"})
-_COLLECTIVES = frozenset(
-    {"all_reduce", "all_reduce_coalesced", "all_gather", "all_gather_object", "all_gather_coalesced"}
-    | {"all_gather_into_tensor", "reduce_scatter", "reduce_scatter_tensor", "all_to_all", "all_to_all_single"}
-    | {"broadcast", "broadcast_object_list", "reduce", "gather", "gather_object", "scatter"}
-    | {"scatter_object_list", "send", "recv", "isend", "irecv", "batch_isend_irecv"}
-    | {"all_gather_tensor", "all_gather_tensor_autograd", "all_to_all_single_autograd"}
-    | {"reduce_scatter_tensor_autograd"}
+_COLLECTIVES = (
+    *("all_reduce", "all_gather", "all_to_all", "reduce", "broadcast", "gather", "scatter"),
+    *("send", "recv", "isend", "irecv", "batch_"),
 )
-"""By the names that torch.distributed and its functional collectives give them."""
+"""How torch.distributed and its functional collectives begin their names, which change: 2.13 has
+`all_gather_single` for `all_gather_into_tensor`."""
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _C10D = inspect.getfile(dist.distributed_c10d)
 _FUNCTIONAL = os.path.join(_TORCH, "distributed", "_functional_collectives.py")
@@ -106,7 +103,7 @@ class Peers(AbstractContextManager["Peers"]):
         elif code.co_filename == _C10D:
             if code.co_name in _QUESTIONS:
                 self._question(f"`{code.co_name}`", frame.f_back)
-            elif code.co_name in _COLLECTIVES:
+            elif _is_collective(code.co_name):
                 self._collective(code.co_name, frame)
         elif (code.co_filename == _MESH and code.co_name in _OF_A_MESH) or (
             code.co_filename == _DTENSOR and code.co_name in _OF_A_TENSOR
@@ -114,7 +111,7 @@ class Peers(AbstractContextManager["Peers"]):
             self._question(f"`{code.co_name}`", frame.f_back)
         elif code.co_name == "__init__" and code.co_filename.endswith(_ACCELERATE):
             self._question("accelerate's state", frame.f_back)
-        elif code.co_filename == _FUNCTIONAL and code.co_name in _COLLECTIVES:
+        elif code.co_filename == _FUNCTIONAL and _is_collective(code.co_name):
             self._collective(code.co_name, frame)
 
     def _question(self, what: str, caller: FrameType | None) -> None:
@@ -169,6 +166,10 @@ def own_code(objects: Sequence[object]) -> list[object]:
             own.append(kind)
             found[kind.__module__] = module
     return [*own, *found.values()]
+
+
+def _is_collective(function: str) -> bool:
+    return function.removeprefix("_").startswith(_COLLECTIVES)
 
 
 def _is_torchs(file: str) -> bool:

@@ -44,7 +44,7 @@ from torch.nn.parallel import DistributedDataParallel
 from harness.determinism import tree
 from harness.settings import Settings
 from harness.training import plan
-from harness.training.elastic.tree_sums import ShardSums
+from harness.training.elastic.tree_sums import ShardSums, all_gather
 from harness.workers import Workers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -139,7 +139,7 @@ def contenders(workers: Workers) -> dict[str, Callable[[], float]]:
 
     def by_tree() -> None:
         dist.all_to_all_single(received, flat.view(received.shape))
-        dist.all_gather_into_tensor(flat, tree.folded(received))
+        all_gather(flat, tree.folded(received))
 
     def step_by_tree() -> None:
         with sums.last():

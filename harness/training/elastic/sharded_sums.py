@@ -23,7 +23,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGath
 
 from harness.determinism import tree
 from harness.errors import TrainingFailed
-from harness.training.elastic.tree_sums import Differing, without_gradient
+from harness.training.elastic.tree_sums import Differing, all_gather, without_gradient
 from harness.training.optimizer import local
 from harness.workers import Workers
 
@@ -223,7 +223,7 @@ class ShardedSums:
         """The rows' sums are in each parameter's ``grad``; returns the mean loss, a scalar."""
         losses = torch.stack(self._losses)
         every = losses.new_empty(len(losses) * self._workers.world_size)
-        dist.all_gather_into_tensor(every, losses)
+        all_gather(every, losses)
         self._losses = []
         # (rank, its shards) to the order of the shards.
         ordered = every.view(self._workers.world_size, -1).t().reshape(-1)

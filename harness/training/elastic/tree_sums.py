@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,8 @@ from harness.determinism.sandbox import IDLE
 from harness.errors import TrainingFailed
 from harness.workers import Workers
 
+all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+"""By its name in torch 2.13, which warns about the one before."""
 BUCKET_BYTES = 25 << 20
 """As DDP's."""
 _ALIGNMENT = 64
@@ -125,7 +128,7 @@ class ShardSums:
             if bucket.work is not None:
                 bucket.work.wait()
             own = tree.folded(bucket.pieces)
-            gathered.append(dist.all_gather_into_tensor(bucket.whole, own, async_op=True))
+            gathered.append(all_gather(bucket.whole, own, async_op=True))
         for bucket, work in zip(self._buckets, gathered, strict=True):
             if work is not None:
                 work.wait()
@@ -135,7 +138,7 @@ class ShardSums:
         losses = torch.stack(self._losses)
         if self._buckets:
             every = losses.new_empty(len(losses) * self._workers.world_size)
-            dist.all_gather_into_tensor(every, losses)
+            all_gather(every, losses)
             losses = every
         self._counter.clear()
         self._losses, self._next = [], 0
