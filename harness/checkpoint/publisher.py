@@ -31,7 +31,7 @@ from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest, TensorEntry
 from harness.provenance import seal
 from harness.provenance.history import origin_of, record_of
-from harness.provenance.policy.rules import from_keys
+from harness.provenance.policy.rules import of_own_run
 from harness.provenance.signing.keys import Signer, public_keys
 from harness.provenance.transparency import log
 from harness.words import human_bytes
@@ -211,7 +211,7 @@ class Publisher:
         if self.parent is None:
             raise HarnessError("there is no checkpoint to keep")
         newest = self.run.checkpoints / self.parent.name
-        opening.open_checkpoint(newest, from_keys(public_keys(self.signer)))
+        opening.open_checkpoint(newest, of_own_run(public_keys(self.signer)))
         prune(self.run, self._droppable())
         return newest.name
 

@@ -298,7 +298,8 @@ def _later_statements(
     for path, data in sorted(evidence.later.items()):
         name = later.name_of(path) or path
         where, seen = _path(evidence, path), evidence.seen.get(_sha256(data))
-        found = _later_statement(where, name, data, policy, findings, statement, first, seen)
+        judged = findings if policy.judges_later else Findings()
+        found = _later_statement(where, name, data, policy, judged, statement, first, seen)
         if found is None:
             continue
         opened, read = found

@@ -148,6 +148,8 @@ class Policy:
     """Hand-overs between keys of ``identities``."""
     authorities: tuple[bytes, ...] = ()
     """Certificates, as DER, of those whose timestamps count, or of those who vouch for them."""
+    judges_later: bool = True
+    """Whether a statement that was added later must be good; else one that is not plays no part."""
     sigstore: bytes | None = None
     """Trusted root of the instance that certifies the ``subjects`` of identities."""
 
@@ -245,6 +247,12 @@ def from_keys(keys: Sequence[PublicKey], *, statements: bool = True) -> Policy:
         )
     identity = Identity(GIVEN_KEYS, tuple({key.key_id: key for key in keys}.values()))
     return Policy((identity,), default_requirements([identity]))
+
+
+def of_own_run(keys: Sequence[PublicKey]) -> Policy:
+    """`from_keys`, for a job that goes on with a run of its own: what others have added to a checkpoint is
+    left to those who trust them."""
+    return replace(from_keys(keys), judges_later=False)
 
 
 def default_requirements(identities: Sequence[Identity]) -> frozenset[str]:

@@ -69,8 +69,8 @@ class HeldRun:
 
     @property
     def policy(self) -> Policy:
-        """Who may have signed what this run continues from: its own key."""
-        return policy.from_keys(keys.public_keys(self.signer))
+        """Who may have signed what this run continues from: its own key. What others add is theirs."""
+        return policy.of_own_run(keys.public_keys(self.signer))
 
 
 @dataclass(frozen=True)
