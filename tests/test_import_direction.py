@@ -48,6 +48,32 @@ ROWS: tuple[frozenset[str], ...] = (
 )
 """Bottom row first; a unit imports its own row and those before it."""
 
+INSIDE: dict[str, tuple[frozenset[str], ...]] = {
+    "provenance": (frozenset({"signing"}), frozenset({"transparency"}), frozenset({"policy"})),
+    "audit": (
+        frozenset({"run"}),
+        frozenset({"folders"}),
+        frozenset({"replay"}),
+        frozenset({"tiers"}),
+        frozenset({"verification"}),
+        frozenset({"diff", "lineage", "exports"}),
+    ),
+    "training": (
+        frozenset({"telemetry"}),
+        frozenset({"ranks"}),
+        frozenset({"evaluation"}),
+        frozenset({"elastic"}),
+        frozenset({"step"}),
+        frozenset({"statement"}),
+        frozenset({"beginning"}),
+        frozenset({"replay", "doctor"}),
+    ),
+}
+"""The same of the packages inside of a unit, each alone in its row or beside such as do not need each other.
+
+An import for types alone counts for nothing here. Modules that lie in no package are free.
+"""
+
 HEAVY = frozenset(
     {"torch", "numpy", "accelerate", "safetensors", "wandb", "tokenizers", "tqdm", "xxhash", "jinja2"}
 )
@@ -86,12 +112,19 @@ class Import:
     line: int
     module: str
     top_level: bool
+    types_only: bool
 
 
 def imports_of(file: Path, root: Path) -> Iterator[Import]:
     """Every module that ``file`` names in an import statement, relative ones resolved against ``root``."""
     tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     outer = {id(node) for node in tree.body}
+    types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        for inner in node.body
+    }
     package = ".".join(file.relative_to(root).parent.parts)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -102,11 +135,12 @@ def imports_of(file: Path, root: Path) -> Iterator[Import]:
                 parents = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*parents, base] if base else parents)
             # `from harness import config` names a module, `from harness.config import load` does not.
-            names = [f"{base}.{alias.name}" for alias in node.names] if base == "harness" else [base]
+            whole = base == "harness" or base.removeprefix("harness.") in INSIDE
+            names = [f"{base}.{alias.name}" for alias in node.names] if whole else [base]
         else:
             continue
         for name in names:
-            yield Import(file, node.lineno, name, id(node) in outer)
+            yield Import(file, node.lineno, name, id(node) in outer, id(node) in types)
 
 
 def all_imports(root: Path = ROOT) -> list[Import]:
@@ -149,6 +183,20 @@ def upward(root: Path = ROOT) -> list[str]:
     return broken
 
 
+def upward_inside(root: Path = ROOT) -> list[str]:
+    """Imports between packages of one unit that point up `INSIDE`, or sideways."""
+    broken = []
+    for found in all_imports(root):
+        file, parts = found.file.relative_to(root / "harness").parts, found.module.split(".")
+        if found.types_only or len(file) < 3 or len(parts) < 3 or parts[:2] != ["harness", file[0]]:
+            continue
+        rows = {name: number for number, row in enumerate(INSIDE[file[0]]) for name in row}
+        source, target = file[1], parts[2]
+        if target in rows and source != target and rows[target] >= rows[source]:
+            broken.append(_line(found, root))
+    return broken
+
+
 def banned(units: frozenset[str], packages: frozenset[str], root: Path = ROOT) -> list[str]:
     """Imports of ``packages`` anywhere in ``units``."""
     return [
@@ -167,8 +215,16 @@ def test_every_module_imports_only_its_own_row_and_the_rows_below() -> None:
     assert upward() == []
 
 
+def test_the_packages_of_a_unit_import_only_those_before_them() -> None:
+    """Oracle: the order in which the docstring of each unit names its packages, written down as `INSIDE`."""
+    assert upward_inside() == []
+
+
 def test_every_unit_of_the_package_has_a_place_on_the_map() -> None:
     """Oracle: the folder itself; a new package must be put into a row before it can be imported."""
+    for unit in (path for path in PACKAGE.iterdir() if path.is_dir()):
+        inside = {path.parent.name for path in unit.glob("*/__init__.py")}
+        assert inside == frozenset().union(*INSIDE.get(unit.name, ())), unit
     entries = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
     for path in entries:
         if path.stem != "__init__":
@@ -218,6 +274,26 @@ def test_a_planted_import_that_points_up_is_found(tmp_path: Path, source: str, w
     path.parent.mkdir(parents=True)
     path.write_text(source)
     assert len(upward(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from harness.audit.verification import verify\n", 1),
+        ("def f():\n    from harness.audit import lineage\n", 1),
+        ("from ..replay.segment import Segment\n", 1),
+        ("from harness.audit import run\nfrom harness.audit.run import seen\n", 0),
+        ("if TYPE_CHECKING:\n    from harness.audit.replay.segment import Segment\n", 0),
+    ],
+)
+def test_a_planted_import_that_points_up_inside_of_a_unit_is_found(
+    tmp_path: Path, source: str, found: int
+) -> None:
+    """Oracle: the planted line itself, in a package that may import one below it only."""
+    path = tmp_path / "harness" / "audit" / "folders" / "bad.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    assert len(upward_inside(tmp_path)) == found
 
 
 def test_a_planted_lazy_import_of_torch_is_found(tmp_path: Path) -> None:
