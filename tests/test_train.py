@@ -357,7 +357,7 @@ def test_one_process_imports_nothing_that_only_compilers_sharding_and_elastic_ru
     code = (
         "import sys; from harness.cli import main; code = main(['train', 'toy.yaml'])\n"
         "names = ['torch._dynamo', 'torch.distributed.tensor', 'sympy', 'wandb', 'scipy', 'pyarrow']\n"
-        "elastic = ('rehearsal', 'sharded_sums', 'tree_norm', 'tree_sums', 'whole_lanes')\n"
+        "elastic = ('loaders', 'rehearsal', 'sharded_sums', 'tree_norm', 'tree_sums', 'whole_lanes')\n"
         "names += [f'harness.training.elastic.{name}' for name in elastic]\n"
         "names += ['harness.determinism.peers', 'harness.determinism.tree']\n"
         "print(code, *[name for name in names if name in sys.modules])"
