@@ -225,3 +225,19 @@ def test_an_export_is_told_from_a_checkpoint_that_is_incomplete(tmp_path: Path) 
     (tmp_path / layout.EXPORT_BUNDLE).touch()
     with pytest.raises(UsageError, match="is an export, and no checkpoint"):
         shown(tmp_path)
+
+
+@pytest.mark.parametrize(("each", "said"), [(1, "samples; next"), (16, "tokens; next")])
+def test_tokens_are_told_of_a_task_that_has_them(
+    each: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the cursor, which counts a sample as one unit where a task has no tokens."""
+
+    def counted(step: int, predicate: run_folder.Predicate) -> None:
+        predicate["cursor"]["tokens"] *= each
+
+    root = run_folder.build(tmp_path / "run", run_folder.identity(tmp_path / "me"), tweak=counted)
+    assert cli.main(["show", str(root)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cursor")]
+    assert said in line
+    assert ("tokens" in line) == (each > 1)

@@ -138,7 +138,9 @@ def _how(facts: Mapping[str, Any]) -> Iterator[Line]:
     yield "tokenizer", _digest(data["tokenizer_sha256"])
     if "template_sha256" in data:
         yield "template", _digest(data["template_sha256"])
-    seen = f"{cursor['samples']} samples, {cursor['tokens']} tokens"
+    seen = f"{cursor['samples']} samples"
+    if cursor["tokens"] != cursor["samples"]:  # else the task counts in samples, and has no tokens
+        seen += f", {cursor['tokens']} tokens"
     yield "cursor", f"{seen}; next: epoch {cursor['epoch']}, position {cursor['position']}"
     yield from _environment(facts["environment"])
 
