@@ -35,6 +35,17 @@ def the_log_is_removed(scene: Scene) -> None:
     shutil.rmtree(_log(scene))
 
 
+@attack("is a symbolic link")
+def the_log_is_a_link_to_itself(scene: Scene) -> None:
+    shutil.rmtree(_log(scene))
+    _log(scene).symlink_to(_log(scene).name)
+
+
+@attack("holds folders that are nested deeper than 64")
+def folders_in_the_log_are_nested_without_an_end(scene: Scene) -> None:
+    (_log(scene) / "/".join("a" * 70)).mkdir(parents=True)
+
+
 @attack("is missing", 4)
 def the_head_of_the_log_is_removed(scene: Scene) -> None:
     (_log(scene) / "checkpoint").unlink()

@@ -7,13 +7,16 @@ from datetime import timedelta
 from typing import Any
 
 from attack import NOBODY, Scene, attack, payload_of, signed
-from later_facts import replay
+from later_facts import replay, svr, test_result
 
+from harness.audit import attest
 from harness.audit.exports import export
 from harness.audit.folders import opening
 from harness.format import layout, strict_json
+from harness.format.manifest import Manifest, checkpoint_id
 from harness.provenance import later
 from harness.provenance.policy.rules import Identity
+from harness.provenance.signing import model_signature
 from harness.provenance.signing.keys import public_keys
 from harness.provenance.transparency import log
 from harness.provenance.transparency.heads import Kept
@@ -150,3 +153,104 @@ def the_key_of_model_sig_is_revoked_and_that_of_an_export_is_required(scene: Sce
 def _revoke_model_key(scene: Scene) -> None:
     (key,) = (key for key in public_keys(scene.signer) if key.algorithm == "p256")
     scene.trust(revoked=frozenset({key.key_id}), revoked_from={key.key_id: "2026-01-01T00:00:00Z"})
+
+
+def _adds(scene: Scene, facts: dict[str, Any], kind: str = later.SVR) -> None:
+    """The stranger adds a statement to a checkpoint, in no log."""
+    statement = opening.open_checkpoint(scene.checkpoint(20), scene.policy).statement
+    data = signed(later.build(kind, facts, statement), scene.stranger)
+    (scene.checkpoint(20) / later.path_of(f"{kind}-0")).write_bytes(data)
+
+
+@attack("does not count: mallory signed at 2026-11-24T20:00:00Z, valid until 2026-11-24T00:00:00Z")
+def an_auditor_whose_time_is_over_has_verified_a_checkpoint(scene: Scene) -> None:
+    _known(scene, valid_until="2026-11-24T00:00:00Z")
+    _adds(scene, svr())
+
+
+@attack("does not count: mallory signed at 2026-11-24T20:00:00Z, valid until 2026-11-24T00:00:00Z")
+def a_replayer_whose_time_is_over_has_executed_steps_again(scene: Scene) -> None:
+    _known(scene, valid_until="2026-11-24T00:00:00Z")
+    _adds(scene, replay(), later.REPLAY)
+
+
+@attack("does not count: mallory signed at 2026-11-24T20:00:00Z, valid from 2026-12-01T00:00:00Z")
+def an_evaluator_whose_time_has_not_come_has_evaluated_a_checkpoint(scene: Scene) -> None:
+    _known(scene, valid_from="2026-12-01T00:00:00Z")
+    _adds(scene, test_result(), later.TEST_RESULT)
+
+
+@attack("does not count: mallory signed at 2026-11-24T20:00:00Z with a key that was handed over at")
+def an_auditor_signs_with_a_key_that_was_handed_over(scene: Scene) -> None:
+    key = public_keys(scene.stranger)[0].key_id
+    _known(scene, spans={key: (None, "2026-11-24T00:00:00Z")})
+    _adds(scene, svr())
+
+
+@attack("requires a statement of kind test-result, and there is only test-result-0: FAILED", 4)
+def a_required_evaluation_has_failed(scene: Scene) -> None:
+    _known(scene)
+    for step in (10, 30):
+        _passed(scene, step)
+    _adds(scene, test_result() | {"result": "FAILED"}, later.TEST_RESULT)
+    scene.trust(required=scene.policy.required | {later.TEST_RESULT})
+
+
+def _passed(scene: Scene, step: int) -> None:
+    opened = opening.open_checkpoint(scene.checkpoint(step), scene.policy)
+    attest.add(opened, later.TEST_RESULT, test_result(), scene.signer)
+
+
+@attack("requires a statement of kind replay, and there is only replay-0: outside, steps 10 to 20", 4)
+def a_required_replay_has_found_other_bits(scene: Scene) -> None:
+    _known(scene)
+    scene.target = scene.checkpoint(20)
+    _adds(scene, replay() | {"verdict": "outside"}, later.REPLAY)
+    scene.trust(required=scene.policy.required | {later.REPLAY})
+
+
+def _exported(scene: Scene) -> None:
+    scene.target = scene.root.parent / "export"
+    export.export(scene.checkpoint(30), scene.target, scene.policy, scene.signer, quiet=True)
+
+
+def _signed_by_mallory(scene: Scene, **limits: Any) -> None:
+    """model.sig of an export is signed again, by an identity within ``limits``."""
+    _exported(scene)
+    _known(scene, **limits)
+    manifest = (scene.target / layout.MANIFEST).read_bytes()
+    listed = [
+        *Manifest.parse(manifest, where="x").digests.items(),
+        (layout.MANIFEST, checkpoint_id(manifest)),
+    ]
+    key = public_keys(scene.stranger)[1]
+    assert scene.stranger.p256 is not None
+    data = model_signature.sign(listed, scene.stranger.p256, key, scene.target.name)
+    (scene.target / layout.MODEL_SIGNATURE).write_bytes(data)
+
+
+@attack(NOBODY)
+def an_evaluator_signs_the_files_of_an_export(scene: Scene) -> None:
+    _signed_by_mallory(scene, statements=frozenset({"test-result"}))
+
+
+@attack(NOBODY)
+def somebody_of_another_run_signs_the_files_of_an_export(scene: Scene) -> None:
+    _signed_by_mallory(scene, runs=("other",))
+
+
+@attack(NOBODY)
+def somebody_whose_time_is_over_signs_the_files_of_an_export(scene: Scene) -> None:
+    _signed_by_mallory(scene, valid_until="2026-01-01T00:00:00Z")
+
+
+@attack("the policy requires a statement of kind test-result, and an exported folder alone has none", 4)
+def an_export_is_shown_to_somebody_who_wants_an_evaluation(scene: Scene) -> None:
+    _exported(scene)
+    scene.trust(required=scene.policy.required | {later.TEST_RESULT})
+
+
+@attack("the policy requires a statement of kind countersignature, and an exported folder alone has none", 4)
+def an_export_is_shown_to_somebody_who_wants_a_countersignature(scene: Scene) -> None:
+    _exported(scene)
+    scene.trust(required=scene.policy.required | {later.COUNTERSIGNATURE})

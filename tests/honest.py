@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import later_facts
 import rotated
@@ -432,6 +433,56 @@ def ci_has_audited_when_it_still_might_and_later_lost_its_place(scene: Scene) ->
 
 
 # Statements that were added later.
+
+
+def _by_another(scene: Scene, **limits: Any) -> None:
+    """Somebody else, within ``limits``, may sign in the auditor's policy, too."""
+    other = Identity("another", tuple(keys.public_keys(scene.stranger)), **limits)
+    scene.trust(identities=(*scene.policy.identities, other))
+
+
+@honest
+def an_auditor_has_verified_before_their_time_was_over(scene: Scene) -> None:
+    _by_another(scene, valid_from="2026-11-24T00:00:00Z", valid_until="2026-11-25T00:00:00Z")
+    opened = opening.open_checkpoint(scene.checkpoint(20), scene.policy)
+    data = signed(later.build(later.SVR, later_facts.svr(), opened.statement), scene.stranger)
+    (scene.checkpoint(20) / later.path_of("svr-0")).write_bytes(data)
+
+
+@honest
+def a_key_that_has_just_taken_over_signs_an_older_evaluation(scene: Scene) -> None:
+    key = keys.public_keys(scene.stranger)[0].key_id
+    _by_another(scene, spans={key: ("2026-11-25T00:00:00Z", None)})
+    opened = opening.open_checkpoint(scene.checkpoint(20), scene.policy)
+    data = signed(later.build(later.TEST_RESULT, later_facts.test_result(), opened.statement), scene.stranger)
+    (scene.checkpoint(20) / later.path_of("test-result-0")).write_bytes(data)
+
+
+@honest
+def an_evaluation_has_failed_and_the_next_one_has_passed_where_one_is_required(scene: Scene) -> None:
+    scene.target = scene.checkpoint(20)
+    opened = opening.open_checkpoint(scene.checkpoint(20), scene.policy)
+    for result in ("FAILED", "WARNED"):
+        attest.add(opened, later.TEST_RESULT, later_facts.test_result() | {"result": result}, scene.signer)
+    scene.trust(required=scene.policy.required | {later.TEST_RESULT})
+
+
+@honest
+def an_exporter_who_may_sign_nothing_else_has_signed_the_files_of_an_export(scene: Scene) -> None:
+    _by_another(scene, statements=frozenset({policy.EXPORT}), valid_from="2026-11-24T00:00:00Z")
+    scene.target = scene.root.parent / "export"
+    export.export(scene.checkpoint(30), scene.target, scene.policy, scene.stranger, quiet=True)
+
+
+@honest
+def a_countersignature_that_is_required_has_come_along_with_an_export(scene: Scene) -> None:
+    _by_another(scene)
+    bundle = scene.bundle(30)
+    again = signed(strict_json.dumps(payload_of(bundle)), scene.stranger)
+    bundle.with_name("countersignature-0.sigstore.json").write_bytes(again)
+    scene.target = scene.root.parent / "export"
+    export.export(scene.checkpoint(30), scene.target, scene.policy, scene.signer, quiet=True)
+    scene.trust(required=scene.policy.required | {later.COUNTERSIGNATURE})
 
 
 @honest

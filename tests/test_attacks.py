@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 
 from harness.cli import main
 from harness.provenance.signing import keys
+from harness.report import lines
 
 MODULES = (
     attacks_on_files,
@@ -173,6 +174,23 @@ def test_no_verb_that_shows_a_run_waits_or_breaks_down_at_what_stands_in_for_a_f
         path.rmdir() if path.is_dir() else path.unlink()
         if away.exists():
             away.rename(path)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events/rank-00000.jsonl"])
+def test_a_line_without_an_end_is_read_up_to_a_limit(
+    scene: Scene, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: a file of holes, a byte longer than a line may be, which could as well be larger than memory:
+    one line of ours, exit code 1."""
+    path = scene.root / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"")
+    os.truncate(path, lines.LIMIT + 1)
+    for words in (["watch", "--once"], ["report", "--out", str(tmp_path / "report")]):
+        assert main([words[0], str(scene.root), *words[1:]]) == 1
+        said = capsys.readouterr().err
+        assert f"has a line of more than {lines.LIMIT} bytes: {path}" in said
+        assert len(said.splitlines()) == 1
 
 
 def _public(scene: Scene, folder: Path) -> list[str]:

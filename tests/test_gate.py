@@ -109,7 +109,8 @@ def test_a_gate_takes_no_unsigned_weights_wherever_they_lie(place: Path) -> None
     """Oracle: one addition a time, each a path that is then named."""
     assert gate.examine([place / "models"], trust(place)).exit_code == 0
     checkpoints = place / "models" / "run" / "checkpoints"
-    for name in ("models/new/model.safetensors", "models/run/extra.pt", "models/run/events/x.BIN"):
+    names = ("models/new/model.safetensors", "models/run/extra.pt", "models/run/events/x.BIN")
+    for name in (*names, "models/new/__0_0.distcp"):
         file = place / name
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(b"x")
@@ -125,6 +126,16 @@ def test_a_gate_takes_no_unsigned_weights_wherever_they_lie(place: Path) -> None
         shutil.rmtree(checkpoints / f"{prefix}step-00000010-1")
     (place / "models" / "link").symlink_to(checkpoints / "step-00000010")
     assert [each.path.name for each in gate.examine([place / "models"], trust(place)).refusals] == ["link"]
+
+
+def test_folders_without_an_end_are_not_followed_and_not_let_through(place: Path) -> None:
+    """Oracle: one refusal, beside a run and in it; 70 folders, where a stranger can make thousands."""
+    for above in ("models", "models/run/events"):
+        (place / above / "/".join("a" * 70)).mkdir(parents=True)
+        passage = gate.examine([place / "models"], trust(place))
+        assert [("nested deeper than 64" in each.what) for each in passage.refusals] == [True]
+        assert passage.exit_code == 1
+        shutil.rmtree(place / above / "a")
 
 
 def test_a_checkpoint_whose_signatures_were_removed_is_refused(place: Path) -> None:

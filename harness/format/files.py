@@ -19,6 +19,8 @@ from pathlib import Path
 
 from harness.errors import EnvironmentFault, EvidenceIncomplete, UsageError, VerificationFailed
 
+NESTED = 64
+"""Folders in folders that are looked into."""
 _REPLACED = 100
 """Times that a file may be replaced between opening it and looking at it."""
 Stamp = tuple[int, int, int]
@@ -164,6 +166,24 @@ def rename_synced(temporary: Path, final: Path) -> None:
     if os.path.lexists(final):
         raise UsageError("exists already", where=str(final), remedy="move it away")
     os.rename(temporary, final)
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """`os.walk` of a stranger's folder, top down: nothing is left out because it cannot be listed.
+
+    Raises `VerificationFailed` for folders that are nested deeper than `NESTED`, which neither a path nor a
+    recursion could follow without an end, and `EnvironmentFault` for one that cannot be listed.
+    """
+    top = str(root).count(os.sep)
+    for here, folders, names in os.walk(root, onerror=_unlisted):
+        if folders and here.count(os.sep) - top >= NESTED:
+            raise VerificationFailed(f"holds folders that are nested deeper than {NESTED}", where=str(root))
+        yield Path(here), folders, names
+
+
+def _unlisted(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # a job has renamed it meanwhile
+        raise unreadable(error, str(error.filename)) from error
 
 
 def read_limited(path: Path | str, limit: int) -> bytes:

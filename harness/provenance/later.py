@@ -171,6 +171,21 @@ class Later:
     predicate: Mapping[str, Any]
 
     @property
+    def created(self) -> str | None:
+        """When its signer says that it was made; None for a kind that is none of ours, or does not say."""
+        facts = self.predicate
+        if self.kind == TEST_RESULT:
+            facts = facts.get("harness_evaluation", {})
+        return facts.get("timeCreated" if self.kind == SVR else "created") if self.kind in SCHEMAS else None
+
+    @property
+    def is_favourable(self) -> bool:
+        """Whether it says something good of the checkpoint, as far as its kind can say otherwise."""
+        if self.kind == TEST_RESULT:
+            return bool(self.predicate["result"] != "FAILED")
+        return self.kind != REPLAY or self.predicate["verdict"] in ("equal", "within floor")
+
+    @property
     def summary(self) -> str:
         """The result in a few words; empty when its kind is none of ours."""
         facts = self.predicate

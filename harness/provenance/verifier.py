@@ -14,7 +14,9 @@ Rules for one checkpoint, in the order in which they are checked:
   agree with the statement
 - every later statement in provenance/ is signed by an accepted key, or without one by an accepted identity
   (`harness.provenance.signing.keyless`), is about this checkpoint, is of the kind that its file's name says,
-  and fits that kind's schema (`harness.provenance.later`)
+  fits that kind's schema (`harness.provenance.later`), and was made, as far as it says when, in its signer's
+  time
+- every kind that the policy requires is there, and says nothing unfavourable
 
 Of a statement and a manifest that a kept head covers (``--since``), byte for byte, the signature is not
 computed again, and what they say of each other is not compared again; who may sign is asked again. Of a
@@ -37,7 +39,7 @@ from harness.format import layout, strict_json
 from harness.format import ledger as ledgers
 from harness.format.manifest import Manifest, checkpoint_id, dir_hash, state_digest
 from harness.provenance import later, statements
-from harness.provenance.checks import Check
+from harness.provenance.checks import REMEDIES, Check
 from harness.provenance.findings import Findings, Reason
 from harness.provenance.later import Later
 from harness.provenance.policy import rules as policies
@@ -46,6 +48,12 @@ from harness.provenance.signing import envelope, keyless, model_signature
 from harness.provenance.statements import CheckpointStatement
 
 _COUNTERSIGNED = f"{later.COUNTERSIGNATURE}-0"
+_OF_EXPORTS = {
+    *(policies.CHECKPOINT, policies.SLSA, policies.MODEL_SIGNATURE, policies.EXPORT),
+    *(policies.LOG, policies.TIMESTAMP),
+}
+"""Kinds that an export is not asked for here: its statement repeats what SLSA's says, and a log is asked for
+where one could be."""
 Kind = Literal["complete", "pruned", "nonfinite", "damaged", "elsewhere"]
 
 
@@ -192,13 +200,18 @@ def check_signers(
     where: str,
 ) -> None:
     """That enough identities have signed ``statement``, which ``first`` holds, outside its folder: in an
-    export. ``countersignatures``: path → bytes of what carries the others' signatures."""
+    export. ``countersignatures``: path → bytes of what carries the others' signatures. What else the policy
+    requires of those who add statements to a checkpoint has no place there."""
     signers = [_Signature(policy.identity(first.key), policies.CHECKPOINT, None, first.key.key_id)]
     for path, data in countersignatures.items():
         found = _later_statement(path, _COUNTERSIGNED, data, policy, findings, statement, first, None)
         if found is not None:
             signers.append(_countersignature(found[0], None))
     once = {each.identity.name: each for each in reversed(signers)}
+    there = _OF_EXPORTS | ({policies.COUNTERSIGNATURE} if len(signers) > 1 else set())
+    for kind in sorted(policy.required - there):
+        what = f"the policy requires a statement of kind {kind}, and an exported folder alone has none"
+        findings.missing("required", what, where, "verify the checkpoint, or the run folder")
     remedy = "export the checkpoint again once enough of them have countersigned it"
     _may_sign(policy, findings, statement, list(once.values()), where, remedy)
 
@@ -304,13 +317,19 @@ def _later_statements(
             continue
         opened, read = found
         signer = opened.identity
-        kinds.add(later.kind_of(name) or "")
+        if read is None or read.is_favourable:
+            kinds.add(later.kind_of(name) or "")
         if read is None:
             signers.setdefault(signer.name, _countersignature(opened, seen))
         else:
             good.append(Added(read, signer.name, opened.key_id))
     for kind in sorted(policy.required - kinds):
-        findings.missing("required", f"the policy requires a statement of kind {kind}", evidence.where)
+        told = [
+            f"{each.statement.name}: {each.statement.summary}" for each in good if each.statement.kind == kind
+        ]
+        but = f", and there is only {', '.join(told)}" if told else ""
+        what = f"the policy requires a statement of kind {kind}{but}"
+        findings.missing("required", what, evidence.where)
     return list(signers.values()), good
 
 
@@ -341,6 +360,12 @@ def _later_statement(
         findings.bad(check, "signs another statement than the checkpoint's", where)
         return None
     read = findings.attempt(check, later.parse, opened.payload, name, statement, where=where)
+    if read is not None and not opened.dated:
+        words = (statement.run_id, statement.run_name, read.created, kind, seen, opened.key_id)
+        objection = opened.identity.objection(*words)
+        if objection is not None:
+            findings.bad(check, f"does not count: {objection}", where, REMEDIES["policy"].wrong)
+            return None
     if read is not None and read.summary:
         findings.note(f"{statement.name} {name}: {read.summary} (signed by {opened.identity.name})")
     return None if read is None else (opened, read)
@@ -354,7 +379,7 @@ def _open_later(
         signed = keyless.open_bundle(data, policy.subjects, policy.sigstore, where=where)
         if signed is not None:
             return _signed_keyless(signed, policy, statement, kind, where)
-    # When it was made is not said in the same place by every kind, so only the run limits who may sign it.
+    # When it was made is said in its payload, which is read once somebody is found to have signed it.
     keys = policy.within(statement.run_id, statement.run_name, None, kind).statement_keys
     opened = envelope.open_bundle(data, keys, where=where)
     return _Opened(opened.payload, policy.identity(opened.key), opened.key.key_id)

@@ -9,17 +9,20 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from harness.errors import EvidenceIncomplete
+from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format.files import open_regular
 
 Line = Mapping[str, Any]
+LIMIT = 16 << 20
+"""Bytes of a line: a file of one endless line can be made of holes, which take no disk."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Tail:
         """The lines since the last look.
 
         Raises `VerificationFailed` for what is no regular file, since a pipe or a device in its place would
-        never end, and `EnvironmentFault` when it cannot be read.
+        never end, and for a line beyond `LIMIT`; `EnvironmentFault` when it cannot be read.
         """
         try:
             stream = open_regular(self._path)
@@ -60,8 +63,15 @@ class Tail:
             if restarted:
                 self._reset()
             stream.seek(self._offset)
-            data = stream.read()
+            data = b"".join(self._limited(stream))
         return self._parse(data, restarted)
+
+    def _limited(self, stream: BufferedReader) -> Iterator[bytes]:
+        while line := stream.readline(LIMIT + 1):
+            if len(line) > LIMIT:
+                what, remedy = f"has a line of more than {LIMIT} bytes", "get it from its maker again"
+                raise VerificationFailed(what, where=str(self._path), remedy=remedy)
+            yield line
 
     def _changed(self, stream: Any) -> bool:
         """Whether what was read before is no longer what the file holds there."""

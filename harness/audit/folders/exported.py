@@ -45,7 +45,10 @@ def examine(folder: Path, policy: Policy, findings: Findings) -> tuple[list[payl
         return [], times
     opening.check_files(folder, manifest, present, _SIGNATURES | bundles, findings)
     opening.check_headers(folder, manifest, present, findings)
-    sealed.check_model_signature(folder, policy, manifest, statement, present, findings)
+    about = [(str(source["run"]), str(source["name"])) for source in statement.sources]
+    sealed.check_model_signature(
+        folder, policy, manifest, statement, present, findings, kind=policies.EXPORT, about=about
+    )
     made = "merged" if "merge" in statement.predicate else "exported"
     for source in statement.sources:
         of = f"step {source['step']} of the run {source['name']}, checkpoint {source['checkpoint']}"

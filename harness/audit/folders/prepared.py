@@ -60,7 +60,10 @@ def examine(
         return statement, [], times
     before = len(findings.failed)
     opening.check_files(folder, manifest, present, _SIGNATURES, findings)
-    sealed.check_model_signature(folder, policy, manifest, statement, present, findings)
+    about = [(statement.subject_id, statement.name)]
+    sealed.check_model_signature(
+        folder, policy, manifest, statement, present, findings, kind=policies.CORPUS, about=about
+    )
     if len(findings.failed) == before:
         findings.all_of("corpus facts", _facts(manifest, folder, statement))
         findings.all_of("split", _split(manifest, folder, statement))

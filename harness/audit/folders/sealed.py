@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness.audit.folders import opening
 from harness.errors import EvidenceIncomplete, VerificationFailed
@@ -30,6 +30,11 @@ class Statement(Protocol):
     @property
     def dir_hash(self) -> str:
         """``h1:…`` over the listed files and MANIFEST.json."""
+        ...
+
+    @property
+    def predicate(self) -> Mapping[str, Any]:
+        """What it says, among it when it was ``created``."""
         ...
 
 
@@ -62,19 +67,33 @@ def check_model_signature(
     statement: Statement,
     present: Mapping[str, os.stat_result],
     findings: Findings,
+    *,
+    kind: str,
+    about: Sequence[tuple[str, str]],
 ) -> None:
-    """model.sig, where it is there or required, signs exactly the files of the manifest."""
+    """model.sig, where it is there or required, signs exactly the files listed, under a key of whoever
+    may sign that, or a statement of ``kind``, for all of ``about``: id and name of runs, or of a corpus."""
     required = policies.MODEL_SIGNATURE in policy.required
     if not policy.model_keys and not required:
         findings.note("model.sig: not checked (no P-256 key given)")
     elif required or layout.MODEL_SIGNATURE in present:
-        findings.attempt("model signature", _model_signature, folder, policy, listed, statement)
+        keys = _entitled(policy, str(statement.predicate["created"]), kind, about)
+        findings.attempt("model signature", _model_signature, folder, keys, listed, statement)
 
 
-def _model_signature(folder: Path, policy: Policy, listed: Manifest, statement: Statement) -> None:
+def _entitled(policy: Policy, created: str, kind: str, about: Sequence[tuple[str, str]]) -> list[PublicKey]:
+    def may(key: PublicKey, of: str, name: str) -> bool:
+        whose = policy.identity(key)
+        kinds = (kind, policies.MODEL_SIGNATURE)
+        return any(whose.objection(of, name, created, each, key_id=key.key_id) is None for each in kinds)
+
+    return [key for key in policy.model_keys if all(may(key, *each) for each in about)]
+
+
+def _model_signature(folder: Path, keys: Sequence[PublicKey], listed: Manifest, statement: Statement) -> None:
     path = folder / layout.MODEL_SIGNATURE
     if not path.is_file():
         raise EvidenceIncomplete("is missing", where=str(path), remedy="get the whole folder from its maker")
     data = files.read_limited(path, opening.MANIFEST_LIMIT)
     names = {**listed.digests, layout.MANIFEST: statement.subject_id}
-    model_signature.check(data, policy.model_keys, names, folder.name, where=str(path))
+    model_signature.check(data, keys, names, folder.name, where=str(path))

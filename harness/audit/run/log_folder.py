@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import EvidenceIncomplete, VerificationFailed
@@ -32,10 +31,7 @@ def check(folder: Path, book: Log, findings: Findings) -> None:
     """Every file of ``folder`` against ``book``, which was read from it. Raises `OSError` for a bad disk."""
     before = len(findings.failed)
     known = {log.HEAD, *tiles.paths(book.head.size)}
-    for number, path in enumerate(_walk(folder, findings)):
-        if number == _MOST:
-            findings.bad(CHECK, f"holds more than {_MOST} files", str(folder))
-            break
+    for path in findings.attempt(CHECK, _files, folder) or ():
         if path in known:
             continue
         if os.path.basename(path).startswith(layout.TEMPORARY):
@@ -72,17 +68,16 @@ def _fits(folder: Path, path: str, stamped: int, size: int, findings: Findings) 
         findings.bad(CHECK, what, str(folder / path), "get the newest state of the run from its maker")
 
 
-def _walk(folder: Path, findings: Findings) -> Iterator[str]:
-    """Every file by its relative path; links to folders count as files."""
-    for base, folders, names in os.walk(folder, onerror=_raise):
-        links = [name for name in folders if os.path.islink(os.path.join(base, name))]
-        for name in sorted([*names, *links]):
-            yield os.path.relpath(os.path.join(base, name), folder)
-
-
-def _raise(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):  # an append has just removed a folder of partial tiles
-        raise error
+def _files(folder: Path) -> list[str]:
+    """Every file by its relative path; links to folders count as files. Raises `VerificationFailed` for more
+    than are looked at."""
+    found: list[str] = []
+    for here, folders, names in files.walk(folder):
+        links = [name for name in folders if os.path.islink(here / name)]
+        found += [os.path.relpath(here / name, folder) for name in sorted([*names, *links])]
+        if len(found) > _MOST:
+            raise VerificationFailed(f"holds more than {_MOST} files", where=str(folder))
+    return found
 
 
 def _expected(path: str, book: Log) -> bytes | None:

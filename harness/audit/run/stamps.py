@@ -13,6 +13,7 @@ is good shows that so many records were there at its moment; no key of the run h
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ def sizes(folder: Path) -> list[int]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            return []  # the log is a link to itself: a finding where links are
         raise files.unreadable(error, str(place)) from error
     found = (timestamp.size_of(f"{timestamp.FOLDER}/{name}") for name in names[:_MOST])
     return sorted(size for size in found if size is not None)

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from harness.provenance.policy.rules import Policy
 
 _WEIGHTS = (
     *(".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".onnx", ".h5", ".keras"),
-    *(".msgpack", ".npz", ".tflite", ".joblib"),
+    *(".msgpack", ".npz", ".tflite", ".joblib", ".distcp", ".pt2", ".pb", ".nemo", ".pdparams", ".dill"),
 )
 """Endings of what common loaders take for weights."""
 
@@ -94,8 +93,11 @@ def examine(paths: Sequence[Path], policy: Policy, *, quiet: bool = True) -> Pas
     return Passage(tuple(reports), tuple(refusals))
 
 
-def _below(path: Path) -> Iterator[Path | Refusal]:
+def _below(path: Path, depth: int = 0) -> Iterator[Path | Refusal]:
     """Folders to verify, and what is refused without: ``path`` itself, or what lies in it."""
+    if depth > files.NESTED:
+        yield Refusal(path, f"is nested deeper than {files.NESTED} folders, so not looked into")
+        return
     if not path.is_dir():
         if path.name.lower().endswith(_WEIGHTS):
             yield Refusal(path, _UNSIGNED)
@@ -103,14 +105,16 @@ def _below(path: Path) -> Iterator[Path | Refusal]:
     kind = _kind(path)
     if kind is not None:
         yield path
-        if kind == "run":
-            yield from _loose_in_run(path)
+        try:
+            yield from _loose_in_run(path) if kind == "run" else ()
+        except VerificationFailed as error:
+            yield Refusal(path, error.what)
         return
     for entry in sorted(path.iterdir()):
         if entry.is_symlink() and entry.is_dir():
             yield Refusal(entry, _LINK)
         else:
-            yield from _below(entry)
+            yield from _below(entry, depth + 1)
 
 
 def _loose_in_run(root: Path) -> list[Refusal]:
@@ -129,19 +133,13 @@ def _signed(run: RunFolder) -> set[Path]:
 
 
 def _loose(root: Path, signed: Set[Path]) -> Iterator[Refusal]:
-    for folder, folders, names in os.walk(root, onerror=_refuse_unreadable):
-        here = Path(folder)
+    for here, folders, names in files.walk(root):
         folders[:] = sorted(name for name in folders if here / name not in signed)
         yield from (Refusal(here / name, _LINK) for name in folders if (here / name).is_symlink())
         unfinished = here.name.startswith(layout.TEMPORARY)
         what, code = (_UNFINISHED, EvidenceIncomplete.exit_code) if unfinished else (_UNSIGNED, 1)
         loose = (name for name in sorted(names) if name.lower().endswith(_WEIGHTS))
         yield from (Refusal(here / name, what, code) for name in loose)
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise files.unreadable(error, str(error.filename)) from error
 
 
 def _kind(path: Path) -> str | None:

@@ -29,6 +29,8 @@ from harness.provenance.transparency.heads import Kept
 CHECKPOINT, SLSA, MODEL_SIGNATURE, LOG = "checkpoint", "slsa", "model-signature", "log"
 TIMESTAMP = "timestamp"
 EXPORT, CORPUS, COUNTERSIGNATURE = "export", "corpus", "countersignature"
+_OF_MAKERS = {CHECKPOINT, SLSA, MODEL_SIGNATURE, LOG, EXPORT, CORPUS}
+"""Kinds that are signed when they are made."""
 GIVEN_KEYS = "the given keys"
 """Name of the one identity of a policy that was made from keys."""
 
@@ -87,8 +89,8 @@ class Identity:
         if self.valid_until is not None and created >= self.valid_until:
             return f"{self.name} signed at {created}, valid until {self.valid_until}"
         start, end = self.spans.get(key_id or "", (None, None))
-        # Whoever countersigns signs a statement of any age, which says when it was made, not when they did.
-        if start is not None and created < start and kind != COUNTERSIGNATURE:
+        # Whoever adds a statement later may sign what is older than their key: a checkpoint, an evaluation.
+        if start is not None and created < start and kind in _OF_MAKERS:
             return f"{self.name} signed at {created} with a key that takes over at {start}"
         if end is not None and created >= end:
             return f"{self.name} signed at {created} with a key that was handed over at {end}"
