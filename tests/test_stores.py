@@ -33,6 +33,7 @@ from harness.errors import (
 )
 from harness.format import files, layout
 from harness.format.layout import RunFolder
+from harness.provenance import history
 from harness.provenance.policy import rotation
 from harness.provenance.policy.rules import TIMESTAMP, from_keys
 from harness.provenance.signing import keys
@@ -478,6 +479,35 @@ def test_a_folder_with_another_history_is_refused(
     assert sorted(path for path in (tmp_path / "other").rglob("*")) == before
 
 
+def test_a_log_that_only_the_store_has_signed_neither_replaces_ours_nor_sets_anything_aside(
+    bucket: Bucket, tmp_path: Path, signer: keys.Signer
+) -> None:
+    """Oracle: the folder before; who runs the store has no key, and enters another checkpoint of step 1."""
+    stranger = keys.load_signer(keys.create(tmp_path / "stranger").private)
+    here = launched(tmp_path / "run", bucket.url, signer)
+    here.save(1)
+    copied = tmp_path / "copied"
+    shutil.copytree(here.run.log, copied)
+    book = log.read_claimed(copied)
+    record = history.record_of(RUN_ID, 1, 1, "0" * 64, "0" * 64)
+    log.append(copied, record, stranger, book.head.origin, opened_by=keys.public_keys(signer))
+    for path in [path for path in copied.rglob("*") if path.is_file()]:
+        here.store.put(f"log/{path.relative_to(copied).as_posix()}", path.read_bytes())
+    before = {path: path.read_bytes() for path in here.run.root.rglob("*") if path.is_file()}
+    policy = from_keys(keys.public_keys(signer))
+    told: list[str] = []
+    with pytest.raises(VerificationFailed, match="the log's head is signed by none of the accepted keys"):
+        fetch_newest(
+            here.store,
+            here.run,
+            lambda folder, logged: story.read(folder, policy, logged=logged),
+            lambda name, error: told.append(name),
+            lambda folder: handover.check_head(folder, policy, "there"),
+        )
+    assert {path: path.read_bytes() for path in here.run.root.rglob("*") if path.is_file()} == before
+    assert verdict(here.run.root, signer) == 0
+
+
 def test_fetch_brings_what_was_asked_for_and_goes_on_where_it_was(
     bucket: Bucket,
     tmp_path: Path,
@@ -578,6 +608,7 @@ def test_a_bare_machine_goes_on_from_a_store_under_either_key_of_a_hand_over(
                 bare,
                 lambda folder, logged, policy=policy: story.read(folder, policy, logged=logged),
                 lambda name, error, told=told: told.append(f"{name}: {error}"),
+                lambda folder, policy=policy: handover.check_head(folder, policy, "there"),
             )
             if name:
                 assert fetched().checkpoints == (layout.checkpoint_name(step),), told

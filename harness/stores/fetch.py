@@ -94,13 +94,15 @@ def fetch_newest(
     run: RunFolder,
     check: Callable[[Path, Path], object],
     report: Callable[[str, HarnessError], None],
+    trust: Callable[[Path], object] | None = None,
 ) -> Fetched:
     """`fetch` for a resume: of the checkpoints newer than those of ``run``, the newest that is in order.
 
     ``check`` raises for a folder of statements that are not; it gets the folder of the log as well, which is
     not that of ``run`` yet. ``report`` gets the name of each newer one that is not in order, and what is
-    wrong with it. Raises as `fetch`, and `VerificationFailed` when none is in order and ``run`` has none
-    either.
+    wrong with it. ``trust`` raises for the folder of a log whose head is signed by nobody who may: such a one
+    neither takes the place of that of ``run``, nor tells which checkpoints are to be set aside. Raises as
+    `fetch`, and `VerificationFailed` when none is in order and ``run`` has none either.
     """
 
     def payload(contents: Contents, logged: Path) -> list[str]:
@@ -125,7 +127,7 @@ def fetch_newest(
 
     contents = Contents(store.objects())
     with _writing(run):
-        return _fetch(store, run, contents, payload)
+        return _fetch(store, run, contents, payload, trust)
 
 
 @contextmanager
@@ -145,8 +147,9 @@ def _fetch(
     run: RunFolder,
     contents: Contents,
     payload: Callable[[Contents, Path], Sequence[str]],
+    trust: Callable[[Path], object] | None = None,
 ) -> Fetched:
-    with _log_of(store, run, contents) as (records, ahead, logged):
+    with _log_of(store, run, contents, trust) as (records, ahead, logged):
         superseded = list(_set_aside(store, run, contents, records if ahead else ()))
         statements = list(_fetch_statements(store, run, contents))
         names = payload(contents, logged)
@@ -164,7 +167,7 @@ def _fetch(
 
 @contextmanager
 def _log_of(
-    store: ObjectStore, run: RunFolder, contents: Contents
+    store: ObjectStore, run: RunFolder, contents: Contents, trust: Callable[[Path], object] | None
 ) -> Iterator[tuple[Sequence[bytes], bool, Path]]:
     """The store's records, whether they are ahead of the folder's, and a folder with the longer log of the
     two. A log that is ahead is put in its place on exit, when everything that it names is there."""
@@ -188,6 +191,8 @@ def _log_of(
                 remedy="move this folder away to go on from the store, or choose another checkpoint.store",
             )
         ahead = len(theirs) > len(ours)
+        if ahead and ours and trust is not None:
+            trust(temporary)
         yield theirs, ahead, temporary if ahead else run.log
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -56,6 +56,15 @@ def trust(path: Path, policy: Policy, shown: Seen | None = None, *, logged: Path
     return Trust(more, tuple(rotations))
 
 
+def check_head(folder: Path, policy: Policy, where: str) -> None:
+    """Raise `VerificationFailed`, of ``where``, unless a key that ``policy`` accepts, or one that it handed
+    over to, has signed the head of the log ``folder``."""
+    shown = seen.look(folder, policy, Findings())
+    accepted = trust(folder, policy, shown, logged=folder).policy.as_of(shown.whole)
+    note = files.read_limited(folder / log.HEAD, log.NOTE_LIMIT)
+    log.open_note(note, accepted.statement_keys, where=where)
+
+
 def enter(run: RunFolder, data: bytes, new: Signer) -> int | None:
     """Enter the hand-over ``data`` into the log of ``run``, whose head ``new`` signs from then on.
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from harness.audit.folders import story
+from harness.audit.run import handover
 from harness.checkpoint.mirror import Mirror
 from harness.checkpoint.publisher import Publisher, dropped
 from harness.errors import HarnessError, TrainingFailed
+from harness.format import layout
+from harness.provenance.transparency import log
 from harness.settings import Settings
 from harness.stores.client import ObjectStore
 from harness.stores.fetch import fetch_newest
@@ -34,9 +39,14 @@ def fetch_newer(store: ObjectStore, held: HeldRun | None, screen: Screen) -> Non
     def damaged(name: str, error: HarnessError) -> None:
         screen.say(f"{name} in the store is not in order: {error}; going back to the one before")
 
-    fetched = fetch_newest(
-        store, held.folder, lambda folder, logged: story.read(folder, policy, logged=logged), damaged
-    )
+    def trust(folder: Path) -> None:
+        if policy is not None:
+            handover.check_head(folder, policy, store.at(f"{layout.LOG}/{log.HEAD}"))
+
+    def check(folder: Path, logged: Path) -> None:
+        story.read(folder, policy, logged=logged)
+
+    fetched = fetch_newest(store, held.folder, check, damaged, trust)
     for name in fetched.superseded:
         screen.say(f"{name} was set aside: {store.url} has another one, and a log that goes further")
     for name in fetched.checkpoints:
