@@ -214,19 +214,20 @@ def test_the_rank_on_which_it_began_has_the_word(found: list[NonFinite], ranks: 
 def test_the_generators_that_are_remembered_are_those_before_the_update() -> None:
     """Oracle: their states as they were captured; numpy's, which has moved on since, is not known."""
     torch.manual_seed(0)
-    remembered = Remembered()
-    first = rng.capture({})
+    remembered, own = Remembered(), {"noise": torch.Generator(), "other": np.random.default_rng(0)}
+    first = rng.capture(own)
     for update in range(3):
-        before = torch.get_rng_state()
-        assert remembered.begin(update, dict) == []
-        torch.rand(1)
+        before = rng.capture(own)
+        assert remembered.begin(update, lambda: own) == []
+        torch.rand(1), torch.rand(1, generator=own["noise"])
         remembered.rng_digest()
-    at_first, unknown = remembered.generators(0, {})
+    at_first, unknown = remembered.generators(0, own)
     assert unknown == []
     assert all(torch.equal(state, first[name]) for name, state in at_first.items())
-    known, unknown = remembered.generators(2, {})
-    assert torch.equal(known["torch.cpu"], before)
+    known, unknown = remembered.generators(2, own)
+    assert known.keys() == before.keys()
+    assert all(torch.equal(state, before[name]) for name, state in known.items())
     assert unknown == []
-    np.random.rand()
-    assert remembered.generators(2, {})[1] == ["numpy"]
+    np.random.rand(), own["other"].random()
+    assert remembered.generators(2, own)[1] == ["numpy", "other"]
     assert remembered.losses(7) is None

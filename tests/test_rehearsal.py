@@ -31,7 +31,7 @@ from harness.training.evaluation.held_out import evaluate
 from harness.training.loop import train
 from harness.training.plan import plan
 from harness.training.seeding import seed_rank
-from harness.training.step import session
+from harness.training.step import position
 from harness.workers import Workers
 
 ALONE = Workers.alone(torch.device("cpu"))
@@ -217,8 +217,8 @@ def test_the_price_that_was_measured_is_planned_where_it_was_measured() -> None:
 
 def test_ranks_after_an_elastic_run_get_generators_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Oracle: the manifest, which names the generators of rank 0 alone, or of both, one of them not there."""
-    monkeypatch.setattr(session.state, "load", lambda *_: None)
-    monkeypatch.setattr(session.state, "group_names", lambda _: [])
+    monkeypatch.setattr(position.state, "load", lambda *_: None)
+    monkeypatch.setattr(position.state, "group_names", lambda _: [])
     current: Any = SimpleNamespace(
         state=None, sums=None, seed=3, updates=0, workers=replace(ALONE, rank=1, world_size=2),
         batches=SimpleNamespace(iterate=lambda step: iter([step]), workers=0),
@@ -228,10 +228,10 @@ def test_ranks_after_an_elastic_run_get_generators_of_their_own(monkeypatch: pyt
     loaded: Any = SimpleNamespace(
         trainer=trainer, files={}, manifest=SimpleNamespace(digests=dict.fromkeys(names[:1], ""))
     )
-    assert next(session.resume(current, loaded)) == 5
+    assert next(position.resume(current, loaded)) == 5
     drawn = torch.rand(1)
     seed_rank(3, 1, 5)
     assert torch.equal(drawn, torch.rand(1))
     loaded.manifest.digests[names[1]] = ""
     with pytest.raises(TrainingFailed, match="no generators for rank 1"):
-        session.resume(current, loaded)
+        position.resume(current, loaded)

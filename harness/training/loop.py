@@ -2,8 +2,9 @@
 
 Accelerate places the model and wraps it in DDP; everything else that decides a bit of the run is in the
 modules that this file names. `harness.training.beginning.continuation` says what it continues from,
-`harness.training.step.building` makes what a step needs, `harness.training.step.session` steps,
-`harness.training.recorder` writes down what happened.
+`harness.training.step.building` makes what a step needs, `harness.training.step.position` puts it where the
+run begins or goes on, `harness.training.step.session` steps, `harness.training.recorder` writes down what
+happened.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from harness.training.evaluation.held_out import evaluate
 from harness.training.ranks import distributed, launch
 from harness.training.ranks.exchange import FAILED
 from harness.training.recorder import Recorder
-from harness.training.step import building, session
+from harness.training.step import building, position, session
 from harness.training.step.readback import NonFinite, Readback
 from harness.training.telemetry import energy
 from harness.training.telemetry.metrics import Events
@@ -106,7 +107,7 @@ def train(
             stack.callback(current.batches.close)
             if found is None:
                 stream = workers.together(
-                    partial(session.begin, current, None if origin is None else origin.loaded)
+                    partial(position.begin, current, None if origin is None else origin.loaded)
                 )
                 break
             resumed = continuation.resumed(workers, current, found, candidates, screen)

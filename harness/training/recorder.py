@@ -31,8 +31,9 @@ from harness.training.ranks.exchange import FAILED, Told
 from harness.training.statement import record
 from harness.training.statement.record import StepFacts
 from harness.training.step import post_mortem
+from harness.training.step.position import captured_rng
 from harness.training.step.readback import NonFinite, Values
-from harness.training.step.session import Session, captured_rng
+from harness.training.step.session import Session
 from harness.training.telemetry.metrics import Events
 from harness.training.telemetry.screen import Screen
 

@@ -28,8 +28,9 @@ from harness.training.beginning.start import Origin
 from harness.training.ranks.launch import Launch
 from harness.training.statement.facts import facts_of
 from harness.training.statement.record import RunFacts, Segment, in_words
-from harness.training.step import session
-from harness.training.step.session import Session, wanted_files
+from harness.training.step import position
+from harness.training.step.position import wanted_files
+from harness.training.step.session import Session
 from harness.training.telemetry.screen import Screen
 from harness.workers import Workers
 
@@ -117,11 +118,11 @@ def _start(opened: OpenRun, origin: Origin | None) -> Mapping[str, Any] | None:
 def resumed(
     workers: Workers, current: Session, found: Loaded, candidates: Candidates, screen: Screen
 ) -> Iterator[Batch] | None:
-    """`session.resume`; None on every rank when the checkpoint turned out to be damaged."""
+    """`position.resume`; None on every rank when the checkpoint turned out to be damaged."""
 
     def attempt() -> Iterator[Batch] | DamagedCheckpoint:
         try:
-            return session.resume(current, found)
+            return position.resume(current, found)
         except DamagedCheckpoint as damaged:
             return damaged
 

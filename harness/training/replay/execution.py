@@ -42,10 +42,11 @@ from harness.training.ranks.watchdog import Watchdog
 from harness.training.replay import localise
 from harness.training.statement.facts import facts_of
 from harness.training.statement.record import RunFacts, Segment, in_words
-from harness.training.step import building, session
+from harness.training.step import building, position
 from harness.training.step.digests import StepDigests
+from harness.training.step.position import wanted_files
 from harness.training.step.readback import NonFinite, Readback, Values
-from harness.training.step.session import Session, wanted_files
+from harness.training.step.session import Session
 from harness.workers import Workers
 
 REPEATS = 4
@@ -205,12 +206,12 @@ def _refuse_other_digests(order: Order) -> None:
 def begin(current: Session, order: Order) -> tuple[int, Iterator[Batch]]:
     """The step that the state is of, and the micro-batches that follow."""
     if order.checkpoint is None:
-        return 0, session.begin(current, None)
+        return 0, position.begin(current, None)
     folder, identity = order.checkpoint
     workers = current.workers
     wanted = partial(wanted_files, workers.rank)
     loaded = workers.together(lambda: restore.load(workers, Path(folder), identity, wanted))
-    return int(loaded.trainer["step"]), session.resume(current, loaded)
+    return int(loaded.trainer["step"]), position.resume(current, loaded)
 
 
 class _Runner:

@@ -33,7 +33,8 @@ from harness.training.replay import distance, execution
 from harness.training.replay.distance import Ended
 from harness.training.replay.execution import Order, Place
 from harness.training.step import building
-from harness.training.step.session import Session, wanted_files
+from harness.training.step.position import wanted_files
+from harness.training.step.session import Session
 
 _LEAST_TO_REVERSE = 3
 """Addends from which on their order matters: two commute."""

@@ -1,7 +1,8 @@
 """What a run remembers of its newest updates, in case that their numbers turn out not to be finite.
 
-It costs a step nothing that could be measured: the losses are kept that were made in any case, and the state
-of torch's generator that its digest had taken.
+It costs a step nothing that could be measured: the losses are kept that were made in any case, the state of
+torch's generator that its digest had taken, and those of the task's torch generators, half a microsecond
+each. Python's at each step would cost 9 µs, numpy's 33, all of them as a checkpoint has them 96.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class _Passed(NamedTuple):
     """How many came before it."""
     generator: Tensor | None
     """State of torch's CPU generator before it; None when no digest was made of it."""
+    own: dict[str, Tensor]
+    """States of the task's torch generators before it, by the names that `rng.capture` gives them."""
     losses: list[Tensor]
 
 
@@ -43,10 +46,16 @@ class Remembered:
 
     def begin(self, update: int, generators: Callable[[], Mapping[str, Generator]]) -> list[Tensor]:
         """Before the passes of the update after ``update`` others; returns the list for their losses."""
+        of_task = generators()
         if self._first is None:
-            self._first, self._at_first = update, rng.capture(generators())
+            self._first, self._at_first = update, rng.capture(of_task)
+        own = {
+            f"generator.{name}": each.get_state()
+            for name, each in of_task.items()
+            if isinstance(each, torch.Generator) and each.device.type == "cpu"
+        }
         losses: list[Tensor] = []
-        self._passed.append(_Passed(update, self._torchs, losses))
+        self._passed.append(_Passed(update, self._torchs, own, losses))
         return losses
 
     def rng_digest(self) -> bytes:
@@ -64,15 +73,17 @@ class Remembered:
         """Their states before that update, as `rng.capture` has them, and the kinds of those not known.
 
         These are as they are now. All are known before the first update of a launch, later on torch's on the
-        CPU where its digest was taken, and those that nobody has drawn from since.
+        CPU where its digest was taken, the task's torch generators on the CPU, and those that nobody has
+        drawn from since.
         """
         if update == self._first:
             return self._at_first, []
         now = rng.capture(generators)
         known = {name: state for name, state in self._at_first.items() if _equal(state, now.get(name))}
-        torchs = next((each.generator for each in self._passed if each.update == update), None)
-        if torchs is not None:
-            known[_TORCHS] = torchs
+        passed = next((each for each in self._passed if each.update == update), None)
+        if passed is not None:
+            known |= passed.own
+            known |= {} if passed.generator is None else {_TORCHS: passed.generator}
         return {**now, **known}, sorted({_kind(name) for name in now.keys() - known.keys()})
 
 

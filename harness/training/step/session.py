@@ -1,7 +1,7 @@
-"""Everything that a step needs on one rank, stepped, saved and restored as one.
+"""Everything that a step needs on one rank, stepped as one.
 
-The order is the whole secret of exact resume: build and warm-up passes
-(`harness.training.step.building`) → tensors → data cursor → generators last.
+`harness.training.step.building` makes it, `harness.training.step.position` puts it where a run begins or goes
+on.
 """
 
 from __future__ import annotations
@@ -16,23 +16,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from harness.checkpoint import restore, rng, state
 from harness.checkpoint.cut import is_sharded
-from harness.checkpoint.restore import Loaded
-from harness.checkpoint.snapshot import serialize
 from harness.checkpoint.state import TrainingState
 from harness.data.loader import MicroBatches
 from harness.determinism.digest import batch_digest, rng_digest
 from harness.determinism.ledger import Ledger
-from harness.errors import ConfigError, TrainingFailed
-from harness.format import layout
+from harness.errors import TrainingFailed
 from harness.tasks.task import Batch, Task
 from harness.training import optimizer
 from harness.training.evaluation.held_out import on_device
 from harness.training.optimizer import Average, Precision
 from harness.training.ranks.exchange import Exchange, scalar_mean
 from harness.training.schedule import LearningRate
-from harness.training.seeding import seed_rank, seed_shard
+from harness.training.seeding import seed_shard
 from harness.training.step.digests import StepDigests, Sums
 from harness.training.step.doubling import Doubling
 from harness.training.step.remembered import Remembered
@@ -288,81 +284,3 @@ class Session:
 def is_due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps, 0 for never, happens at ``step``."""
     return every > 0 and step % every == 0
-
-
-def captured_rng(session: Session) -> bytes:
-    """This rank's generators as the bytes of a safetensors file.
-
-    An elastic run seeds them anew for every shard; between updates they are put where rank 0 of any world
-    size has them, and the other ranks have nothing to save: empty.
-    """
-    if session.sums is not None:
-        if not session.workers.first:
-            return b""
-        seed_shard(session.seed, 0, session.updates)
-    name = state.rng_file(session.workers.rank)
-    return serialize(name, rng.capture(session.task.generators()))
-
-
-def wanted_files(rank: int, path: str) -> bool:
-    """Whether rank ``rank`` needs the payload file ``path``, which is no part of the tensors, to resume."""
-    return path in (layout.TRAINER, layout.LEDGER, state.rng_file(rank))
-
-
-def resume(session: Session, loaded: Loaded) -> Iterator[Batch]:
-    """Put the checkpoint's tensors, cursor and generators in place; returns the micro-batches that follow.
-
-    A checkpoint of another world size has no generators for these ranks: they are seeded anew from (seed,
-    rank, step), which the class ``same-data`` says, as are those of several ranks after an elastic run; its
-    own follow its shards. Raises `TrainingFailed` for anything that does not fit, and `DamagedCheckpoint` on
-    every rank when tensors are not what was signed.
-    """
-    trainer = loaded.trainer
-    if trainer["groups"] != state.group_names(session.state):
-        what = "the optimizer's parameter groups are not those of the checkpoint"
-        raise TrainingFailed(what, remedy=state.AS_SAVED)
-    state.load(session.state, loaded, trainer["aliases"])
-    stream = _stream(session, trainer["step"])
-    session.updates = trainer["step"]
-    if session.sums is not None:
-        return stream
-    file = state.rng_file(session.workers.rank)
-    own = loaded.files.get(file)
-    ranks = trainer["world_size"]
-    saved = [rank for rank in range(ranks) if state.rng_file(rank) in loaded.manifest.digests]
-    if ranks != session.workers.world_size or (ranks > 1 and saved == [0]):  # rank 0's: of an elastic run
-        seed_rank(session.seed, session.workers.rank, trainer["step"])
-    elif own is None:
-        what = f"the checkpoint has no generators for rank {session.workers.rank}"
-        raise TrainingFailed(what, remedy="resume with the harness that saved it")
-    else:
-        rng.restore(restore.tensors_in(own, file), session.task.generators())
-    return stream
-
-
-def begin(session: Session, weights: Loaded | None) -> Iterator[Batch]:
-    """A new run's micro-batches; ``weights``: the checkpoint of another run that it begins with.
-
-    Raises `ConfigError` when that is another model's, `DamagedCheckpoint` when a tensor is not what was
-    signed.
-    """
-    if weights is not None:
-        try:
-            state.load_weights(session.state, weights)
-        except TrainingFailed as error:
-            raise ConfigError(
-                f"start.checkpoint holds another model: {error.what}",
-                where=str(weights.folder),
-                remedy="give this run's model the sizes in its config.json",
-            ) from error
-    return _stream(session, 0)
-
-
-def _stream(session: Session, updates: int) -> Iterator[Batch]:
-    """The micro-batches after so many ``updates``."""
-    stream = session.batches.iterate(updates)
-    if session.sums is None or not session.batches.workers:
-        return stream
-    from harness.training.elastic import loaders
-
-    return loaders.same_as_here(session.batches, stream, updates)
