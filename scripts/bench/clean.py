@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from interleave import keep, table, verdict
 from same_bits import launched
@@ -34,23 +35,25 @@ from harness.format.ledger import Ledger
 from harness.provenance.signing import keys
 
 STEPS = 150
+BATCH = 16
 CONFIG = f"""\
 run: {{seed: 3}}
 model: {{layers: 2, width: 64, heads: 2, dropout: 0.1}}
 data: {{limit_bytes: 200000, sequence_length: 32}}
 optimizer: {{lr: 3e-3, clip: 0.5}}
-train: {{steps: {STEPS}, global_batch: 16}}
+train: {{steps: {STEPS}, global_batch: {BATCH}}}
 evaluate: {{every: 3, batches: 1}}
 checkpoint: {{every: 25, keep: 1}}
 determinism: {{budget: 0.9}}
 """
-CASES = {
-    "one micro-batch": (),
-    "four micro-batches": ("train.micro_batch={quarter}",),
-    "bf16": ("precision=bf16",),
-    "activation checkpointing": ("train.activation_checkpointing=true",),
-    "logical shards": ("train.micro_batch={quarter}", "determinism.elastic=true"),
+CASES: dict[str, tuple[Any, ...]] = {
+    "one micro-batch": (1,),
+    "four micro-batches": (4,),
+    "bf16": (1, "precision=bf16"),
+    "activation checkpointing": (1, "train.activation_checkpointing=true"),
+    "logical shards": (4, "determinism.elastic=true"),
 }
+"""Micro-batches of a rank in an update, and what else is set."""
 BUSY = "import os\nwhile True: sorted(os.urandom(1 << 16))"
 
 
@@ -113,8 +116,8 @@ def main() -> None:
         (folder / "same.yaml").write_text(CONFIG)
         for parallel, case in cases:
             outcome = outcomes[f"{parallel}, {case}"] = Outcome()
-            sizes = {"quarter": 16 // ranks // 4}
-            settings = [f"train.micro_batch={16 // ranks}", *(each.format(**sizes) for each in CASES[case])]
+            micro_batches, *settings = CASES[case]
+            settings += [f"train.micro_batch={BATCH // ranks // micro_batches}"]
             settings += [f"parallel={parallel}", f"signing.key={folder}/me.key"]
             while outcome.executions < part and not outcome.refused:
                 seed = arguments.seed + outcome.runs
