@@ -123,8 +123,8 @@ def main() -> None:
                 seed = arguments.seed + outcome.runs
                 label = f"{parallel}-{case.replace(' ', '-')}-{seed}"
                 run(folder, label, ranks, [*settings, f"run.seed={seed}"], outcome)
-                print(f"{label}: {outcome.executions}", end="\r", file=sys.stderr, flush=True)
-    print("\x1b[K", end="", file=sys.stderr)
+                told = f"{label}: {outcome.executions} executions, {len(outcome.false)} false rows"
+                print(told, file=sys.stderr, flush=True)
     rows = [(f"{ranks} processes, {arguments.load} busy", "runs", "executions", "false rows", "refused")]
     for label, each in outcomes.items():
         counts = (str(each.runs), str(each.executions), str(len(each.false)))
