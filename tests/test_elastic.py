@@ -52,7 +52,7 @@ def test_every_world_size_and_every_change_of_it_makes_the_same_run(place: Place
         name = write(place, f"{run}.yaml", place.root / run, parallel=parallel)
         assert (done := place.harness("train", name, processes=ranks)).code == 0, done.err
         assert "8 shards added in a fixed tree: the same bits on 1, 2, 4, 8 ranks" in done.out
-    slow = '{kind: "toy_task:Toy", options: {sharded: true, pause: 15}}'
+    slow = '{kind: "toy_task:Toy", options: {sharded: true, pause: 40}}'  # a kill lags on a busy machine
     text = write(place, "toy.yaml", place.run, task=slow)
     for ranks, until in ((4, 6), (1, 12)):
         place.kill_at(place.start(["train", text], ranks), f"checkpoints/step-{until:08d}")
