@@ -22,6 +22,7 @@ from toy_task import Toy, config
 from harness import config as configs
 from harness.checkpoint import rng
 from harness.commands import plan as command
+from harness.determinism import peers
 from harness.determinism.peers import Peers
 from harness.errors import TrainingFailed
 from harness.format import layout
@@ -235,3 +236,12 @@ def test_ranks_after_an_elastic_run_get_generators_of_their_own(monkeypatch: pyt
     loaded.manifest.digests[names[1]] = ""
     with pytest.raises(TrainingFailed, match="no generators for rank 1"):
         position.resume(current, loaded)
+
+
+def test_packages_of_another_python_are_nobodys_own_code() -> None:
+    """Oracle: where Debian, a base environment below a virtual one, and a source build keep them."""
+    assert not peers.is_own("/usr/lib/python3/dist-packages/library/module.py")
+    assert not peers.is_own("/opt/conda/lib/python3.12/site-packages/library/module.py")
+    assert not peers.is_own(torch.distributed.__file__ or "")
+    assert peers.is_own("/home/me/project/own_task.py")
+    assert peers.is_own("/opt/lib/site-packages/own/task.py", ["/opt/lib/site-packages/own"])

@@ -136,13 +136,15 @@ _HARNESS = str(Path(__file__).resolve().parent.parent) + os.sep
 _INSTALLED = tuple(
     {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 )
+_PACKAGES = frozenset({"site-packages", "dist-packages"})
 
 
 def is_own(file: str, own: Sequence[str] = ()) -> bool:
     """Whether ``file`` is a person's own code: neither installed nor ours, or at one of the paths ``own``."""
     if any(file == each or file.startswith(each + os.sep) for each in own):
         return True
-    return not file.startswith(("<", _HARNESS, *_INSTALLED))
+    # Torch may lie beside another Python's packages, or on a path of a cluster's modules.
+    return not file.startswith(("<", _HARNESS, _TORCH, *_INSTALLED)) and not _PACKAGES & {*Path(file).parts}
 
 
 def home_of(kind: type[object]) -> list[str]:

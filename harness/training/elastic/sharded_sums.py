@@ -165,7 +165,10 @@ class TreeReduceScatter(ReduceScatter):
 
 def _stays_gathered(module: FSDPModule) -> bool:
     """Whether accelerate asked so: of a model's last norm and head, which the way back begins with."""
-    return not all(each._reshard_after_forward for each in module._get_fsdp_state()._fsdp_param_groups)
+    state: Any = module._get_fsdp_state()
+    # Torch 2.11 has one group for each module.
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    return not all(each is None or each._reshard_after_forward for each in groups)
 
 
 class ShardedSums:
