@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +17,7 @@ from harness.errors import EnvironmentFault, HarnessError, ResumeRefused, UsageE
 from harness.format import strict_json
 from harness.format.layout import RunFolder
 from harness.settings import Settings
-from harness.training.beginning import resume
+from harness.training.beginning import folder_lock, resume
 from harness.training.replay import execution
 from harness.training.statement.record import RunFacts, Segment
 
@@ -162,5 +163,20 @@ def test_no_run_begins_among_what_is_signed(tmp_path: Path) -> None:
     inside = tmp_path / "checkpoints" / "step-00000003" / "run"
     settings = Settings.model_validate({**SETTINGS, "run": {"dir": str(inside)}})
     with pytest.raises(UsageError, match="which holds what is signed"):
-        resume.hold(settings)
+        resume.hold(settings, print)
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_folder_whose_job_is_just_ending_is_waited_for(tmp_path: Path) -> None:
+    """Oracle: the lock of another descriptor, which lets go as soon as it is told that somebody waits."""
+    other = folder_lock.take(tmp_path, print)
+    said: list[str] = []
+
+    def let_go(text: str) -> None:
+        said.append(text)
+        os.close(other)
+
+    mine = folder_lock.take(tmp_path, let_go)
+    assert len(said) == 1
+    assert "held by another job" in said[0]
+    os.close(mine)

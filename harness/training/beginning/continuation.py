@@ -47,7 +47,7 @@ def hold_run(
     workers: Workers, settings: Settings, store: ObjectStore | None, screen: Screen
 ) -> tuple[HeldRun | None, Candidates]:
     """The run folder, held by rank 0, with what only the store had, and the way back to its checkpoints."""
-    held = workers.first_only(lambda: resume.hold(settings))
+    held = workers.first_only(partial(resume.hold, settings, screen.say))
     if held is not None and held.cleared:
         screen.say(leftovers.in_words(held.cleared))
     folder = RunFolder(settings.run.dir)

@@ -12,8 +12,6 @@ statement holds with the facts of this launch. What differs decides the class (R
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +38,7 @@ from harness.provenance.signing import keys
 from harness.provenance.signing.keys import PublicKey, Signer
 from harness.provenance.transparency import log
 from harness.settings import Settings
+from harness.training.beginning import folder_lock
 from harness.training.beginning import own_policy as own_policies
 from harness.training.beginning.own_policy import End, OwnPolicy
 from harness.training.statement.record import Difference, RunFacts, Segment, in_words
@@ -100,8 +99,8 @@ class OpenRun:
         return Commit(loaded.folder.name, statement.step_to, statement.sequence, loaded.checkpoint)
 
 
-def hold(settings: Settings) -> HeldRun:
-    """Lock the run folder, and clear what a cut-off save has left.
+def hold(settings: Settings, say: Callable[[str], None]) -> HeldRun:
+    """Lock the run folder, and clear what a cut-off save has left; ``say`` tells what is waited for.
 
     Raises `EnvironmentFault` when another job trains in the folder or it cannot be written, `UsageError` when
     it lies among files that are signed, and as `harness.training.beginning.own_policy.load`.
@@ -109,7 +108,7 @@ def hold(settings: Settings) -> HeldRun:
     folder = RunFolder(settings.run.dir)
     layout.require_unsigned(folder.root)
     own_policy = own_policies.load(settings)
-    lock = _lock(folder)
+    lock = folder_lock.take(folder.root, say)
     path, reason = keys.signing_key_path(settings.signing.key, folder.root)
     signer = keys.load_signer(path)
     return HeldRun(folder, lock, path, signer, reason, own_policy, leftovers.clear(folder))
@@ -293,31 +292,6 @@ def _short(value: Any) -> str:
     """A digest by its first digits, anything else as it is."""
     text = str(value)
     return f"{text[:12]}…" if len(text) == 64 else text
-
-
-def _lock(folder: RunFolder) -> int:
-    """Take the run folder for this job; the lock goes with the process, also at kill -9."""
-    try:
-        durable.make_folder(folder.root)
-        descriptor = os.open(folder.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        probe = folder.root / ".tmp-writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise EnvironmentFault(
-            f"the run folder cannot be used: {error.strerror}",
-            where=str(folder.root),
-            remedy="change run.dir",
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise EnvironmentFault(
-            "another job is training in this folder",
-            where=str(folder.root),
-            remedy="wait for it or stop it; a requeued job must start after the old one ended",
-        ) from error
-    return descriptor
 
 
 def _read_log(folder: RunFolder, found: Found, publics: Sequence[PublicKey]) -> log.Log | None:
