@@ -257,8 +257,10 @@ def _multiplies_bytes(device: torch.device) -> bool:
         host = torch.tensor([-128, 127, 127, -128], dtype=torch.int8).repeat(_LEAST_ROWS, ROW // 4)
         expected = (host.double() @ _table("digit", host.device, ROW).double()).to(torch.int32)
         probe, digits = host.to(device), _table("digit", device, ROW)
+        found = torch.empty(_LEAST_ROWS, DIGITS, dtype=torch.int32, device=device)
         try:
-            known = torch.equal(torch._int_mm(probe, digits).cpu(), expected)
+            torch._int_mm(probe, digits, out=found)
+            known = torch.equal(found.cpu(), expected)
         except (AttributeError, RuntimeError):  # no such kernel on this device or in this build
             known = False
         if known and device.type == "cpu":
