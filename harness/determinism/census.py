@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter_ns
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -141,6 +141,24 @@ class ObserverMode(TorchDispatchMode):
         return False
 
 
+Mode = TypeVar("Mode", bound=ObserverMode)
+
+
+def fitting(kind: type[Mode]) -> type[Mode]:
+    """``kind`` as this process needs it: once dynamo is loaded, it must not compile the mode itself."""
+    return _unseen(kind) if "torch._dynamo" in sys.modules else kind  # type: ignore[arg-type]
+
+
+@functools.cache
+def _unseen(kind: type[Any]) -> type[Any]:
+    """``kind``, unseen by dynamo. Torch hides what the class itself defines, not what it inherits."""
+    own = {
+        "__torch_dispatch__": kind.__torch_dispatch__,
+        "_should_skip_dynamo": classmethod(lambda cls: True),
+    }
+    return type(f"{kind.__name__}OfCompiled", (kind,), own)
+
+
 class Census(ObserverMode):
     """Counts operators while entered; results are valid after the exit."""
 
@@ -208,23 +226,9 @@ class Census(ObserverMode):
         return f"{render(tuple(place))} (backward)"
 
 
-class CensusOfCompiled(Census):
-    """The census for a process that has dynamo loaded: dynamo must not compile the census itself."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return True
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Count the call, then make it, unseen by dynamo."""
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-
 def take_census() -> Census:
     """A census to enter, of the kind that fits this process."""
-    return CensusOfCompiled() if "torch._dynamo" in sys.modules else Census()
+    return fitting(Census)()
 
 
 def way_ns(calls: int) -> int:
@@ -234,7 +238,7 @@ def way_ns(calls: int) -> int:
 
 @functools.cache
 def _way_ns(compiled: bool) -> int:
-    value, idle, count = torch.zeros(1), CensusOfCompiled() if compiled else Census(), 50
+    value, idle, count = torch.zeros(1), (_unseen(Census) if compiled else Census)(), 50
     idle.paused = True
 
     def fastest() -> int:

@@ -31,7 +31,7 @@ import xxhash
 from torch import Tensor, nn
 
 from harness.determinism.bit_sums import weighted_sum
-from harness.determinism.census import ObserverMode, render, sequence_number, spelled, user_frame
+from harness.determinism.census import ObserverMode, fitting, render, sequence_number, spelled, user_frame
 from harness.determinism.digest import tensor_bytes
 
 _ASYNCHRONOUS = frozenset({"c10d", "_c10d_functional", "c10d_functional", "fsdp", "symm_mem", "_dtensor"})
@@ -196,20 +196,6 @@ class Trace(ObserverMode):
         return self.calls
 
 
-class TraceOfCompiled(Trace):
-    """The trace for a process that has dynamo loaded: dynamo must not compile the trace itself."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return True
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Make and digest the call, unseen by dynamo."""
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-
 def take_trace(
     fill: float | None = None,
     *,
@@ -218,8 +204,7 @@ def take_trace(
     onlooker: Onlooker | None = None,
 ) -> Trace:
     """A trace to enter, of the kind that fits this process."""
-    kind = TraceOfCompiled if "torch._dynamo" in sys.modules else Trace
-    return kind(fill, modules=modules, keep=keep, onlooker=onlooker)
+    return fitting(Trace)(fill, modules=modules, keep=keep, onlooker=onlooker)
 
 
 def place_of(calls: Sequence[Call], call: Call) -> tuple[str | None, str | None]:

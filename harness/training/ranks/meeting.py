@@ -7,7 +7,6 @@ collective is never begun, its group stays whole, and it does not matter what ca
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.determinism.census import ObserverMode
+from harness.determinism.census import ObserverMode, fitting
 from harness.workers import Workers
 
 _COLLECTIVE, _QUESTION, _LEFT, _END = b"c", b"q", b"l", b"e"
@@ -41,10 +40,9 @@ class Meeting:
         in it when another one has left."""
         if self._workers.world_size == 1:
             return execute
-        kind = _BeforeInCompiled if "torch._dynamo" in sys.modules else _Before
 
         def executed() -> Tensor:
-            with kind(self._collective):
+            with fitting(_Before)(self._collective):
                 return execute()
 
         return executed
@@ -91,17 +89,3 @@ class _Before(ObserverMode):
         if isinstance(func, torch._ops.OpOverload) and func.namespace in _COLLECTIVES:
             self._meet()
         return func(*args, **(kwargs or {}))
-
-
-class _BeforeInCompiled(_Before):
-    """The same for a process that has dynamo loaded: dynamo must not compile the mode itself."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return True
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Meet and make the call, unseen by dynamo."""
-        return super().__torch_dispatch__(func, types, args, kwargs)
