@@ -11,6 +11,7 @@ import run_folder
 from run_folder import SampleRun
 
 from harness.audit.folders import opening, payload
+from harness.audit.verification import gate
 from harness.cli import main
 from harness.provenance.transparency import log
 
@@ -82,6 +83,28 @@ def test_a_run_that_changes_faster_than_it_is_read_is_no_bad_one(
     assert (said.out, len(said.err.splitlines())) == ("", 1)
     assert "a job has changed it during each of 5 readings" in said.err
     assert audited("verify", run.root, run) == 0
+
+
+def test_a_gate_does_not_read_on_for_as_long_as_a_job_changes_the_run(
+    run: SampleRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: exit code 4 while each look for loose weights sees another run, 0 when it is quiet, and 1 when
+    the same weights are loose each time."""
+    steps = iter(range(40, 1000, 10))
+
+    def look(at_work: int) -> int:
+        with monkeypatch.context() as patched:
+            at(patched, gate, "_loose", lambda: run.advance(next(steps)), at_work)
+            return audited("gate", run.root, run)
+
+    assert look(6) == 4
+    assert "cannot tell" in (said := capsys.readouterr().out)
+    assert "a job has changed it during each of 5 readings" in said
+    assert look(0) == 0
+    (run.root / "events").mkdir(exist_ok=True)
+    (run.root / "events" / "loose.pt").write_bytes(b"x")
+    assert look(6) == 1
+    assert "loose.pt" in capsys.readouterr().out
 
 
 def test_a_job_hides_no_damage(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.audit.folders import exported, prepared
+from harness.audit.run import undisturbed
 from harness.audit.verification import verify
 from harness.audit.verification.verify import Report
 from harness.errors import EvidenceIncomplete, HarnessError, UsageError, VerificationFailed
@@ -109,6 +110,8 @@ def _below(path: Path, depth: int = 0) -> Iterator[Path | Refusal]:
             yield from _loose_in_run(path) if kind == "run" else ()
         except VerificationFailed as error:
             yield Refusal(path, error.what)
+        except EvidenceIncomplete as error:
+            yield Refusal(path, _without_path(error), error.exit_code)
         return
     for entry in sorted(path.iterdir()):
         if entry.is_symlink() and entry.is_dir():
@@ -118,18 +121,24 @@ def _below(path: Path, depth: int = 0) -> Iterator[Path | Refusal]:
 
 
 def _loose_in_run(root: Path) -> list[Refusal]:
-    """Weights in a run folder that are in no checkpoint which `harness verify` has looked into."""
+    """Weights in a run folder that are in no checkpoint which `harness verify` has looked into.
+
+    Raises `EvidenceIncomplete` when a job changes the run during each reading: a folder that it renames
+    meanwhile may have been seen under neither name.
+    """
     run = RunFolder(root)
-    while True:
+
+    def attempt() -> tuple[frozenset[Path], list[Refusal]]:
         signed = _signed(run)
-        loose = list(_loose(root, signed))
-        if _signed(run) == signed:  # else a job has published or pruned a checkpoint meanwhile
-            return loose
+        return signed, list(_loose(root, signed))
+
+    # The names belong to what must be the same twice: that nothing was loose is good of a quiet folder only.
+    return undisturbed.read(root, attempt, lambda made: {made[0], *made[1]})[1]
 
 
-def _signed(run: RunFolder) -> set[Path]:
+def _signed(run: RunFolder) -> frozenset[Path]:
     nonfinite = (entry for entry in run.aside() if entry.name.startswith(layout.NONFINITE))
-    return {*run.complete(), *run.pruned(), *nonfinite}
+    return frozenset({*run.complete(), *run.pruned(), *nonfinite})
 
 
 def _loose(root: Path, signed: Set[Path]) -> Iterator[Refusal]:
