@@ -210,6 +210,54 @@ def test_a_recompilation_is_followed_by_a_census_and_what_is_doubled_is_not_coun
     assert row["count"] == 4
 
 
+BETWEEN = """
+from pathlib import Path
+
+import torch
+from torch._dynamo.utils import counters
+from toy_task import Toy
+
+
+class Between(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
+        self.compile(backend="eager", dynamic=False)
+
+    def forward(self, x):
+        x = self.first(x)
+        if x.isnan().any():
+            x = x / 2
+        return self.last(x)
+
+
+class Told(Toy):
+    def build_model(self):
+        return Between()
+
+    def batch(self, indices, epochs):
+        Path("compiled").write_text(str(counters["frames"]["total"]))
+        return super().batch(indices, epochs)
+"""
+
+
+def test_what_looks_at_operators_between_compiled_graphs_is_not_compiled_itself(place: Place) -> None:
+    """Oracle: dynamo's own count of what it compiled: two halves of the model, around what it asks a tensor.
+
+    The operator that answers runs while dynamo is on, which would compile the Python that looks at it too.
+    """
+    (place.root / "between_task.py").write_text(BETWEEN)
+    task = '{kind: "between_task:Told", options: {plain: true}}'
+    train = "{steps: 8, global_batch: 2, micro_batch: 2}"
+    place.write("toy.yaml", config(place.run, task=task, train=train, evaluate="{every: 0}"))
+    assert (done := place.harness("train", "toy.yaml")).code == 0, done.err
+    ledger = json.loads((place.run / "checkpoints" / "step-00000008" / "ledger.json").read_bytes())
+    steps = {each["observer"]: each["steps"] for each in ledger["coverage"]}
+    assert steps["census"] >= 1
+    assert steps["double"] >= 1
+    assert (place.root / "compiled").read_text() == "2"
+
+
 def test_recompilations_without_end_are_not_all_looked_at() -> None:
     """Oracle: double executions whose steps are written down; pairs after three recompilations, then none."""
     model, taken, clock = Sound(), [], Clock()

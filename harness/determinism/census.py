@@ -145,7 +145,11 @@ Mode = TypeVar("Mode", bound=ObserverMode)
 
 
 def fitting(kind: type[Mode]) -> type[Mode]:
-    """``kind`` as this process needs it: once dynamo is loaded, it must not compile the mode itself."""
+    """``kind`` as this process needs it: once dynamo is loaded, it must not compile the mode itself.
+
+    Between two compiled graphs of a model operators run while dynamo is on, and it compiles whatever Python
+    they call: of a mode, dozens of pieces, for seconds. The bits stay as they are.
+    """
     return _unseen(kind) if "torch._dynamo" in sys.modules else kind  # type: ignore[arg-type]
 
 
