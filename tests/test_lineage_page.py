@@ -10,7 +10,12 @@ import browser
 import pytest
 import run_folder
 from browser import Browser
-from test_lineage import drawn, key_words
+from test_lineage import drawn, edges, key_words, statement
+
+from harness.audit.lineage import html
+from harness.audit.lineage.picture import Picture
+from harness.provenance.corpora import CorpusStatement
+from harness.provenance.lineage import Corpus, Member, graph
 
 pytestmark = pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")
 
@@ -91,6 +96,57 @@ def test_a_click_opens_a_card_and_close_closes_it(window: Browser, page: Path, w
     assert box[3] <= 844
     window.click(".card:target .close")
     assert window.evaluate(OPEN) == []
+
+
+OUTSIDE = """
+[...document.querySelectorAll(DRAWING + ' path')].filter(e => {
+    const box = e.getBBox(), sheet = e.ownerSVGElement.viewBox.baseVal
+    return box.x < 0 || box.x + box.width > sheet.width
+}).length + [...document.querySelectorAll(DRAWING + ' a')].filter(a => {
+    const box = a.querySelector('rect')
+    return box && [...a.querySelectorAll('text')].some(e => e.getBBox().width + 10 > box.getBBox().width)
+}).length
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_line_of_the_drawing_lies_in_it_and_every_text_in_its_box(
+    window: Browser, tmp_path: Path, width: int
+) -> None:
+    """Oracle: the boxes that the browser computes, of a run whose corpus, a box below its data set, and whose
+    facts are longer than a line."""
+    made = statement(
+        10,
+        "1" * 64,
+        None,
+        data={
+            "kind": "prepared",
+            "corpus_sha256": "c" * 64,
+            "tokenizer_sha256": "b" * 64,
+            "counts": {f"held_out_documents_{number}": 10**9 for number in range(9)},
+        },
+        code={
+            "harness": "0.1.0+0123456789abcdef",
+            "git_commit": "4" * 40,
+            "dirty": True,
+            "diff_sha256": "5" * 64,
+            "task": {"import_path": "my_project.models.transformer:LanguageModelling", "sha256": "6" * 64},
+        },
+    )
+    told = {
+        "name": "common-crawl-2026-11-filtered-english-and-german",
+        "source": {"files": 1, "kind": "wheel", "sha256": "7" * 64},
+        "documents": {"kept": {"documents": 1}, "read": {"documents": 2}},
+        "tokenizer": {"sha256": "b" * 64},
+    }
+    corpus = Corpus("corpus", CorpusStatement("c" * 64, "h1:", told))
+    whole = graph([Member("step-00000010", "complete", made)], corpora=[corpus])
+    assert len(edges(whole, "prepared")) == 2
+    shown = tmp_path / "page.html"
+    shown.write_text(html.render(Picture(tmp_path, whole, False, (), (), 0), whole))
+    window.open(shown, width, 844)
+    keep(window, f"corpus-{width}")
+    assert window.evaluate(OUTSIDE.replace("DRAWING", "'.narrow'" if width == 390 else "'.wide'")) == 0
 
 
 def test_a_sheet_of_paper_holds_the_whole_drawing_and_every_id(window: Browser, page: Path) -> None:

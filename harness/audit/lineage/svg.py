@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from html import escape
 
 from harness.audit.lineage import words
@@ -15,7 +17,7 @@ from harness.provenance.lineage import Graph, Node
 _ROW = 46
 _LINE = 17
 _LANE = 30
-_BOX = 280
+_BOX = 290
 _GAP = 50
 _TOP = 14
 _EDGE = 4
@@ -25,7 +27,9 @@ _SMALLEST = 0.8
 _TEXT = 300
 """Width of what stands beside a checkpoint: with its lane on the first screen of a phone."""
 _CHARACTERS = 38
-"""What fits into a box at 12 pixels; the whole text is in the box's title."""
+"""What fits into a line of a box at 12 pixels, in a wide font."""
+_LINES = 3
+"""Over how many lines of a box a text goes on; the whole of it is in the box's title."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,13 @@ class Box:
     node: Node
     x: float
     y: float
-    lines: tuple[str, ...]
+    told: tuple[str, ...]
+    """The name, and what is said of it."""
+
+    @cached_property
+    def lines(self) -> list[str]:
+        """``told`` as it fits."""
+        return [line for each in self.told for line in _wrapped(visible(each))]
 
     @property
     def height(self) -> float:
@@ -67,7 +77,7 @@ def svg(graph: Graph, anchors: Mapping[str, str], bad: Container[str], *, narrow
     others = [node for node in graph.nodes if node.kind not in ("checkpoint", "launch")]
     boxes = {box.node.key: box for box in (*launches, *_stack(others, right, under))}
     height = max([below, *(box.y + box.height + _TOP for box in boxes.values())])
-    width = _lane_x(lanes) + _EDGE if narrow else right + _BOX + _EDGE
+    width = _lane_x(lanes) + _EDGE if narrow else right + _BOX + _ASIDE
     # A narrow one shrinks to a phone's width as long as its letters can be read.
     style = f' style="max-width:max(100%,{_SMALLEST * width:.0f}px);height:auto"' if narrow else ""
     shapes = list(_edges(graph, boxes, points))
@@ -100,10 +110,9 @@ def _launch_boxes(walked: list[Row], graph: Graph, x: float, top: float) -> list
     names = words.numbered(graph)
     for number, row in enumerate(walked):
         if row.launch is not None and all(box.node != row.launch for box in boxes):
-            lines = tuple(words.launch(row.launch, graph, names))
-            y = max(lowest, _row_y(number) - (12 + _LINE * len(lines)) / 2)
-            boxes.append(Box(row.launch, x, y, lines))
-            lowest = y + boxes[-1].height + 8
+            box = Box(row.launch, x, 0.0, tuple(words.launch(row.launch, graph, names)))
+            boxes.append(replace(box, y=max(lowest, _row_y(number) - box.height / 2)))
+            lowest = boxes[-1].y + box.height + 8
     return boxes
 
 
@@ -173,13 +182,13 @@ def _curve(start: tuple[float, float], end: tuple[float, float], look: str, *, u
 def _box(box: Box) -> Iterator[str]:
     look = "box launch" if box.node.kind == "launch" else "box"
     yield (
-        f'<title>{_text(" ".join(box.lines))}</title><rect class="{look}" x="{box.x}" y="{box.y:.1f}" '
+        f'<title>{_text(" ".join(box.told))}</title><rect class="{look}" x="{box.x}" y="{box.y:.1f}" '
         f'width="{_BOX}" height="{box.height:.1f}" rx="6"/>'
     )
     for number, line in enumerate(box.lines):
         look = "soft" if number else "name"
         y = box.y + 6 + _LINE * (number + 0.75)
-        yield f'<text class="{look}" x="{box.x + 10:.1f}" y="{y:.1f}">{_text(_cut(line))}</text>'
+        yield f'<text class="{look}" x="{box.x + 10:.1f}" y="{y:.1f}">{escape(line)}</text>'
 
 
 def _point(node: Node, points: Mapping[str, tuple[float, float]]) -> Iterator[str]:
@@ -198,6 +207,10 @@ def _point(node: Node, points: Mapping[str, tuple[float, float]]) -> Iterator[st
 
 def _circle(node: Node, x: float, y: float) -> str:
     return f'<circle class="{node.state}" stroke-width="2.5" cx="{x:.1f}" cy="{y:.1f}" r="8"/>'
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, _CHARACTERS, max_lines=_LINES, placeholder="…")
 
 
 def _text(value: str) -> str:
