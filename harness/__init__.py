@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.audit.verification.verify import Report
+    from harness.audit.verification.report import Report
     from harness.provenance.policy.rules import Policy
 
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ from test_writer import CONFIG, RUN_ID, TENSORS, images_of, save_of
 
 from harness.audit.folders import story
 from harness.audit.run import handover
-from harness.audit.verification.verify import verify_run
+from harness.audit.verification.whole_run import verify_run
 from harness.checkpoint.keeping import Keep
 from harness.checkpoint.mirror import Mirror
 from harness.checkpoint.publisher import Publisher, dropped

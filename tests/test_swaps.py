@@ -32,6 +32,7 @@ from harness.audit.folders import opening, payload, story
 from harness.audit.replay import segment
 from harness.audit.run import own_files
 from harness.audit.verification import many, verify
+from harness.audit.verification.report import Report
 from harness.checkpoint import restore, writer
 from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Found, Loaded
 from harness.commands import attest, report
@@ -483,7 +484,7 @@ def test_evaluate_computes_with_what_it_verified(run: SampleRun, monkeypatch: py
     examples.with_weights(Weights(), found, cpu)
     swap, real = another_checkpoint(run), verify.verify
 
-    def verified(*words: Any, **named: Any) -> verify.Report:
+    def verified(*words: Any, **named: Any) -> Report:
         report = real(*words, **named)
         swap(folder)
         return report

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.audit.verification.verify import verify_run
+from harness.audit.verification.whole_run import verify_run
 from harness.checkpoint import publisher, snapshot
 from harness.checkpoint.keeping import Keep
 from harness.checkpoint.publisher import Commit, Publication, Publisher

@@ -36,7 +36,6 @@ from harness.format.manifest import FileEntry, Manifest, TensorEntry
 from harness.format.tensor_digests import TensorDigests
 from harness.provenance.findings import Findings
 from harness.stores.client import ObjectStore
-from harness.terminal import progress
 from harness.workers import Workers
 
 _PIECE = 1 << 18
@@ -272,12 +271,11 @@ def verify_written(folder: Path, written: Written) -> None:
     """
     manifest = Manifest(written.files, written.tensors)
     findings = Findings()
-    with progress(0, "B", "", quiet=True) as bar:
-        there = payload.stamps(manifest, opening.listing(folder, findings))
-        for entry in written.files:
-            if entry.path not in there:
-                findings.bad("payload", f"has not the {entry.size} bytes", str(folder / entry.path))
-        payload.check(payload.jobs(folder, manifest, there), findings, bar)
+    there = payload.stamps(manifest, opening.listing(folder, findings))
+    for entry in written.files:
+        if entry.path not in there:
+            findings.bad("payload", f"has not the {entry.size} bytes", str(folder / entry.path))
+    payload.check(payload.jobs(folder, manifest, there), findings)
     if findings.failed:
         first = findings.failed[0].error
         raise EnvironmentFault(

@@ -20,7 +20,8 @@ from harness.audit.folders import prepared
 from harness.audit.run import own_files
 from harness.audit.tiers import text as tier_text
 from harness.audit.tiers.rules import Tiers
-from harness.audit.verification.verify import Report, verify_run
+from harness.audit.verification.report import Report
+from harness.audit.verification.whole_run import verify_run
 from harness.commands import Outcome
 from harness.commands.trust import add_trust, trusted
 from harness.errors import UsageError, VerificationFailed

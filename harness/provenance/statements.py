@@ -159,6 +159,11 @@ class CheckpointStatement:
         return str(self.predicate["run"]["name"])
 
     @property
+    def created(self) -> str:
+        """When it was signed, as its maker says: UTC, to the second."""
+        return str(self.predicate["created"])
+
+    @property
     def sequence(self) -> int:
         """Number of the commit in the run's lineage, genesis 0."""
         return int(self.predicate["sequence"])

@@ -409,12 +409,11 @@ def _may_sign(
     where: str,
     remedy: str = "add provenance/countersignature-N.sigstore.json",
 ) -> None:
-    created = str(statement.predicate["created"])
     objections = [
         None
         if each.dated
         else each.identity.objection(
-            statement.run_id, statement.run_name, created, each.kind, each.seen, each.key_id
+            statement.run_id, statement.run_name, statement.created, each.kind, each.seen, each.key_id
         )
         for each in signers
     ]
@@ -460,7 +459,7 @@ def _slsa(data: bytes, policy: Policy, statement: CheckpointStatement, where: st
 
 def _entitled(policy: Policy, statement: CheckpointStatement, kind: str) -> Policy:
     """Whoever may sign a statement of ``kind`` for the run of ``statement`` at its time."""
-    return policy.within(statement.run_id, statement.run_name, str(statement.predicate["created"]), kind)
+    return policy.within(statement.run_id, statement.run_name, statement.created, kind)
 
 
 def _check_model_signature(

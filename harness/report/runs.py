@@ -1,7 +1,7 @@
 """A run folder as a report needs it: metrics, events, and what each checkpoint's statement says.
 
 Nothing is verified here: statements are read for display, whoever signed them.
-`harness.audit.verification.verify` judges, and `harness.report.verified` puts what it has read in the place
+`harness.audit.verification` judges, and `harness.report.verified` puts what it has read in the place
 of what was read here.
 """
 

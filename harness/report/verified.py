@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from harness.audit.run.own_files import Kept
-from harness.audit.verification.verify import Report
+from harness.audit.verification.report import Report
 from harness.report.lines import parsed
 from harness.report.runs import Checkpoint, Run, step_lines
 

@@ -20,7 +20,7 @@ import torch
 from scipy import stats
 
 from harness import config
-from harness.audit.verification.verify import verify_run
+from harness.audit.verification.whole_run import verify_run
 from harness.provenance.policy.rules import from_keys
 from harness.provenance.signing import keys
 from harness.report import claim_file, facts, judge, runs, statistics

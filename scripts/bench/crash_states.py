@@ -41,7 +41,7 @@ from savers import PEERS, Saved, truth
 from torch.distributed.checkpoint.api import CheckpointException
 
 from harness import cli
-from harness.audit.verification.verify import verify_run
+from harness.audit.verification.whole_run import verify_run
 from harness.provenance.policy.rules import from_keys
 from harness.provenance.signing import keys
 

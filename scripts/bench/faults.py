@@ -55,7 +55,7 @@ from savers import PEERS, Contents, Saved, truth
 from torch.distributed.checkpoint.api import CheckpointException
 
 from harness import cli
-from harness.audit.verification.verify import verify_run
+from harness.audit.verification.whole_run import verify_run
 from harness.checkpoint.restore import Candidates, DamagedCheckpoint
 from harness.errors import HarnessError
 from harness.format.layout import RunFolder, parse_checkpoint_name

@@ -46,7 +46,7 @@ from exactness import ROOT, differing_files, kill_tree
 from interleave import keep
 
 from harness.audit.folders.opening import open_checkpoint
-from harness.audit.verification.verify import verify_run
+from harness.audit.verification.whole_run import verify_run
 from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Loaded
 from harness.errors import EvidenceIncomplete, HarnessError, VerificationFailed
 from harness.format.layout import PRUNED, TEMPORARY, RunFolder, parse_checkpoint_name

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.audit.folders import payload
+from harness.audit.folders.payload import Job
 from harness.audit.run import handover, seen
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout, safetensors_header
@@ -81,6 +82,11 @@ class OpenedCheckpoint:
     def size(self) -> int:
         """Bytes of the payload that the manifest lists."""
         return sum(entry.size for entry in self.manifest.files)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What is left to hash."""
+        return payload.jobs(self.folder, self.manifest, self.payload) if self.payload else []
 
     def __getstate__(self) -> dict[str, Any]:
         """Sent from process to process without what `manifest` has parsed, which few look at again; its

@@ -27,7 +27,7 @@ from harness.format import files
 from harness.format.manifest import FileEntry, Manifest, TensorEntry
 from harness.format.tensor_digests import TensorDigests
 from harness.provenance.findings import Findings
-from harness.terminal import Progress
+from harness.terminal import Progress, progress
 
 _PIECE = 1 << 18
 """Bytes that are read and hashed twice while they are in the cache of one core."""
@@ -82,15 +82,19 @@ def jobs(folder: Path, manifest: Manifest, there: Mapping[str, files.Stamp]) -> 
     ]
 
 
-def check(work: Sequence[Job], findings: Findings, bar: Progress) -> int:
-    """Hash every file of ``work``; returns the bytes hashed. Failures go to ``findings``, in order.
+def check(work: Sequence[Job], findings: Findings, *, quiet: bool = True) -> int:
+    """Hash every file of ``work``; returns the bytes hashed. Failures go to ``findings``, in order; ``quiet``
+    hides the progress bar.
 
     Raises `EnvironmentFault` for a file that the machine does not let it read.
     """
-    counter = _Counter(bar)
     cores = process_cpu_count()
     total = sum(job.entry.size for job in work)
-    with ThreadPoolExecutor(cores, "hash") as pool:
+    with (
+        progress(total, "B", "verify", quiet=quiet) as bar,
+        ThreadPoolExecutor(cores, "hash") as pool,
+    ):
+        counter = _Counter(bar)
         largest_first = sorted(work, key=lambda job: -job.entry.size)
         running = {}
         for job in largest_first:

@@ -56,6 +56,20 @@ def trust(path: Path, policy: Policy, shown: Seen | None = None, *, logged: Path
     return Trust(more, tuple(rotations))
 
 
+def examine(path: Path, policy: Policy, shown: Seen, findings: Findings) -> Trust:
+    """`trust` as a verification asks: hand-overs are told in ``findings``, and a wrong one adds nobody."""
+    try:
+        found = trust(path, policy, shown)
+    except VerificationFailed as error:
+        findings.bad(rotation.CHECK, error.what, error.where or str(path), error.remedy)
+        return Trust(policy)
+    for each in found.rotations:
+        findings.note(f"the key {each.old_id[:16]}… handed over to {each.new_id[:16]}…: {each.reason}")
+    if found.rotations:
+        findings.passed.append(rotation.CHECK)
+    return found
+
+
 def check_head(folder: Path, policy: Policy, where: str) -> None:
     """Raise `VerificationFailed`, of ``where``, unless a key that ``policy`` accepts, or one that it handed
     over to, has signed the head of the log ``folder``."""

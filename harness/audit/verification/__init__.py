@@ -1,7 +1,8 @@
-"""`harness verify` and `harness gate`. Begin at `verify`, which calls the rest in the order of the checks.
+"""`harness verify` and `harness gate`. Begin at `verify`, which finds out what a folder is.
 
-`many` examines checkpoints in several processes, `incremental` skips what a kept head covers, `model_only` is
-what P-256 keys alone can tell, `ancestors` reads the runs that a run began with. What a verification found is
-`verify.Report`: `text` tells it to a person, `report_schema` describes its JSON. `gate` verifies whatever
+`whole_run` is a run, in the order of the checks: `many` examines its checkpoints in several processes,
+`incremental` skips what a kept head covers, `ancestors` reads the runs that it began with. `one_folder` is a
+checkpoint, an export or a corpus by itself, `model_only` what P-256 keys alone can tell of any. What was
+found is a `report`: `text` tells it to a person, `report_schema` describes its JSON. `gate` verifies whatever
 could be loaded as a model below some folders.
 """

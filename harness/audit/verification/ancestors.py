@@ -34,6 +34,17 @@ def folders(path: Path) -> list[Path]:
     return [*run.complete(), *run.pruned()]
 
 
+def check(entries: Sequence[Entry], paths: Sequence[Path], policy: Policy, findings: Findings) -> None:
+    """What the run of ``entries`` began with, and what that run began with, as far as ``paths`` reach.
+
+    Raises as `read`.
+    """
+    history.check_starts(entries, read(paths, policy, findings), findings, wanted=bool(paths))
+    if paths:
+        named = ", ".join(f"harness verify {path}" for path in paths)
+        findings.note(f"of the runs given by --with: payload, log and metrics not checked ({named})")
+
+
 def read(paths: Sequence[Path], policy: Policy, findings: Findings) -> list[Entry]:
     """The authentic checkpoints in ``paths``; what is wrong with one is a finding.
 

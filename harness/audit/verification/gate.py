@@ -17,7 +17,7 @@ from typing import Any
 from harness.audit.folders import exported, prepared
 from harness.audit.run import undisturbed
 from harness.audit.verification import verify
-from harness.audit.verification.verify import Report
+from harness.audit.verification.report import Report
 from harness.errors import EvidenceIncomplete, HarnessError, UsageError, VerificationFailed
 from harness.format import files, layout
 from harness.format.layout import RunFolder

@@ -11,12 +11,16 @@ the files are from, so such a verification is free of faults at best, and never 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from harness.audit.folders import opening, payload
+from harness.audit.verification import report, whole_run
+from harness.audit.verification.report import Report
 from harness.errors import VerificationFailed
 from harness.format import files, layout
+from harness.format.layout import RunFolder
 from harness.format.manifest import Manifest, checkpoint_id
 from harness.provenance import verifier
 from harness.provenance.findings import Findings
@@ -24,7 +28,26 @@ from harness.provenance.policy.rules import Policy
 from harness.provenance.signing import model_signature
 
 
-def examine(folder: Path, policy: Policy, findings: Findings) -> list[payload.Job]:
+def verify(path: Path, policy: Policy, *, quiet: bool = False) -> Report:
+    """What the P-256 keys of ``policy`` alone can tell of a run or of one folder: ``cannot tell`` at best.
+
+    Raises `EnvironmentFault` for a disk that cannot be read.
+    """
+    started = time.perf_counter()
+    findings = Findings()
+    kind = report.kind_of(path)
+    try:
+        folders = whole_run.folders_of(RunFolder(path), findings) if kind == "run" else [path]
+        work = [job for folder in folders for job in _examine(folder, policy, findings)]
+        hashed = payload.check(work, findings, quiet=quiet)
+    except OSError as error:
+        raise files.unreadable(error, str(error.filename or path)) from error
+    what = "no Ed25519 key was given: nothing tells which run, step and data the files are from"
+    findings.missing("signature", what, str(path), "add --key NAME.ed25519.pub")
+    return report.of(path, kind, findings, [], hashed, started)
+
+
+def _examine(folder: Path, policy: Policy, findings: Findings) -> list[payload.Job]:
     """Every check of ``folder`` but that of payload bytes; returns what is left to hash."""
     present = opening.listing(folder, findings)
     signed = findings.attempt("model signature", _signed, folder, policy)

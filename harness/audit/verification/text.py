@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.audit.folders.opening import OpenedCheckpoint
 from harness.audit.tiers import text as tier_text
-from harness.audit.verification.verify import Report
+from harness.audit.verification.report import Report
 from harness.errors import visible
 from harness.provenance.findings import Finding
 from harness.terminal import Style, style
