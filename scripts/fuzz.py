@@ -37,7 +37,7 @@ from harness.audit.verification import verify
 from harness.errors import HarnessError
 from harness.format import layout, ledger, safetensors_header, strict_json
 from harness.format.manifest import Manifest
-from harness.provenance import corpora, exports, history, later, statements, verifier
+from harness.provenance import agreement, corpora, exports, history, later, statements
 from harness.provenance.policy import reader, rules
 from harness.provenance.signing import envelope, keyless, keys, model_signature, pkcs11_token
 from harness.provenance.transparency import authorities, log, tiles, timestamp
@@ -151,7 +151,7 @@ def targets(folder: Path) -> dict[str, Target]:
         ),
         "manifest": Target(lambda data: Manifest.parse(data, where="x").to_bytes(), [read(layout.MANIFEST)]),
         "trainer.json": Target(
-            lambda data: list(verifier.trainer_disagreements(data, statement, "x")), [read(layout.TRAINER)]
+            lambda data: list(agreement.trainer_disagreements(data, statement, "x")), [read(layout.TRAINER)]
         ),
         "ledger": Target(
             lambda data: ledger.Ledger.parse(data, "x").to_bytes(), [_ledger(), read(layout.LEDGER)]

@@ -24,8 +24,8 @@ from harness.audit import rerun
 from harness.commands import show
 from harness.errors import VerificationFailed
 from harness.provenance import later
+from harness.provenance.signers import Added
 from harness.provenance.statements import CheckpointStatement
-from harness.provenance.verifier import Added
 
 
 @pytest.mark.slow

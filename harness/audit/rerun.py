@@ -19,8 +19,8 @@ from harness import strict_yaml
 from harness.errors import ConfigError, VerificationFailed, visible
 from harness.format import layout
 from harness.provenance import later
+from harness.provenance.signers import Added
 from harness.provenance.statements import CheckpointStatement
-from harness.provenance.verifier import Added
 
 CONFIG, REQUIREMENTS, SCRIPT = "run.yaml", "requirements.txt", "rerun.sh"
 

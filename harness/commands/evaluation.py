@@ -23,7 +23,7 @@ from harness.errors import UsageError
 from harness.format import files, layout, moments
 from harness.provenance import later
 from harness.provenance.policy.rules import Policy
-from harness.provenance.verifier import Added
+from harness.provenance.signers import Added
 
 if TYPE_CHECKING:
     from harness.training.evaluation.examples import Assessment

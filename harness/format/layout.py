@@ -54,6 +54,8 @@ CHAT_TEMPLATE = "chat_template.jinja"
 TRAINER = "trainer.json"
 LEDGER = "ledger.json"
 
+FolderKind = Literal["complete", "pruned", "nonfinite", "damaged", "elsewhere"]
+"""What the name of a checkpoint folder says of it."""
 PRUNED = "pruned-"
 """Prefix of a checkpoint whose payload was removed by checkpoint.keep; manifest and signatures stay."""
 DAMAGED = "damaged-"
@@ -170,6 +172,19 @@ class RunFolder:
             if step is not None and entry.name.startswith(prefix):
                 found.append((step, entry))
         return [entry for _, entry in sorted(found)]
+
+
+def kind_of_name(name: str) -> tuple[FolderKind, str | None]:
+    """What a folder's name claims, and the signed name that belongs to it (None: any)."""
+    if parse_checkpoint_name(name) is not None:
+        return "complete", name
+    inner = name.removeprefix(PRUNED)
+    if inner != name and parse_checkpoint_name(inner) is not None:
+        return "pruned", inner
+    nonfinite = parse_nonfinite_name(name)
+    if nonfinite is not None:
+        return "nonfinite", checkpoint_name(nonfinite[0])
+    return ("damaged", None) if name.startswith(DAMAGED) else ("elsewhere", None)
 
 
 def run_of(path: Path) -> RunFolder | None:

@@ -1,8 +1,9 @@
 """What is signed, and the rules that it must keep: what makes a checkpoint's story checkable by a stranger.
 
 Begin at `checks`: the rules of a verification in the order in which they rest on each other. `verifier` holds
-one checkpoint against them, `history` the checkpoints of a run against each other; both take bytes and
-statements, and give `findings`. Neither touches a file; `harness.audit` does.
+one checkpoint against them: `evidence` is what it is given of the folder, `signers` says whose signatures
+count, `agreement` compares what is said more than once. `history` holds the checkpoints of a run against each
+other. They take bytes and statements, and give `findings`. None touches a file; `harness.audit` does.
 
 - `signing`: keys, and signatures by them
 - `transparency`: the log of a run, who has seen its heads, and timestamps

@@ -14,7 +14,7 @@ from typing import Any
 from harness.audit.folders import opening, payload, sealed
 from harness.errors import VerificationFailed
 from harness.format import files, layout
-from harness.provenance import exports, later, statements, verifier
+from harness.provenance import exports, later, signers, statements
 from harness.provenance.exports import ExportStatement
 from harness.provenance.findings import Findings
 from harness.provenance.policy import rules as policies
@@ -104,7 +104,7 @@ def _check_source(
             for path in others[: later.MOST]
         }
         countersigned = {where: data for where, data in read.items() if data is not None}
-        verifier.check_signers(policy, findings, *found, countersigned, str(folder / bundle))
+        signers.check_exported(policy, findings, *found, countersigned, str(folder / bundle))
     return {bundle, *others}
 
 

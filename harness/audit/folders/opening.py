@@ -28,14 +28,16 @@ from harness.audit.folders.payload import Job
 from harness.audit.run import handover, seen
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout, safetensors_header
+from harness.format.layout import FolderKind
 from harness.format.manifest import FileEntry, Manifest
-from harness.provenance import later, verifier
+from harness.provenance import agreement, later, verifier
 from harness.provenance.checks import Check
+from harness.provenance.evidence import Evidence
 from harness.provenance.findings import Findings
 from harness.provenance.policy.rules import Policy
+from harness.provenance.signers import Added
 from harness.provenance.signing import envelope
 from harness.provenance.statements import CheckpointStatement
-from harness.provenance.verifier import Added, Evidence, Kind
 
 MANIFEST_LIMIT = 64 << 20
 """Largest MANIFEST.json that is read, in bytes."""
@@ -60,7 +62,7 @@ class OpenedCheckpoint:
     headers were checked; the others are findings already."""
     checkpoint_id: str
     statement: CheckpointStatement
-    kind: Kind
+    kind: FolderKind
     """What its folder's name says it is."""
     signers: tuple[str, ...]
     """Names of the policy's identities that have signed the statement."""
@@ -168,7 +170,7 @@ def _examine(
         findings.bad("file set", "is not a folder", str(folder), "give the folder itself")
         return None
     name = layout.name_of(folder)
-    kind, _ = verifier.kind_of_name(name)
+    kind, _ = layout.kind_of_name(name)
     if kind == "damaged":
         findings.bad("file set", "was set aside as damaged by a resume", str(folder), "choose another one")
         return None
@@ -348,8 +350,8 @@ def check_header(folder: Path, path: str, manifest: Manifest) -> None:
 
 _Disagreements = Callable[[bytes, CheckpointStatement, str], Iterator[tuple[str, str]]]
 _FACTS: Mapping[str, tuple[Check, _Disagreements]] = {
-    layout.TRAINER: ("trainer.json", verifier.trainer_disagreements),
-    layout.LEDGER: ("ledger.json", verifier.ledger_disagreements),
+    layout.TRAINER: ("trainer.json", agreement.trainer_disagreements),
+    layout.LEDGER: ("ledger.json", agreement.ledger_disagreements),
 }
 
 

@@ -16,14 +16,13 @@ from harness.audit.folders.opening import OpenedCheckpoint
 from harness.audit.run import handover, seen
 from harness.errors import EvidenceIncomplete, VerificationFailed, visible
 from harness.format import files, layout
-from harness.format.layout import RunFolder
+from harness.format.layout import FolderKind, RunFolder
 from harness.format.ledger import Ledger
-from harness.provenance import verifier
 from harness.provenance.findings import Findings
 from harness.provenance.policy.rules import Policy
+from harness.provenance.signers import Added
 from harness.provenance.signing import envelope
 from harness.provenance.statements import CheckpointStatement, parse_checkpoint
-from harness.provenance.verifier import Added, Kind
 
 NOT_VERIFIED = "not verified: no signature was checked (give --key PUB or --policy FILE)"
 LEDGER_LIMIT = 64 << 20
@@ -36,7 +35,7 @@ class Story:
 
     folder: Path
     statement: CheckpointStatement
-    kind: Kind
+    kind: FolderKind
     """What its folder's name says it is."""
     bundle_sha256: str
     """Of provenance/checkpoint.sigstore.json."""
@@ -141,7 +140,7 @@ def unverified(folder: Path) -> Story:
     data = files.read_limited(path, envelope.LIMIT)
     payload = envelope.unauthenticated_payload(data, where=str(path))
     statement = parse_checkpoint(payload, where=str(path))
-    kind, _ = verifier.kind_of_name(layout.name_of(folder))
+    kind, _ = layout.kind_of_name(layout.name_of(folder))
     return Story(folder, statement, kind, hashlib.sha256(data).hexdigest())
 
 

@@ -22,7 +22,6 @@ from harness.errors import VerificationFailed
 from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import Manifest, checkpoint_id
-from harness.provenance import verifier
 from harness.provenance.findings import Findings
 from harness.provenance.policy.rules import Policy
 from harness.provenance.signing import model_signature
@@ -55,7 +54,7 @@ def _examine(folder: Path, policy: Policy, findings: Findings) -> list[payload.J
     if manifest is None:
         return []
     beside = {path for path in present if path.startswith(f"{layout.PROVENANCE}/")}
-    whole = verifier.kind_of_name(layout.name_of(folder))[0] != "pruned"
+    whole = layout.kind_of_name(layout.name_of(folder))[0] != "pruned"
     signatures = {layout.MANIFEST, layout.MODEL_SIGNATURE, *beside}
     opening.check_files(folder, manifest, present, signatures, findings, whole=whole)
     opening.check_headers(folder, manifest, present, findings)

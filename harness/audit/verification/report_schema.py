@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import get_args
 
 from harness.audit.tiers.rules import TITLES
+from harness.format.layout import FolderKind
 from harness.provenance.checks import Check
 from harness.provenance.schema import (
     DIALECT,
@@ -25,7 +26,6 @@ from harness.provenance.schema import (
     listing,
     mapping,
 )
-from harness.provenance.verifier import Kind
 
 FORMAT = "harness-verification/1"
 
@@ -40,7 +40,7 @@ _FINDING = closed(
 )
 _CHECKPOINT = closed(
     name=_TEXT,
-    kind={"enum": list(get_args(Kind))},
+    kind={"enum": list(get_args(FolderKind))},
     checkpoint=HEX64,
     run=HEX32,
     sequence=NATURAL,
