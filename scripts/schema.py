@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.audit.verification import report_schema
 from harness.provenance import corpora, exports, later
-from harness.provenance.policy import reader, rotation
+from harness.provenance.policy import policy_schema, rotation
 from harness.provenance.statements import SCHEMA
 
 TARGET = Path(__file__).parent.parent / "docs" / "schema"
@@ -20,7 +20,7 @@ SCHEMAS = {
     "corpus-v1": corpora.SCHEMA,
     "export-v1": exports.SCHEMA,
     "key-rotation-v1": rotation.SCHEMA,
-    "policy-v1": reader.SCHEMA,
+    "policy-v1": policy_schema.SCHEMA,
     "replay-v1": later.SCHEMAS[later.REPLAY],
     "svr-v0.1": later.SCHEMAS[later.SVR],
     "test-result-v0.1": later.SCHEMAS[later.TEST_RESULT],

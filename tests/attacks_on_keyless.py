@@ -23,7 +23,7 @@ from sigstore_instance import IDENTITY, ISSUER, Instance, text_of
 
 from harness.format import layout
 from harness.provenance import later, statements
-from harness.provenance.policy import reader
+from harness.provenance.policy import policy_schema, reader
 from harness.provenance.signing import keys
 
 Bundle = dict[str, Any]
@@ -224,7 +224,7 @@ def trust(
         (folder / f"me.{key.algorithm}.pub").write_bytes(key.pem)
     (folder / "root.json").write_text(json.dumps(instance.trusted_root()))
     maker = f"{{name: me, keys: [me.ed25519.pub, me.p256.pub]{me}}}"
-    lines = [f"format: {reader.FORMAT}", "identities:", f"  - {maker}", f"  - {other or CI % ci}"]
+    lines = [f"format: {policy_schema.FORMAT}", "identities:", f"  - {maker}", f"  - {other or CI % ci}"]
     (folder / "policy.yaml").write_text("\n".join([*lines, "sigstore: root.json", *rules]) + "\n")
     scene.policy = reader.load(folder / "policy.yaml")
 

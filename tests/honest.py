@@ -34,6 +34,7 @@ from harness.format import layout, strict_json
 from harness.provenance import later
 from harness.provenance.policy import canonical, reader, rotation
 from harness.provenance.policy import rules as policy
+from harness.provenance.policy.policy_schema import FORMAT
 from harness.provenance.policy.rules import Identity, Policy
 from harness.provenance.signing import keys
 from harness.provenance.signing.keys import Signer
@@ -64,7 +65,7 @@ def _made_under(*rules: str) -> bytes:
     """The copy of a policy of one identity, whose key is nobody's here."""
     key = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key()
     line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
-    text = "\n".join([f"format: {reader.FORMAT}", f"identities: [{{name: team, keys: [{line}]}}]", *rules])
+    text = "\n".join([f"format: {FORMAT}", f"identities: [{{name: team, keys: [{line}]}}]", *rules])
     return canonical.written(reader.parse(text, where="team.yaml", folder=Path(".")))
 
 

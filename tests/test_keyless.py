@@ -22,6 +22,7 @@ from harness.cli import main
 from harness.errors import ConfigError, EnvironmentFault, VerificationFailed
 from harness.provenance import later, statements
 from harness.provenance.policy import reader
+from harness.provenance.policy.policy_schema import FORMAT
 from harness.provenance.signing import keyless
 
 pytest.importorskip("sigstore")
@@ -45,7 +46,12 @@ class Scene:
         """The policy's file; ``ci`` are more rules for that identity."""
         (self.folder / "root.json").write_text(json.dumps(INSTANCE.trusted_root()))
         keys = "keys: [me.ed25519.pub, me.p256.pub]"
-        text = [f"format: {reader.FORMAT}", "identities:", f"  - {{name: me, {keys}}}", f"  - {CI % ci}"]
+        text = [
+            f"format: {FORMAT}",
+            "identities:",
+            f"  - {{name: me, {keys}}}",
+            f"  - {CI % ci}",
+        ]
         file = self.folder / "policy.yaml"
         file.write_text("\n".join([*text, "sigstore: root.json", *rules]) + "\n")
         return file
@@ -262,7 +268,7 @@ def test_a_policy_that_cannot_be_meant_is_refused(text: str, words: str, scene: 
     scene.policy()
     keys = "  - {name: me, keys: [me.ed25519.pub]}"
     file = scene.folder / "odd.yaml"
-    file.write_text(f"format: {reader.FORMAT}\nidentities:\n{keys}\n{text}\n")
+    file.write_text(f"format: {FORMAT}\nidentities:\n{keys}\n{text}\n")
     with pytest.raises(ConfigError, match=words) as refused:
         reader.load(file)
     assert str(refused.value.where).startswith(f"{file}:")

@@ -18,7 +18,7 @@ from run_folder import SampleRun
 import harness as package
 from harness.audit.verification import verify
 from harness.cli import main
-from harness.provenance.policy import reader, rules
+from harness.provenance.policy import policy_schema, reader, rules
 from harness.provenance.signing import keys, model_signature
 
 
@@ -116,7 +116,7 @@ def test_nobody_is_trusted_by_a_key_or_a_policy_in_the_run(
             shutil.copy(sample / f"me.{kind}.pub", folder)
         text = json.dumps(
             {
-                "format": reader.FORMAT,
+                "format": policy_schema.FORMAT,
                 "identities": [{"name": "me", "keys": ["me.ed25519.pub", "me.p256.pub"]}],
             }
         )

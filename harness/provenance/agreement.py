@@ -70,7 +70,8 @@ def ledger_disagreements(
 
 
 def first_difference(expected: Any, found: Any, path: str) -> str | None:
-    """The first place, like ``segment.number``, where two JSON values differ; None where they are equal, as 1 and true are."""
+    """The first place, like ``segment.number``, where two JSON values differ; None where they are equal,
+    as 1 and true are."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in sorted({*expected, *found}):
             place = first_difference(expected.get(key), found.get(key), f"{path}.{key}")

@@ -20,7 +20,7 @@ from typing import Any
 
 from harness.errors import VerificationFailed
 from harness.format import strict_json
-from harness.provenance.policy import reader
+from harness.provenance.policy import policy_schema, reader
 from harness.provenance.policy.rules import Identity, Policy
 from harness.provenance.signing.keys import PublicKey
 from harness.provenance.transparency import authorities
@@ -49,13 +49,13 @@ def changed(before: bytes, after: bytes) -> list[str]:
     if not isinstance(one, dict) or not isinstance(other, dict):
         return []
     differ = {name for name in {*one, *other} if one.get(name) != other.get(name)}
-    known = sorted(differ & set(reader.SCHEMA["properties"]))
+    known = sorted(differ & set(policy_schema.SCHEMA["properties"]))
     return known + (["rules of another version"] if differ - set(known) else [])
 
 
 def _document(policy: Policy) -> dict[str, Any]:
     made: dict[str, Any] = {
-        "format": reader.FORMAT,
+        "format": policy_schema.FORMAT,
         "identities": [_identity(each) for each in sorted(policy.identities, key=lambda each: each.name)],
         "required": sorted(policy.required),
         "threshold": policy.threshold,

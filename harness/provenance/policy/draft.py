@@ -12,7 +12,7 @@ from pathlib import Path
 from harness import strict_yaml
 from harness.errors import UsageError, VerificationFailed, visible
 from harness.format import files, moments, strict_json
-from harness.provenance.policy import reader
+from harness.provenance.policy import policy_schema, reader
 from harness.provenance.policy import rules as policy
 from harness.provenance.policy.rules import Policy
 from harness.provenance.signing import keyless
@@ -70,7 +70,7 @@ def draft(wish: Wish, now: datetime) -> Draft:
     certificates = [_certificate(path) for path in wish.authorities]
     lines = [
         "# Made by `harness policy new`. Check it after a change: harness policy check FILE",
-        f"format: {reader.FORMAT}",
+        f"format: {policy_schema.FORMAT}",
         "identities:",
         *(line for name, keys in people.items() for line in _identity(name, keys, wish)),
         *(line for name, subjects in _keyless(wish).items() for line in _certified(name, subjects, wish)),

@@ -29,85 +29,27 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from difflib import get_close_matches
+from collections.abc import Set
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from harness.errors import ConfigError, UsageError, VerificationFailed, unreadable_input
 from harness.format import files, layout
 from harness.provenance.policy import rotation, rules
+from harness.provenance.policy.fields import Fields, Place
+from harness.provenance.policy.policy_schema import FORMAT, HEAD, HEAD_FILE, SCHEMA, SUBJECT
 from harness.provenance.policy.rotation import Claim
 from harness.provenance.policy.rules import CHECKPOINT, COUNTERSIGNATURE, MODEL_SIGNATURE, Identity, Policy
-from harness.provenance.schema import DIALECT, FLAG, HEX64, TEXT, Schema, closed, either
 from harness.provenance.signing import keyless
 from harness.provenance.signing.keyless import Subject
-from harness.provenance.signing.keys import PublicKey, expanded, load_public, parse_public
-from harness.provenance.transparency import authorities, heads
+from harness.provenance.signing.keys import PublicKey
+from harness.provenance.transparency import heads
 from harness.provenance.transparency.heads import Kept
 from harness.provenance.transparency.log import Head
 
-FORMAT = "harness-policy/1"
 FILE_LIMIT = 256 << 10
 """Bytes of the file."""
-
-_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)?$"
-_AGE = r"^[1-9][0-9]{0,4}[dh]$"
-_KIND = r"^[a-z][a-z-]*$"
-_Place = tuple[str, ...]
-
-
-def _several(items: Schema) -> Schema:
-    return {"type": "array", "items": items, "minItems": 1}
-
-
-_MOMENT: Schema = {"type": "string", "pattern": _DATE}
-_HEAD = closed(
-    {"seen": _MOMENT}, origin=TEXT, size={"type": "integer", "minimum": 0, "maximum": 2**53}, root=HEX64
-)
-_HEAD_FILE = closed({"seen": _MOMENT}, file=TEXT)
-_ANY_HEAD = either(TEXT, _HEAD, _HEAD_FILE)
-_SUBJECT = closed(issuer={**TEXT, "minLength": 1}, identity={**TEXT, "minLength": 1})
-SCHEMA: Schema = {
-    "$schema": DIALECT,
-    "$id": "urn:harness:policy/v1",
-    "title": "Who may sign what: the file of `harness verify --policy`",
-    **closed(
-        {
-            "required": _several({"type": "string", "pattern": _KIND}),
-            "threshold": {"type": "integer", "minimum": 1, "maximum": 2**53},
-            "revoked": {
-                "type": "array",
-                "items": either(HEX64, closed({"from": _MOMENT, "reason": TEXT}, id=HEX64)),
-            },
-            "rotations": _several(TEXT),
-            "sigstore": TEXT,
-            "witnesses": closed(
-                {"threshold": {"type": "integer", "minimum": 1, "maximum": 2**53}}, keys=_several(TEXT)
-            ),
-            "timestamps": closed(certificates=_several(TEXT)),
-            "log_head": either(*_ANY_HEAD["anyOf"], _several(_ANY_HEAD)),
-            "max_age": {"type": "string", "pattern": _AGE},
-        },
-        format={"const": FORMAT},
-        identities=_several(
-            closed(
-                {
-                    "runs": _several(TEXT),
-                    "statements": _several({"type": "string", "pattern": _KIND}),
-                    "valid": closed({"from": _MOMENT, "until": _MOMENT, "proven": FLAG}),
-                    "keys": _several(TEXT),
-                    "keyless": _several(_SUBJECT),
-                },
-                name={**TEXT, "minLength": 1},
-            )
-        ),
-    ),
-}
-"""JSON Schema (draft 2020-12) of the file, for editors; `parse` checks more."""
 
 
 def load(path: Path) -> Policy:
@@ -174,56 +116,8 @@ def parse(text: str, *, where: str, folder: Path) -> Policy:
     )
 
 
-def may_sign(identity: Identity, read: Policy) -> bool:
-    """Whether ``identity`` could sign a checkpoint's statement, or countersign it."""
-    if identity.subjects and (identity.statements is None or COUNTERSIGNATURE in identity.statements):
-        return True
-    return _has_key(identity, read, {CHECKPOINT, COUNTERSIGNATURE})
-
-
-def _has_key(identity: Identity, read: Policy, kinds: Set[str]) -> bool:
-    """Whether ``identity`` has an Ed25519 key that counts and may sign one of ``kinds``."""
-    usable = [key for key in identity.keys if key.algorithm == "ed25519" and _counts(key, read)]
-    return bool(usable) and (identity.statements is None or bool(kinds & identity.statements))
-
-
-def _counts(key: PublicKey, read: Policy) -> bool:
-    return key.key_id not in read.revoked or key.key_id in read.revoked_from
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Checks values of one file; errors name the line of the key or the item."""
-
-    where: str
-    lines: Mapping[_Place, int]
-    folder: Path
-
-    def fail(self, what: str, *place: str, remedy: str = "see docs/verify.md, Policy") -> NoReturn:
-        """Raise for ``place``, or for the nearest one above that has a line."""
-        found = (self.lines.get(place[:length]) for length in range(len(place), 0, -1))
-        line = next((each for each in found if each is not None), 1)
-        raise ConfigError(what, where=f"{self.where}:{line}", remedy=remedy)
-
-    def mapping(self, value: Any, what: str, schema: Schema, place: _Place) -> dict[str, Any]:
-        """``value``, whose keys are those that ``schema`` knows and wants."""
-        if not isinstance(value, dict):
-            self.fail(f"{what} is no mapping", *place)
-        known = list(schema["properties"])
-        for name in value:
-            if name not in known:
-                close = get_close_matches(name, known, n=1, cutoff=0.5)
-                remedy = f"did you mean `{close[0]}`?" if close else f"known: {', '.join(known)}"
-                self.fail(f"{what} has the unknown key `{name}`", *place, name, remedy=remedy)
-        for name in schema["required"]:
-            if name not in value:
-                self.fail(f"{what} has no `{name}`", *place)
-        return dict(value)
-
-    def items(self, value: Any, what: str, *place: str) -> list[Any]:
-        if not isinstance(value, list) or not value:
-            self.fail(f"{what} is no list, or an empty one", *place)
-        return list(value)
+class _Reader(Fields):
+    """Checks the rules of one file; what is wrong with one is told with its line."""
 
     def identities(self, value: Any) -> list[Identity]:
         found: list[Identity] = []
@@ -244,7 +138,7 @@ class _Reader:
                     self.fail(f"{other} and {name} are the same", *place, "keyless", str(index))
         return found
 
-    def identity(self, value: Any, place: _Place) -> Identity:
+    def identity(self, value: Any, place: Place) -> Identity:
         schema = SCHEMA["properties"]["identities"]["items"]
         fields = self.mapping(value, "an identity", schema, place)
         name = fields["name"]
@@ -281,10 +175,10 @@ class _Reader:
             else (),
         )
 
-    def subjects(self, value: Any, name: str, place: _Place) -> tuple[Subject, ...]:
+    def subjects(self, value: Any, name: str, place: Place) -> tuple[Subject, ...]:
         found: list[Subject] = []
         for number, item in enumerate(self.items(value, f"keyless of {name}", *place)):
-            fields = self.mapping(item, f"keyless of {name}", _SUBJECT, (*place, str(number)))
+            fields = self.mapping(item, f"keyless of {name}", SUBJECT, (*place, str(number)))
             for key, text in fields.items():
                 if not isinstance(text, str) or not text:
                     self.fail(f"the {key} of {name} is no text", *place, str(number), key)
@@ -307,57 +201,11 @@ class _Reader:
             self.fail("sigstore names a trusted root that is not UTF-8", "sigstore")
         return root
 
-    def contents(self, value: str, what: str, limit: int, *place: str) -> bytes:
-        """What a rule holds as JSON text, or names by a file beside this one."""
-        return value.encode() if value.startswith("{") else self.file(value, what, limit, *place)
-
-    def path(self, value: str) -> Path:
-        """Where a file lies that the policy names."""
-        return self.folder / expanded(Path(value))
-
-    def file(self, value: str, what: str, limit: int, *place: str) -> bytes:
-        try:
-            return files.read_given(self.path(value), what, limit, "")
-        except UsageError as error:
-            self.fail(f"{error.what}: {error.where}", *place)
-
-    def keys(self, value: Any, name: str, place: _Place) -> tuple[PublicKey, ...]:
-        found: list[PublicKey] = []
-        for number, item in enumerate(self.items(value, f"keys of {name}", *place)):
-            found.append(self.key(item, *place, str(number)))
-            if found[-1].key_id in [each.key_id for each in found[:-1]]:
-                self.fail(f"{name} has the same key twice", *place, str(number))
-        return tuple(found)
-
-    def key(self, value: Any, *place: str) -> PublicKey:
-        if not isinstance(value, str):
-            self.fail("a key is no text", *place)
-        if value.startswith(("-----BEGIN", "ssh-")):
-            return parse_public(value.encode(), where=self.where)
-        return load_public(self.path(value))
-
-    def moment(self, value: Any, *place: str) -> str:
-        date_only = isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value, re.ASCII)
-        written = f"{value}T00:00:00Z" if date_only else value
-        good = isinstance(written, str) and re.fullmatch(_DATE.strip("^$"), written, re.ASCII)
-        if not good or not _exists(written):
-            self.fail(f"{value!r} is neither 2026-01-31 nor 2026-01-31T12:00:00Z", *place)
-        return str(written)
-
-    def kinds(self, value: Any, place: _Place) -> list[str]:
-        found = self.items(value, place[-1], *place)
-        for number, kind in enumerate(found):
-            if not isinstance(kind, str) or not re.fullmatch(_KIND.strip("^$"), kind, re.ASCII):
-                self.fail(f"{place[-1]} names {kind!r}, no kind of statement", *place, str(number))
-            if kind in found[:number]:
-                self.fail(f"{place[-1]} names {kind} twice", *place, str(number))
-        return found
-
     def threshold(self, value: Any, read: Policy) -> int:
         count = len(read.identities)
         if type(value) is not int or not 1 <= value <= count:
             self.fail(f"threshold is {value!r}, not 1 to {count}, the number of identities", "threshold")
-        able = sum(may_sign(each, read) for each in read.identities)
+        able = sum(_may_sign(each, read) for each in read.identities)
         if value > able:
             self.fail(
                 f"threshold is {value}, and only {able} of the identities could sign a checkpoint",
@@ -423,19 +271,6 @@ class _Reader:
                 self.fail("timestamps names the same certificate twice", *place, str(number))
         return tuple(found)
 
-    def certificate(self, value: Any, *place: str) -> bytes:
-        """PEM text, or a file in PEM or DER, with one certificate."""
-        if not isinstance(value, str) or not value:
-            self.fail("a certificate is no text", *place)
-        inline = value.startswith("-----BEGIN")
-        what = "a certificate of timestamps"
-        data = value.encode() if inline else self.file(value, what, authorities.FILE_LIMIT, *place)
-        where = self.where if inline else str(self.path(value))
-        try:
-            return authorities.parse(data, where=where)
-        except VerificationFailed as error:
-            self.fail(f"{what} {error.what}: {where}", *place)
-
     def acceptable(self, read: Policy) -> None:
         """Refuse rules under which nothing could ever be accepted, and those that say nothing."""
         own = {key.key_id for identity in read.identities for key in identity.keys}
@@ -449,16 +284,6 @@ class _Reader:
         if rules.TIMESTAMP in read.required and not read.authorities:
             self.fail("timestamp is required, and timestamps names no certificate", "required")
 
-    def digest(self, value: Any, what: str, *place: str) -> str:
-        if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
-            self.fail(f"{what} has {value!r}, not 64 hex digits", *place)
-        return str(value)
-
-    def age(self, value: Any) -> timedelta:
-        if not isinstance(value, str) or not re.fullmatch(_AGE.strip("^$"), value, re.ASCII):
-            self.fail(f"max_age is {value!r}, neither days like 30d nor hours like 12h", "max_age")
-        return timedelta(**{"days" if value[-1] == "d" else "hours": int(value[:-1])})
-
     def heads(self, value: Any, read: Policy) -> tuple[Kept, ...]:
         several = isinstance(value, list)
         listed = self.items(value, "log_head", "log_head") if several else [value]
@@ -468,11 +293,11 @@ class _Reader:
             found.append(replace(self.head(item, read, place), binding=not several))
         return tuple(found)
 
-    def head(self, value: Any, read: Policy, place: _Place) -> Kept:
+    def head(self, value: Any, read: Policy, place: Place) -> Kept:
         if isinstance(value, str):
             value = {"file": value}
         of_file = isinstance(value, dict) and "file" in value
-        fields = self.mapping(value, "log_head", _HEAD_FILE if of_file else _HEAD, place)
+        fields = self.mapping(value, "log_head", HEAD_FILE if of_file else HEAD, place)
         seen = self.moment(fields["seen"], *place, "seen") if "seen" in fields else None
         if of_file:
             found = self.head_file(fields["file"], read.as_of(seen), place)
@@ -486,7 +311,7 @@ class _Reader:
         root = bytes.fromhex(self.digest(fields["root"], "log_head", *place, "root"))
         return Kept(Head(fields["size"], root, fields["origin"]), "the head in the policy", seen=seen)
 
-    def head_file(self, value: Any, read: Policy, place: _Place) -> Kept:
+    def head_file(self, value: Any, read: Policy, place: Place) -> Kept:
         if not isinstance(value, str) or not value:
             self.fail("log_head names a file that is no text", *place)
         path = self.path(value)
@@ -496,10 +321,18 @@ class _Reader:
             self.fail(f"log_head: {error.what}: {path}", *place)
 
 
-def _exists(moment: str) -> bool:
-    """Whether the calendar has it; a date that never comes would be a rule that never applies."""
-    try:
-        datetime.fromisoformat(moment)
-    except ValueError:
-        return False
-    return True
+def _may_sign(identity: Identity, read: Policy) -> bool:
+    """Whether ``identity`` could sign a checkpoint's statement, or countersign it."""
+    if identity.subjects and (identity.statements is None or COUNTERSIGNATURE in identity.statements):
+        return True
+    return _has_key(identity, read, {CHECKPOINT, COUNTERSIGNATURE})
+
+
+def _has_key(identity: Identity, read: Policy, kinds: Set[str]) -> bool:
+    """Whether ``identity`` has an Ed25519 key that counts and may sign one of ``kinds``."""
+    usable = [key for key in identity.keys if key.algorithm == "ed25519" and _counts(key, read)]
+    return bool(usable) and (identity.statements is None or bool(kinds & identity.statements))
+
+
+def _counts(key: PublicKey, read: Policy) -> bool:
+    return key.key_id not in read.revoked or key.key_id in read.revoked_from
