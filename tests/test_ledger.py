@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from test_determinism_settings import gradient_of_indexing
 
 from harness.determinism import codegen, graph
-from harness.determinism import ledger as ledgers
 from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
 from harness.errors import VerificationFailed
 from harness.format import ledger as document
+from harness.format.ledger_merge import merge_rows, unite_files
 
 CPU = torch.device("cpu")
 
@@ -81,7 +81,7 @@ def test_mode_off_observes_nothing_and_says_so():
     ledger.scan(1)
     assert ledger.rows() == ()
     assert ledger.coverage()["observed"] is False
-    assert ledgers.summary(ledger.to_bytes())["coverage"]["observed"] is False
+    assert document.summary(ledger.to_bytes())["coverage"]["observed"] is False
 
 
 def test_strict_counts_what_it_made_deterministic_as_mitigated():
@@ -235,7 +235,7 @@ def test_counts_continue_after_a_resume_and_unite_over_ranks():
     index_step(other, 9)
     (row,) = resumed.rows()
     assert (row.count, row.first_step, row.last_step) == (2, 1, 9)
-    merged = document.Ledger.parse(ledgers.merge([resumed.to_bytes(), other.to_bytes()]), "test")
+    merged = document.Ledger.parse(unite_files([resumed.to_bytes(), other.to_bytes()]), "test")
     assert merged.rows[0].count == 3
     assert {entry.observer: entry.ranks for entry in merged.coverage}["census"] == (0, 1)
 
@@ -247,7 +247,7 @@ def test_the_summary_of_a_statement_has_no_floats_and_the_digest_of_the_bytes():
     ledger = warn()
     index_step(ledger, 1)
     data = ledger.to_bytes()
-    shown = ledgers.summary(data)
+    shown = document.summary(data)
     assert shown["sha256"] == hashlib.sha256(data).hexdigest()
     assert (shown["rows"], shown["documented"], shown["observed"], shown["measured"]) == (1, 1, 0, 0)
     assert all(isinstance(value, str | int | bool) for value in shown["coverage"].values())
@@ -269,7 +269,7 @@ rows = st.builds(
 @given(st.lists(rows, max_size=4))
 def test_a_document_comes_back_as_it_was_written(found):
     """Oracle: equality after a round trip."""
-    written = document.Ledger(mode="warn", rows=document.merge_rows(found))
+    written = document.Ledger(mode="warn", rows=merge_rows(found))
     assert document.Ledger.parse(written.to_bytes(), "test") == written
 
 

@@ -18,7 +18,8 @@ from harness.checkpoint import rng
 from harness.commands import kernels
 from harness.errors import TrainingFailed
 from harness.format import layout
-from harness.format.ledger import Ledger, NonFinite, foremost
+from harness.format.ledger import Ledger
+from harness.format.nonfinite import NonFinite, foremost
 from harness.provenance.signing import keys
 from harness.report import facts, runs
 from harness.training.loop import train

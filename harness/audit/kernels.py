@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.errors import visible
-from harness.format.ledger import EVIDENCE, SUSPECTED, Coverage, Ledger, Row, foremost
+from harness.format.ledger import EVIDENCE, SUSPECTED, Coverage, Ledger, Row
+from harness.format.nonfinite import foremost
 from harness.words import counted, listed
 
 _SHOWN_NAMES = 8

@@ -29,19 +29,28 @@ import torch
 from torch import Tensor
 
 from harness.determinism import census, codegen, graph, kernels
-from harness.determinism.catalogue import STRICT, Entry, catalogue
-from harness.determinism.double import Checked, Difference
+from harness.determinism.catalogue import catalogue
+from harness.determinism.double import Checked
+from harness.determinism.rows import (
+    census_row,
+    code_row,
+    kernel_rows,
+    measured_row,
+    refuted_row,
+    unknown_row,
+    unseen_gradients,
+)
 from harness.determinism.settings import Mode
 from harness.format import ledger as document
 from harness.format.budget import Budget
-from harness.format.ledger import Catalogue, Coverage, Mitigated, NonFinite, Row, Source
+from harness.format.ledger import Catalogue, Coverage, Mitigated, Row, Source
+from harness.format.ledger_merge import merge, merge_rows
+from harness.format.nonfinite import NonFinite
 
 _NEVER = sys.maxsize
 _IDLE: AbstractContextManager[None] = nullcontext()
 _STRICT_SETTING = "determinism.mode=strict"
 _REFUTABLE = ("documented", "observed", "unknown")
-_ATOMICS = "atomic additions in code that inductor generated"
-_TUNING = "inductor chooses the launch of this reduction by timing it, which may end otherwise each time"
 
 
 class Ledger:
@@ -148,7 +157,7 @@ class Ledger:
             new = name not in self._scanned
             scanned = self._scanned.setdefault(name, codegen.scan_module(module) if new else None)
             if scanned is not None:
-                rows += [_code_row(finding, step, counted=new) for finding in scanned.findings]
+                rows += [code_row(finding, step, counted=new) for finding in scanned.findings]
         files = [scanned for scanned in self._scanned.values() if scanned is not None]
         self._add(
             rows=rows,
@@ -167,8 +176,8 @@ class Ledger:
             named = self._suspected() if checked.clean else {}
             self._add(
                 rows=[
-                    *(_measured_row(each, step) for each in checked.differences),
-                    *(_refuted_row(named[op], step) for op in sorted(checked.operators & named.keys())),
+                    *(measured_row(each, step) for each in checked.differences),
+                    *(refuted_row(named[op], step) for op in sorted(checked.operators & named.keys())),
                 ],
                 coverage=(self._covered("double", step, checked.tensors, checked.nanoseconds),),
             )
@@ -201,21 +210,21 @@ class Ledger:
     def load(self, data: bytes) -> None:
         """Continue an earlier launch's counts; raises `VerificationFailed` when ``data`` is no ledger."""
         earlier = document.Ledger.parse(data, "ledger.json")
-        self._findings = document.merge([earlier, self._findings])
+        self._findings = merge([earlier, self._findings])
 
     def _keep(self, sample: _Sample) -> None:
         """Add what a sampled step showed."""
         step, taken, walked = sample.step, sample.census, sample.walked
-        found = [*taken.findings.items(), *_unseen_gradients(walked, taken)]
+        found = [*taken.findings.items(), *unseen_gradients(walked, taken)]
         mitigated = [
             finding for finding, _ in found if self._mode == "strict" and _made_deterministic(finding)
         ]
         self._add(
             rows=[
-                *(_census_row(finding, count, step) for finding, count in found if finding not in mitigated),
-                *_kernel_rows(sample.kernels, self._device, step),
+                *(census_row(finding, count, step) for finding, count in found if finding not in mitigated),
+                *kernel_rows(sample.kernels, self._device, step),
                 *(
-                    _unknown_row(name, self._device, step)
+                    unknown_row(name, self._device, step)
                     for name in sorted({*taken.unclassified, *walked.custom_functions})
                 ),
             ],
@@ -255,13 +264,13 @@ class Ledger:
         known = catalogue()
         news = document.Ledger(
             mode=self._mode,
-            rows=document.merge_rows(rows),
+            rows=merge_rows(rows),
             catalogue=Catalogue(
                 known.sha256, known.torch, known.count("documented"), known.count("observed")
             ),
             **found,
         )
-        self._findings = document.merge([self._findings, news])
+        self._findings = merge([self._findings, news])
 
 
 class _Sample(AbstractContextManager[None]):
@@ -314,147 +323,3 @@ class _Sample(AbstractContextManager[None]):
 
 def _made_deterministic(finding: census.Finding) -> bool:
     return finding.entry.strict == "deterministic"
-
-
-def _unseen_gradients(walked: graph.Walked, taken: census.Census) -> list[tuple[census.Finding, int]]:
-    """Gradients of the graph that the census did not see run: a backward pass outside of the context."""
-    seen = {finding.op for finding in taken.findings}
-    unseen = []
-    for (operator, device, dtype), count in walked.gradients.items():
-        entry = _gradient_entry(operator, device)
-        if entry is not None and census.spelled(operator) not in seen:
-            unseen.append((census.Finding(census.spelled(operator), device, dtype, None, entry), count))
-    return unseen
-
-
-def _gradient_entry(operator: str, device: str) -> Entry | None:
-    """The entry of an operator in the backward pass on a device, if it needs no look at the arguments."""
-    wanted = {"any", "cpu" if device == "cpu" else "cuda"}
-    entries = catalogue().find(operator)
-    return next((entry for entry in entries if entry.device in wanted and entry.condition is None), None)
-
-
-def _census_row(finding: census.Finding, count: int, step: int) -> Row:
-    entry = finding.entry
-    return Row(
-        op=finding.op,
-        kernel=None,
-        backend="eager",
-        device=finding.device,
-        dtype=finding.dtype,
-        call_site=finding.call_site,
-        evidence=entry.evidence,
-        count=count,
-        first_step=step,
-        last_step=step,
-        alternative=entry.alternative,
-        source=f"{entry.source}: {entry.name}",
-    )
-
-
-def _code_row(finding: codegen.Finding, step: int, *, counted: bool) -> Row:
-    """A row of generated code; a file that was counted before only moves the row's last step."""
-    return Row(
-        op=finding.op,
-        kernel=finding.kernel,
-        backend="inductor",
-        device=finding.device,
-        dtype=finding.dtype,
-        call_site=None,
-        evidence="observed",
-        count=finding.places if counted else 0,
-        first_step=step,
-        last_step=step,
-        alternative=STRICT if finding.tuned or finding.op.startswith("aten.") else None,
-        source=_TUNING if finding.tuned else _ATOMICS,
-    )
-
-
-def _unknown_row(name: str, device: torch.device, step: int) -> Row:
-    return Row(
-        op=name,
-        kernel=None,
-        backend="eager",
-        device=device.type,
-        dtype="unknown",
-        call_site=None,
-        evidence="unknown",
-        count=1,
-        first_step=step,
-        last_step=step,
-        alternative=None,
-        source="no list says anything about it",
-    )
-
-
-def _measured_row(difference: Difference, step: int) -> Row:
-    return Row(
-        op=difference.op,
-        kernel=None,
-        backend="eager",
-        device=difference.device,
-        dtype=difference.dtype,
-        call_site=difference.call_site,
-        evidence="measured",
-        count=1,
-        first_step=step,
-        last_step=step,
-        alternative=difference.alternative or _alternative(difference),
-        source=difference.source,
-        module=difference.module,
-        ulp=difference.ulp,
-    )
-
-
-def _alternative(difference: Difference) -> str | None:
-    found = _gradient_entry(difference.op, difference.device)
-    return None if found is None else found.alternative
-
-
-def _refuted_row(suspected: Row, step: int) -> Row:
-    """One clean double execution of an operator that ``suspected`` is about."""
-    return replace(
-        suspected,
-        kernel=None,
-        call_site=None,
-        evidence="refuted",
-        count=1,
-        first_step=step,
-        last_step=step,
-        source="double execution: all results had the same bits",
-        module=None,
-        ulp=None,
-    )
-
-
-def _kernel_rows(counts: dict[str, int], device: torch.device, step: int) -> list[Row]:
-    known = [(name, count, kernels.known_kernel(name)) for name, count in counts.items()]
-    return [
-        Row(
-            op=family.op,
-            kernel=name,
-            backend=device.type,
-            device=device.type,
-            dtype="unknown",
-            call_site=None,
-            evidence="observed",
-            count=count,
-            first_step=step,
-            last_step=step,
-            alternative=family.alternative,
-            source=kernels.PROFILER,
-        )
-        for name, count, family in known
-        if family is not None
-    ]
-
-
-def summary(data: bytes) -> dict[str, Any]:
-    """What a statement says of a `ledger.json`: sha256, rows of each kind, coverage."""
-    return document.summary(data)
-
-
-def merge(ranks: Iterable[bytes]) -> bytes:
-    """One `ledger.json` of those of several ranks: counts added up, ranks and rows united."""
-    parsed = [document.Ledger.parse(data, f"ledger of rank {rank}") for rank, data in enumerate(ranks)]
-    return document.unite(parsed).to_bytes()

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from harness.determinism import trace as traces
 from harness.determinism.double import local_values
 from harness.determinism.trace import Call, address_of
-from harness.format.ledger import COLLECTIVE, COMPILED, UNSEEN
+from harness.format.nonfinite import COLLECTIVE, COMPILED, UNSEEN
 
 _UNWRITTEN = "uninitialised memory"
 

@@ -19,7 +19,8 @@ from harness.errors import ConfigError, HarnessError, VerificationFailed, visibl
 from harness.format import layout
 from harness.format.files import read_limited
 from harness.format.layout import RunFolder
-from harness.format.ledger import Ledger, foremost
+from harness.format.ledger import Ledger
+from harness.format.nonfinite import foremost
 from harness.report.runs import Checkpoint, Run
 from harness.strict_yaml import read as read_yaml
 

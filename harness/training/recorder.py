@@ -19,12 +19,13 @@ from harness.checkpoint.publisher import Publication
 from harness.checkpoint.shards import Part
 from harness.checkpoint.snapshot import Arena, Tensors, image_of
 from harness.checkpoint.writer import NICENESS, CheckpointWriter, Save
-from harness.determinism import ledger as ledgers
 from harness.determinism import settings as determinism
 from harness.determinism.ledger import Ledger
 from harness.errors import HarnessError, TrainingFailed
 from harness.format import chain, layout, strict_json
-from harness.format.ledger import foremost
+from harness.format import ledger as ledgers
+from harness.format.ledger_merge import unite_files
+from harness.format.nonfinite import foremost
 from harness.settings import Settings
 from harness.training.desk import Desk
 from harness.training.ranks.exchange import FAILED, Told
@@ -303,7 +304,7 @@ class Recorder:
             return Save(step, images)
         ranks = [image_of(state.rng_file(rank), data) for rank, data in enumerate(generators) if data]
         size = sum(image.size for image in ranks)
-        publication = self._publication(self._desk, step, outcome, parts, size, ledgers.merge(seen))
+        publication = self._publication(self._desk, step, outcome, parts, size, unite_files(seen))
         return Save(step, [*images, *ranks], publication)
 
     def _publication(

@@ -38,7 +38,7 @@ from harness.determinism.double import UNINITIALISED, Checked, Difference, Doubl
 from harness.determinism.ledger import Ledger
 from harness.determinism.origin import Origin, first_origin, not_finite
 from harness.determinism.sandbox import Sandbox
-from harness.format.ledger import COMPILED, UNSEEN, NonFinite
+from harness.format.nonfinite import COMPILED, UNSEEN, NonFinite
 from harness.training.ranks.meeting import Meeting, PartedError
 from harness.training.step import readback
 from harness.training.step.session import Session
