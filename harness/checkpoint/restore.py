@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.audit.folders.opening import MANIFEST_LIMIT, OpenedCheckpoint, open_checkpoint, read_listed
+from harness.audit.folders.file_set import MANIFEST_LIMIT, read_listed
+from harness.audit.folders.opening import OpenedCheckpoint, open_checkpoint
 from harness.checkpoint import mesh
 from harness.checkpoint.memory import PAGE, HostMemory
 from harness.checkpoint.shards import Group, deal

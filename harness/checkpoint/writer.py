@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from harness.audit.folders import opening, payload
+from harness.audit.folders import file_set, payload
 from harness.checkpoint import disk, mirror
 from harness.checkpoint.publisher import Destination, Publication, Publisher, Written
 from harness.checkpoint.snapshot import FileImage
@@ -271,7 +271,7 @@ def verify_written(folder: Path, written: Written) -> None:
     """
     manifest = Manifest(written.files, written.tensors)
     findings = Findings()
-    there = payload.stamps(manifest, opening.listing(folder, findings))
+    there = payload.stamps(manifest, file_set.listing(folder, findings))
     for entry in written.files:
         if entry.path not in there:
             findings.bad("payload", f"has not the {entry.size} bytes", str(folder / entry.path))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.audit.folders import opening, prepared, sealed
+from harness.audit.folders import file_set, prepared, sealed
 from harness.data.documents import prepared_folder
 from harness.data.shards import digest_of, open_shard, tokens_of
 from harness.data.tokenizer import BpeEncoder, ByteEncoder, Encoder
@@ -47,10 +47,10 @@ def open_prepared(data: Data, base: Path) -> TokenData:
     shards = _opened(folder, digests)
     encoder: Encoder = ByteEncoder()
     if prepared.TOKENIZER in small:
-        content = opening.read_listed(folder, small[prepared.TOKENIZER])
+        content = file_set.read_listed(folder, small[prepared.TOKENIZER])
         encoder = BpeEncoder(content, str(folder / prepared.TOKENIZER))
     chat = small.get(CHAT_TEMPLATE)
-    template = None if chat is None else opening.read_listed(folder, chat)
+    template = None if chat is None else file_set.read_listed(folder, chat)
     found = tokens_of(shards, digests, encoder, template)
     split = statement.predicate["split"]
     counts = {

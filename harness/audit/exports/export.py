@@ -27,7 +27,7 @@ from typing import Any
 import harness
 from harness.audit.exports import hugging_face
 from harness.audit.exports.hugging_face import Layout
-from harness.audit.folders import opening
+from harness.audit.folders import file_set, opening
 from harness.audit.folders.opening import OpenedCheckpoint
 from harness.errors import UsageError, VerificationFailed
 from harness.format import byte_tokenizer, files, layout, moments, safetensors_header, strict_json
@@ -218,7 +218,7 @@ def _small(opened: OpenedCheckpoint, path: str) -> bytes | None:
     """A small payload file, compared with its digest; None when the checkpoint has none."""
     for entry in opened.manifest.files:
         if entry.path == path:
-            return opening.read_listed(opened.folder, entry)
+            return file_set.read_listed(opened.folder, entry)
     return None
 
 

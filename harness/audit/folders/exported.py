@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.audit.folders import opening, payload, sealed
+from harness.audit.folders import file_set, payload, sealed
 from harness.errors import VerificationFailed
 from harness.format import files, layout
 from harness.provenance import exports, later, signers, statements
@@ -32,7 +32,7 @@ def is_export(path: Path) -> bool:
 
 def examine(folder: Path, policy: Policy, findings: Findings) -> tuple[list[payload.Job], list[str]]:
     """Every check but that of payload bytes; returns what is left to hash, and when the export was signed."""
-    present = opening.listing(folder, findings)
+    present = file_set.listing(folder, findings)
     statement = findings.attempt("export statement", _statement, folder, policy)
     if statement is None:
         return [], []
@@ -43,8 +43,8 @@ def examine(folder: Path, policy: Policy, findings: Findings) -> tuple[list[payl
     manifest = findings.attempt("manifest", sealed.manifest, folder, statement)
     if manifest is None:
         return [], times
-    opening.check_files(folder, manifest, present, _SIGNATURES | bundles, findings)
-    opening.check_headers(folder, manifest, present, findings)
+    file_set.check_files(folder, manifest, present, _SIGNATURES | bundles, findings)
+    file_set.check_headers(folder, manifest, present, findings)
     about = [(str(source["run"]), str(source["name"])) for source in statement.sources]
     sealed.check_model_signature(
         folder, policy, manifest, statement, present, findings, kind=policies.EXPORT, about=about

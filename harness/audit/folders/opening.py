@@ -14,20 +14,19 @@ A resume then hashes each payload file while it loads it; `harness verify` hashe
 from __future__ import annotations
 
 import hashlib
-import operator
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.audit.folders import payload
+from harness.audit.folders import file_set, payload
 from harness.audit.folders.payload import Job
 from harness.audit.run import handover, seen
 from harness.errors import EvidenceIncomplete, VerificationFailed
-from harness.format import files, layout, safetensors_header
+from harness.format import files, layout
 from harness.format.layout import FolderKind
 from harness.format.manifest import FileEntry, Manifest
 from harness.provenance import agreement, later, verifier
@@ -39,15 +38,6 @@ from harness.provenance.signers import Added
 from harness.provenance.signing import envelope
 from harness.provenance.statements import CheckpointStatement
 
-MANIFEST_LIMIT = 64 << 20
-"""Largest MANIFEST.json that is read, in bytes."""
-ENTRY_LIMIT = 1_000_000
-"""Most files and folders of a checkpoint that are looked at."""
-_name = operator.attrgetter("name")
-_PATH_LIMIT = 3072
-"""Bytes of a folder's path; with the longest name it stays below the 4096 of Linux."""
-SMALL_LIMIT = 64 << 20
-"""Largest file of the payload that is read as a whole, in bytes."""
 _SIGNATURES = (layout.MANIFEST, layout.MODEL_SIGNATURE, layout.CHECKPOINT_BUNDLE, layout.SLSA_BUNDLE)
 
 
@@ -145,24 +135,6 @@ def examine_folder(
         raise files.unreadable(error, str(error.filename or folder)) from error
 
 
-def listing(folder: Path, findings: Findings) -> dict[str, os.stat_result]:
-    """Every plain file under ``folder`` by relative path; anything else is a finding."""
-    found: dict[str, os.stat_result] = {}
-    before = len(findings.failed)
-    for number, (path, status) in enumerate(_walk(folder, findings)):
-        if number >= ENTRY_LIMIT:
-            findings.bad("file set", f"holds more than {ENTRY_LIMIT} files", str(folder))
-            break
-        odd = files.oddity(status)
-        if odd is None:
-            found[path] = status
-        else:
-            findings.bad("plain files", odd, f"{folder}/{path}")
-    if len(findings.failed) == before:
-        findings.passed.append("plain files")
-    return found
-
-
 def _examine(
     folder: Path, policy: Policy, findings: Findings, seen: Mapping[str, str], known: Mapping[str, str]
 ) -> OpenedCheckpoint | None:
@@ -174,7 +146,7 @@ def _examine(
     if kind == "damaged":
         findings.bad("file set", "was set aside as damaged by a resume", str(folder), "choose another one")
         return None
-    present = listing(folder, findings)
+    present = file_set.listing(folder, findings)
     evidence = _read(folder, name, present, findings, seen, known)
     examined = verifier.examine(evidence, policy, findings)
     if examined is None or evidence.manifest is None:
@@ -191,7 +163,7 @@ def _examine(
             manifest = findings.attempt("manifest", Manifest.parse, evidence.manifest, where=where)
         if manifest is None:
             return None
-        check_files(folder, manifest, present, signatures, findings, whole=kind != "pruned")
+        file_set.check_files(folder, manifest, present, signatures, findings, whole=kind != "pruned")
         _check_contents(folder, manifest, present, examined.statement, findings)
         there = payload.stamps(manifest, present)
     opened = OpenedCheckpoint(
@@ -220,30 +192,10 @@ def _check_contents(
     findings: Findings,
 ) -> None:
     """Of the payload that is there, what it says of itself: headers, and files that repeat the statement."""
-    check_headers(folder, manifest, present, findings)
+    file_set.check_headers(folder, manifest, present, findings)
     for entry in manifest.files:
         if entry.path in _FACTS and entry.path in present:
             _check_facts(folder, entry, *_FACTS[entry.path], statement, findings)
-
-
-def _walk(folder: Path, findings: Findings) -> Iterator[tuple[str, os.stat_result]]:
-    """Every entry that is no folder, with its status. No manifest can list an empty folder: a finding."""
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        place = f"{folder}/{prefix}"
-        if len(os.fsencode(place)) > _PATH_LIMIT:
-            findings.bad("file set", "holds folders that are nested too deeply", str(folder))
-            continue
-        with os.scandir(place) as entries:
-            inside = sorted(entries, key=_name)
-        if not inside:
-            findings.bad("file set", "is an empty folder", place.rstrip("/"), "remove it")
-        for entry in inside:
-            if entry.is_dir(follow_symlinks=False):
-                pending.append(f"{prefix}{entry.name}/")
-            else:
-                yield f"{prefix}{entry.name}", entry.stat(follow_symlinks=False)
 
 
 def _read(
@@ -263,7 +215,8 @@ def _read(
     if len(paths) > later.MOST:
         findings.bad("sizes", f"holds more than {later.MOST} later statements", str(folder))
     added = {path: read(path, later.LIMIT) for path in paths[: later.MOST]}
-    bundle, manifest = read(layout.CHECKPOINT_BUNDLE, envelope.LIMIT), read(layout.MANIFEST, MANIFEST_LIMIT)
+    bundle = read(layout.CHECKPOINT_BUNDLE, envelope.LIMIT)
+    manifest = read(layout.MANIFEST, file_set.MANIFEST_LIMIT)
     digest = hashlib.sha256(bundle or b"").hexdigest()
     is_known = verifier.is_known(known, digest, manifest)
     is_left = verifier.is_left(name, is_known)
@@ -274,78 +227,12 @@ def _read(
         bundle_sha256=digest,
         manifest=manifest,
         slsa=None if is_left else read(layout.SLSA_BUNDLE, envelope.LIMIT),
-        model_signature=None if is_left else read(layout.MODEL_SIGNATURE, MANIFEST_LIMIT),
+        model_signature=None if is_left else read(layout.MODEL_SIGNATURE, file_set.MANIFEST_LIMIT),
         there=present.keys(),
         later={path: data for path, data in added.items() if data is not None},
         seen=seen,
         is_known=is_known,
     )
-
-
-def check_files(
-    folder: Path,
-    manifest: Manifest,
-    present: Mapping[str, os.stat_result],
-    signatures: Set[str],
-    findings: Findings,
-    *,
-    whole: bool = True,
-) -> None:
-    """The folder holds the files of ``manifest``, in their sizes, and those of ``signatures`` that are there;
-    unless ``whole``, payload may be absent."""
-    findings.all_of("file set", _departures(folder, manifest, present, signatures, whole))
-
-
-def _departures(
-    folder: Path,
-    manifest: Manifest,
-    present: Mapping[str, os.stat_result],
-    signatures: Set[str],
-    whole: bool,
-) -> Iterator[tuple[str, str]]:
-    """Whatever is too many, too few or of another size."""
-    expected = {entry.path: entry.size for entry in manifest.files}
-    for path in sorted(present):
-        size = present[path].st_size
-        if path in expected and size != expected[path]:
-            yield f"has {size} bytes, the manifest says {expected[path]}", f"{folder}/{path}"
-        elif path not in expected and path not in signatures:
-            yield "is not in the manifest", f"{folder}/{path}"
-    for path in sorted(set(expected) - set(present)) if whole else ():
-        yield "is in the manifest, not in the folder", f"{folder}/{path}"
-
-
-def read_listed(folder: Path, entry: FileEntry, limit: int = SMALL_LIMIT) -> bytes:
-    """A payload file in memory. Raises `VerificationFailed` for other bytes than the manifest lists, so that
-    nobody parses them, and as `files.read_limited` for more than ``limit`` of them."""
-    data = files.read_limited(folder / entry.path, limit)
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise VerificationFailed("the sha256 is not the one in MANIFEST.json", where=str(folder / entry.path))
-    return data
-
-
-def check_headers(
-    folder: Path, manifest: Manifest, present: Mapping[str, os.stat_result], findings: Findings
-) -> None:
-    """`check_header` of each safetensors file of ``manifest`` that is there."""
-    for entry in manifest.files:
-        if entry.path.endswith(".safetensors") and entry.path in present:
-            findings.attempt("headers", check_header, folder, entry.path, manifest)
-
-
-def check_header(folder: Path, path: str, manifest: Manifest) -> None:
-    """Raise `VerificationFailed` when a safetensors file describes other tensors than ``manifest`` lists."""
-    header = safetensors_header.read_header(folder / path)
-    found = {(span.name, span.dtype, span.shape, span.start, span.end) for span in header.tensors}
-    listed = {
-        (entry.name, entry.dtype, entry.shape, entry.start, entry.end)
-        for entry in manifest.tensors
-        if entry.file == path
-    }
-    if found != listed:
-        odd = min(item[0] for item in found ^ listed)
-        what = f"the header describes other tensors than the manifest, first `{odd}`"
-        raise VerificationFailed(what, where=str(folder / path))
 
 
 _Disagreements = Callable[[bytes, CheckpointStatement, str], Iterator[tuple[str, str]]]
@@ -364,7 +251,7 @@ def _check_facts(
     findings: Findings,
 ) -> None:
     """That a small file says nothing else than the statement, once its digest is right."""
-    data = findings.attempt(check, read_listed, folder, entry)
+    data = findings.attempt(check, file_set.read_listed, folder, entry)
     if data is not None:
         where = str(folder / entry.path)
         found = findings.attempt(check, lambda: list(disagreements(data, statement, where)))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.audit.folders import opening, payload, sealed
+from harness.audit.folders import file_set, payload, sealed
 from harness.errors import VerificationFailed
 from harness.format import files, layout, strict_json
 from harness.format.manifest import FileEntry, Manifest
@@ -50,7 +50,7 @@ def examine(
 ) -> tuple[CorpusStatement | None, list[payload.Job], list[str]]:
     """Every check but that of payload bytes: the statement, if it is authentic, what is left to hash, and
     when it was signed."""
-    present = opening.listing(folder, findings)
+    present = file_set.listing(folder, findings)
     statement = findings.attempt("corpus statement", _statement, folder, policy)
     if statement is None:
         return None, [], []
@@ -59,7 +59,7 @@ def examine(
     if manifest is None:
         return statement, [], times
     before = len(findings.failed)
-    opening.check_files(folder, manifest, present, _SIGNATURES, findings)
+    file_set.check_files(folder, manifest, present, _SIGNATURES, findings)
     about = [(statement.subject_id, statement.name)]
     sealed.check_model_signature(
         folder, policy, manifest, statement, present, findings, kind=policies.CORPUS, about=about
@@ -112,7 +112,7 @@ def _facts(manifest: Manifest, folder: Path, statement: CorpusStatement) -> Iter
 
 
 def _sources(manifest: Manifest, folder: Path) -> dict[str, str]:
-    document = strict_json.loads(opening.read_listed(folder, _entry(manifest, SOURCES)), where=SOURCES)
+    document = strict_json.loads(file_set.read_listed(folder, _entry(manifest, SOURCES)), where=SOURCES)
     names: Any = document.get("files") if isinstance(document, dict) else None
     if not isinstance(names, dict) or not all(isinstance(each, str) for each in names.values()):
         raise VerificationFailed("is no list of files", where=SOURCES)
@@ -148,7 +148,7 @@ def _split(manifest: Manifest, folder: Path, statement: CorpusStatement) -> Iter
 
 
 def _digests(folder: Path, entry: FileEntry) -> list[bytes]:
-    data = opening.read_listed(folder, entry, entry.size)
+    data = file_set.read_listed(folder, entry, entry.size)
     return [data[start : start + DIGEST_BYTES] for start in range(0, len(data), DIGEST_BYTES)]
 
 

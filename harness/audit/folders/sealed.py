@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.audit.folders import opening
+from harness.audit.folders import file_set
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout
 from harness.format.manifest import Manifest, checkpoint_id, dir_hash
@@ -41,7 +41,7 @@ class Statement(Protocol):
 def manifest(folder: Path, statement: Statement) -> Manifest:
     """The manifest that ``statement`` is about. Raises `VerificationFailed` for any other."""
     where = str(folder / layout.MANIFEST)
-    data = files.read_limited(folder / layout.MANIFEST, opening.MANIFEST_LIMIT)
+    data = files.read_limited(folder / layout.MANIFEST, file_set.MANIFEST_LIMIT)
     if checkpoint_id(data) != statement.subject_id:
         raise VerificationFailed("is not the manifest that the statement is about", where=where)
     found = Manifest.parse(data, where=where)
@@ -94,6 +94,6 @@ def _model_signature(folder: Path, keys: Sequence[PublicKey], listed: Manifest, 
     path = folder / layout.MODEL_SIGNATURE
     if not path.is_file():
         raise EvidenceIncomplete("is missing", where=str(path), remedy="get the whole folder from its maker")
-    data = files.read_limited(path, opening.MANIFEST_LIMIT)
+    data = files.read_limited(path, file_set.MANIFEST_LIMIT)
     names = {**listed.digests, layout.MANIFEST: statement.subject_id}
     model_signature.check(data, keys, names, folder.name, where=str(path))

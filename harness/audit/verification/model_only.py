@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.audit.folders import opening, payload
+from harness.audit.folders import file_set, payload
 from harness.audit.verification import report, whole_run
 from harness.audit.verification.report import Report
 from harness.errors import VerificationFailed
@@ -48,7 +48,7 @@ def verify(path: Path, policy: Policy, *, quiet: bool = False) -> Report:
 
 def _examine(folder: Path, policy: Policy, findings: Findings) -> list[payload.Job]:
     """Every check of ``folder`` but that of payload bytes; returns what is left to hash."""
-    present = opening.listing(folder, findings)
+    present = file_set.listing(folder, findings)
     signed = findings.attempt("model signature", _signed, folder, policy)
     manifest = None if signed is None else findings.attempt("manifest", _manifest, folder, signed)
     if manifest is None:
@@ -56,20 +56,20 @@ def _examine(folder: Path, policy: Policy, findings: Findings) -> list[payload.J
     beside = {path for path in present if path.startswith(f"{layout.PROVENANCE}/")}
     whole = layout.kind_of_name(layout.name_of(folder))[0] != "pruned"
     signatures = {layout.MANIFEST, layout.MODEL_SIGNATURE, *beside}
-    opening.check_files(folder, manifest, present, signatures, findings, whole=whole)
-    opening.check_headers(folder, manifest, present, findings)
+    file_set.check_files(folder, manifest, present, signatures, findings, whole=whole)
+    file_set.check_headers(folder, manifest, present, findings)
     return payload.jobs(folder, manifest, payload.stamps(manifest, present))
 
 
 def _signed(folder: Path, policy: Policy) -> Mapping[str, str]:
     path = folder / layout.MODEL_SIGNATURE
-    data = files.read_limited(path, opening.MANIFEST_LIMIT)
+    data = files.read_limited(path, file_set.MANIFEST_LIMIT)
     return model_signature.verify(data, policy.model_keys, where=str(path))
 
 
 def _manifest(folder: Path, signed: Mapping[str, str]) -> Manifest:
     where = str(folder / layout.MANIFEST)
-    data = files.read_limited(folder / layout.MANIFEST, opening.MANIFEST_LIMIT)
+    data = files.read_limited(folder / layout.MANIFEST, file_set.MANIFEST_LIMIT)
     identity = checkpoint_id(data)
     if signed.get(layout.MANIFEST) != identity:
         raise VerificationFailed("is not the manifest that model.sig signs", where=where)
