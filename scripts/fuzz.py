@@ -37,7 +37,7 @@ from harness.audit.verification import verify
 from harness.errors import HarnessError
 from harness.format import layout, ledger, safetensors_header, strict_json
 from harness.format.manifest import Manifest
-from harness.provenance import agreement, corpora, exports, history, later, statements
+from harness.provenance import agreement, corpora, exports, later, log_record, statements
 from harness.provenance.policy import reader, rules
 from harness.provenance.signing import envelope, keyless, keys, model_signature, pkcs11_token
 from harness.provenance.transparency import authorities, log, tiles, timestamp
@@ -176,8 +176,8 @@ def targets(folder: Path) -> dict[str, Target]:
         ),
         "log entries": Target(lambda data: tiles.parse_entries(data, 3, "x"), [entries]),
         "log record": Target(
-            lambda data: history.parse_record(data, where="x"),
-            [*book.records, history.statement_record("0" * 32, "0" * 64, "svr-0", "0" * 64)],
+            lambda data: log_record.parse_record(data, where="x"),
+            [*book.records, log_record.statement_record("0" * 32, "0" * 64, "svr-0", "0" * 64)],
         ),
         "timestamp": Target(
             lambda data: timestamp.opened(data, text_of_head, [*tsa.trusted, *many.trusted], where="x"),

@@ -10,7 +10,7 @@ from run_folder import SampleRun
 from harness.audit.run import handover
 from harness.format import layout
 from harness.format.layout import RunFolder
-from harness.provenance import history
+from harness.provenance import log_record
 from harness.provenance.policy import rotation
 from harness.provenance.policy.rotation import Claim
 from harness.provenance.policy.rules import Rotation
@@ -37,7 +37,7 @@ def hand_over(run: SampleRun, new: Signer, at: str = AT) -> bytes:
 
 def record_of(run: SampleRun, data: bytes) -> bytes:
     """The record of a hand-over in the log of ``run``."""
-    return history.rotation_record(run.run_id, data)
+    return log_record.rotation_record(run.run_id, data)
 
 
 def records(root: Path) -> list[bytes]:

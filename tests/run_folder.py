@@ -26,7 +26,7 @@ from harness.format.manifest import FileEntry, Manifest, TensorEntry, state_dige
 from harness.format.safetensors_header import build as build_header
 from harness.format.tensor_digests import tensor_digest
 from harness.provenance import seal
-from harness.provenance.history import record_of
+from harness.provenance.log_record import record_of
 from harness.provenance.signing import keys
 from harness.provenance.signing.keys import Signer
 from harness.provenance.transparency import log

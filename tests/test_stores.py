@@ -33,7 +33,7 @@ from harness.errors import (
 )
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import history
+from harness.provenance import log_record
 from harness.provenance.policy import rotation
 from harness.provenance.policy.rules import TIMESTAMP, from_keys
 from harness.provenance.signing import keys
@@ -489,7 +489,7 @@ def test_a_log_that_only_the_store_has_signed_neither_replaces_ours_nor_sets_any
     copied = tmp_path / "copied"
     shutil.copytree(here.run.log, copied)
     book = log.read_claimed(copied)
-    record = history.record_of(RUN_ID, 1, 1, "0" * 64, "0" * 64)
+    record = log_record.record_of(RUN_ID, 1, 1, "0" * 64, "0" * 64)
     log.append(copied, record, stranger, book.head.origin, opened_by=keys.public_keys(signer))
     for path in [path for path in copied.rglob("*") if path.is_file()]:
         here.store.put(f"log/{path.relative_to(copied).as_posix()}", path.read_bytes())

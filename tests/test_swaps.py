@@ -42,7 +42,7 @@ from harness.errors import EnvironmentFault, HarnessError, VerificationFailed
 from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import Manifest
-from harness.provenance import history
+from harness.provenance import log_record
 from harness.provenance.signing import keys
 from harness.provenance.transparency import log
 from harness.provenance.transparency.heads import Kept
@@ -418,7 +418,7 @@ def test_the_log_gets_the_digest_of_the_statement_that_was_verified(
     expected = log.read(run.folder.log, keys.public_keys(run.signer)).records[-1]
     run.folder.log.rename(tmp_path / "log")
     record = log.read(tmp_path / "log", keys.public_keys(run.signer)).records[0]
-    log.append(run.folder.log, record, run.signer, history.origin_of(run.run_id))
+    log.append(run.folder.log, record, run.signer, log_record.origin_of(run.run_id))
     found = candidates(run).next()
     before(monkeypatch, resume, "_read_log", lambda: bundle.write_bytes(b"{}"))
     held = HeldRun(run.folder, 0, tmp_path / "me.key", run.signer, "")

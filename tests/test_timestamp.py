@@ -29,7 +29,7 @@ from harness.checkpoint.stamper import Stamper
 from harness.cli import main
 from harness.errors import ConfigError, EnvironmentFault, UsageError, VerificationFailed
 from harness.format import der
-from harness.provenance import history
+from harness.provenance import log_record
 from harness.provenance.policy import reader
 from harness.provenance.transparency import authorities, log, timestamp, timestamp_client
 from harness.provenance.transparency.log import Head
@@ -456,12 +456,12 @@ def test_a_record_is_there_since_the_earliest_head_that_holds_it(data: st.DataOb
     """Oracle: the definition, head by head and record by record; statements may be entered twice."""
     names = data.draw(st.lists(st.sampled_from("abcdef"), min_size=size, max_size=size))
     moments = data.draw(st.lists(st.tuples(st.integers(0, size), st.sampled_from("0123456789")), max_size=4))
-    records = tuple(history.statement_record("run", "id", "svr-0", name) for name in names)
+    records = tuple(log_record.statement_record("run", "id", "svr-0", name) for name in names)
     expected: dict[str, str] = {}
     for end, moment in moments:
         for name in names[:end]:
             expected[name] = min(moment, expected.get(name, moment))
-    assert history.first_seen(log.Log(Head(size, b""), records), moments) == expected
+    assert log_record.first_seen(log.Log(Head(size, b""), records), moments) == expected
 
 
 # In a run folder.

@@ -23,7 +23,7 @@ from harness.audit.folders.opening import OpenedCheckpoint
 from harness.errors import UsageError, VerificationFailed, storage_fault
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import history, later
+from harness.provenance import later, log_record
 from harness.provenance.signing import envelope
 from harness.provenance.signing.keyless import KeylessSigner
 from harness.provenance.signing.keys import Signer, public_keys
@@ -152,14 +152,14 @@ def _enter_own(
 
 def _append(run: RunFolder, opened: OpenedCheckpoint, name: str, digest: str, signer: Signer) -> int:
     run_id = opened.statement.run_id
-    record = history.statement_record(run_id, opened.checkpoint_id, name, digest)
-    return log.append(run.log, record, signer, history.origin_of(run_id)).size - 1
+    record = log_record.statement_record(run_id, opened.checkpoint_id, name, digest)
+    return log.append(run.log, record, signer, log_record.origin_of(run_id)).size - 1
 
 
 def _logged(book: log.Log, checkpoint: str, where: str) -> set[str]:
-    records = (history.parse_record(each, where=where) for each in book.records)
+    records = (log_record.parse_record(each, where=where) for each in book.records)
     return {
-        each["name"] for each in records if history.is_statement(each) and each["checkpoint"] == checkpoint
+        each["name"] for each in records if log_record.is_statement(each) and each["checkpoint"] == checkpoint
     }
 
 

@@ -30,7 +30,7 @@ from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest, TensorEntry
 from harness.provenance import seal
-from harness.provenance.history import origin_of, record_of
+from harness.provenance.log_record import origin_of, record_of
 from harness.provenance.policy.rules import of_own_run
 from harness.provenance.signing.keys import Signer, public_keys
 from harness.provenance.transparency import log

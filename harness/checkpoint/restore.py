@@ -38,7 +38,7 @@ from harness.format import layout, safetensors_header, strict_json
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest, TensorEntry, checkpoint_id
 from harness.format.tensor_digests import RunningDigest
-from harness.provenance import history
+from harness.provenance import log_record
 from harness.provenance.policy.rules import Policy
 from harness.provenance.statements import CheckpointStatement
 from harness.workers import Workers
@@ -202,7 +202,7 @@ class Candidates:
 
     def _require_own(self, opened: OpenedCheckpoint) -> None:
         run = opened.statement.run_id
-        if self._origin is not None and history.origin_of(run) != self._origin:
+        if self._origin is not None and log_record.origin_of(run) != self._origin:
             raise VerificationFailed(
                 f"belongs to the run {run}, and the log to another", where=str(opened.folder)
             )

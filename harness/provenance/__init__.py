@@ -3,7 +3,8 @@
 Begin at `checks`: the rules of a verification in the order in which they rest on each other. `verifier` holds
 one checkpoint against them: `evidence` is what it is given of the folder, `signers` says whose signatures
 count, `agreement` compares what is said more than once. `history` holds the checkpoints of a run against each
-other. They take bytes and statements, and give `findings`. None touches a file; `harness.audit` does.
+other and against its log, of whose entries `log_record` tells. They take bytes and statements, and give
+`findings`. None touches a file; `harness.audit` does.
 
 - `signing`: keys, and signatures by them
 - `transparency`: the log of a run, who has seen its heads, and timestamps

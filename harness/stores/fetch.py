@@ -25,7 +25,7 @@ from harness.format import layout, leftovers
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest
 from harness.format.metrics_line import step_of
-from harness.provenance import history, later
+from harness.provenance import later, log_record
 from harness.provenance.transparency import log, tiles, timestamp
 from harness.stores.client import ObjectStore
 from harness.stores.contents import Contents, Selection, newest
@@ -221,8 +221,8 @@ def _set_aside(
     """Checkpoints of the folder that the store's log tells otherwise; only where it is ahead."""
     told = {}
     for record in records:
-        fields = history.parse_record(record, where=store.url)
-        if history.is_commit(fields):
+        fields = log_record.parse_record(record, where=store.url)
+        if log_record.is_commit(fields):
             told[layout.checkpoint_name(fields["step"])] = fields["bundle_sha256"]
     for folder in [*run.complete(), *run.pruned()]:
         name = folder.name.removeprefix(layout.PRUNED)

@@ -17,7 +17,7 @@ from harness.audit.run.seen import Seen
 from harness.errors import EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files, layout
 from harness.format.layout import RunFolder
-from harness.provenance import history
+from harness.provenance import log_record
 from harness.provenance.findings import Findings
 from harness.provenance.policy import rotation
 from harness.provenance.policy.rotation import Claim
@@ -96,8 +96,8 @@ def enter(run: RunFolder, data: bytes, new: Signer) -> int | None:
         raise UsageError(what, where=claim.where, remedy="give the key that it names: --to KEY")
     with files.locked(run.root, wait=False):
         book = log.read(run.log, [*found.old, *found.new])
-        run_id = str(history.parse_record(book.records[0], where=str(run.log))["run"])
-        record = history.rotation_record(run_id, data)
+        run_id = str(log_record.parse_record(book.records[0], where=str(run.log))["run"])
+        record = log_record.rotation_record(run_id, data)
         if record in book.records:
             return None
         log.read(run.log, found.old)
@@ -112,10 +112,10 @@ def _claims(folder: Path) -> Iterator[tuple[int, bytes]]:
         for index, width in tiles.row(head.size):
             path = folder / tiles.entries_path(index, width)
             data = files.read_limited(path, tiles.FILE_LIMIT)
-            if history.ROTATION.encode() not in data:
+            if log_record.ROTATION.encode() not in data:
                 continue
             for offset, record in enumerate(tiles.parse_entries(data, width, str(path))):
-                found = history.handover_of(record)
+                found = log_record.handover_of(record)
                 if found is not None:
                     yield index * tiles.WIDTH + offset, found
     except (EvidenceIncomplete, VerificationFailed):

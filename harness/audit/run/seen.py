@@ -15,7 +15,7 @@ from harness.audit.run import stamps
 from harness.audit.run.stamps import Stamped
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import layout
-from harness.provenance import history
+from harness.provenance import log_record
 from harness.provenance.findings import Findings
 from harness.provenance.policy.rules import Policy
 from harness.provenance.transparency import heads, log
@@ -56,7 +56,7 @@ def look(folder: Path, policy: Policy, findings: Findings) -> Seen:
         kept = heads.seen_before(book, policy.log_heads)
         stamped = stamps.check(folder, book, there, policy, findings)
         moments = [*kept, *((each.size, each.moment) for each in stamped)]
-        bundles = history.first_seen(book, moments)
+        bundles = log_record.first_seen(book, moments)
     except (VerificationFailed, EvidenceIncomplete):
         return Seen()  # a log that cannot be read shows nothing, and is a finding where it is checked
     for size, moment in kept:

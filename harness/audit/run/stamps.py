@@ -22,7 +22,7 @@ from typing import Any
 
 from harness.errors import VerificationFailed
 from harness.format import files
-from harness.provenance import history
+from harness.provenance import log_record
 from harness.provenance.findings import Findings
 from harness.provenance.policy.rules import TIMESTAMP, Policy
 from harness.provenance.transparency import log, timestamp
@@ -85,10 +85,10 @@ def require(book: Log, stamped: Sequence[Stamped], policy: Policy, findings: Fin
         return
     covered = max((each.size for each in stamped), default=0)
     try:
-        rest = [history.parse_record(data, where=where) for data in book.records[covered:]]
+        rest = [log_record.parse_record(data, where=where) for data in book.records[covered:]]
     except VerificationFailed:
         return  # a finding of the log's own
-    bare = [record for record in rest if history.is_commit(record)]
+    bare = [record for record in rest if log_record.is_commit(record)]
     if bare:
         many = "1 checkpoint, that" if len(bare) == 1 else f"{len(bare)} checkpoints, the first that"
         what = f"the policy requires timestamps, and none covers {many} of step {bare[0]['step']}"

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.audit.folders.opening import OpenedCheckpoint
 from harness.errors import VerificationFailed
-from harness.provenance import history
+from harness.provenance import log_record
 from harness.provenance.transparency import log
 from harness.provenance.transparency.heads import Kept
 from harness.words import counted
@@ -31,10 +31,10 @@ def known(book: log.Log | None, since: Kept | None) -> dict[str, str]:
     if (book.head.origin, book.root_of_prefix(size)) != (head.origin, head.root):
         return {}
     try:
-        records = [history.parse_record(data, where="log") for data in book.records[:size]]
+        records = [log_record.parse_record(data, where="log") for data in book.records[:size]]
     except VerificationFailed:
         return {}
-    return {each["bundle_sha256"]: each["checkpoint"] for each in records if history.is_commit(each)}
+    return {each["bundle_sha256"]: each["checkpoint"] for each in records if log_record.is_commit(each)}
 
 
 def covered(
@@ -49,7 +49,7 @@ def covered(
 
 def _record(opened: OpenedCheckpoint) -> bytes:
     now = opened.statement
-    return history.record_of(
+    return log_record.record_of(
         now.run_id, now.sequence, now.step_to, opened.checkpoint_id, opened.bundle_sha256
     )
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from harness.provenance.history import origin_of
+from harness.provenance.log_record import origin_of
 from harness.provenance.policy import rules as policy
 from harness.provenance.policy.rules import Policy
 from harness.provenance.signing.keys import PublicKey

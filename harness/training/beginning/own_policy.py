@@ -17,7 +17,7 @@ from harness.audit.run import handover
 from harness.errors import ConfigError, EvidenceIncomplete, UsageError, VerificationFailed
 from harness.format import files, moments
 from harness.format.layout import RunFolder
-from harness.provenance import history
+from harness.provenance import log_record
 from harness.provenance.findings import Findings
 from harness.provenance.policy import canonical, fit, oddities, reader
 from harness.provenance.policy.fit import Maker
@@ -148,7 +148,7 @@ def claimed_run(settings: Settings) -> str | None:
         head = log.claimed(files.read_limited(path, log.NOTE_LIMIT), where=str(path))
     except (EvidenceIncomplete, VerificationFailed):
         return None
-    return history.run_of(head.origin)
+    return log_record.run_of(head.origin)
 
 
 def require_satisfiable(

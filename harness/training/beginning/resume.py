@@ -30,7 +30,7 @@ from harness.errors import (
 from harness.format import files as durable
 from harness.format import layout, leftovers, strict_json
 from harness.format.layout import RunFolder
-from harness.provenance import history
+from harness.provenance import log_record
 from harness.provenance.policy import canonical
 from harness.provenance.policy import rules as policy
 from harness.provenance.policy.rules import Policy
@@ -145,10 +145,9 @@ def open_run(held: HeldRun | None, found: Found, accept: Sequence[str]) -> OpenR
         )
     aside = _set_aside(folder, found.skipped)
     entries = _read_log(folder, found, keys.public_keys(signer))
-    records = (
-        [history.parse_record(record, where=str(folder.log)) for record in entries.records] if entries else []
-    )
-    commits = [record for record in records if history.is_commit(record)]
+    read = entries.records if entries else ()
+    records = [log_record.parse_record(record, where=str(folder.log)) for record in read]
+    commits = [record for record in records if log_record.is_commit(record)]
     run_id = str(records[0]["run"]) if records else None
     known = run_id if found.statement is None else found.statement.run_id
     end = own_policies.require_satisfiable(held.own_policy, signer, known, entries)
@@ -320,13 +319,13 @@ def _log_tip(
         )
     opened, statement = found.opened, found.opened.statement
     seen = 0 if statement.predicate["log"] is None else int(statement.predicate["log"]["size"])
-    if seen > len(records) or any(map(history.is_commit, records[seen:])):
+    if seen > len(records) or any(map(log_record.is_commit, records[seen:])):
         raise VerificationFailed(
             f"the log has {len(records)} records, and {opened.folder.name} was signed when it had {seen}",
             where=str(folder.log),
             remedy=_RESTORE,
         )
-    record = history.record_of(
+    record = log_record.record_of(
         statement.run_id,
         statement.sequence,
         statement.step_to,
@@ -335,7 +334,7 @@ def _log_tip(
     )
     # The save may have ended because this sync failed.
     durable.fsync_folder(folder.checkpoints)
-    return log.append(folder.log, record, signer, history.origin_of(statement.run_id))
+    return log.append(folder.log, record, signer, log_record.origin_of(statement.run_id))
 
 
 def _lost(found: Found, records: Sequence[Mapping[str, Any]]) -> list[Skipped]:
