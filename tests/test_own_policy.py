@@ -25,7 +25,7 @@ from toy_task import config as toy
 
 from harness import config, verify
 from harness.audit import rerun
-from harness.checkpoint.restore import Found
+from harness.checkpoint.candidates import Found
 from harness.cli import main
 from harness.commands.report import write_report
 from harness.errors import ConfigError, UsageError, VerificationFailed

@@ -34,7 +34,8 @@ from harness.audit.run import own_files
 from harness.audit.verification import many, verify
 from harness.audit.verification.report import Report
 from harness.checkpoint import restore, writer
-from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Found, Loaded
+from harness.checkpoint.candidates import Candidates, Found, open_elsewhere
+from harness.checkpoint.restore import DamagedCheckpoint, Loaded
 from harness.commands import attest, report
 from harness.data import cache, tokens
 from harness.data.tokens import TokenData
@@ -455,7 +456,7 @@ def test_a_start_takes_nothing_that_is_exchanged(
 
     def opened() -> Loaded:
         policy = trusted(run.signer)
-        return restore.open_elsewhere(
+        return open_elsewhere(
             Workers.alone(),
             lambda: opening.open_checkpoint(run.saved[20].folder, policy),
             lambda path: path == "config.json",

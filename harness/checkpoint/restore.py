@@ -1,9 +1,8 @@
 """Reading a checkpoint back: the bytes that were hashed are the bytes that are loaded.
 
-`Candidates` goes back through a run's checkpoints. `harness.audit.folders.opening.open_checkpoint` checks
-signatures, statements, the exact file set, headers and the manifest on rank 0, which also hashes the files
-that are not tensors. A header must have the very bytes that this program writes for the manifest's tensors,
-otherwise the sha256 of the whole file decides.
+Which checkpoint it is, is found by `harness.checkpoint.candidates`. Rank 0 hashes the files that are not
+tensors. A header must have the very bytes that this program writes for the manifest's tensors, otherwise the
+sha256 of the whole file decides.
 
 `Loaded.fill` then reads the tensors: every rank its share, each byte of the checkpoint once in the whole job,
 straight into the live tensors where they are in host memory, and compared with the digest in the manifest
@@ -14,12 +13,10 @@ checkpoint on every rank (`DamagedCheckpoint`); what was read until then is over
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from harness.audit.folders.file_set import MANIFEST_LIMIT, read_listed
-from harness.audit.folders.opening import OpenedCheckpoint, open_checkpoint
 from harness.checkpoint import mesh
 from harness.checkpoint.memory import PAGE, HostMemory
 from harness.checkpoint.shards import Group, deal
 from harness.checkpoint.snapshot import DTYPES, METADATA
-from harness.errors import EnvironmentFault, EvidenceIncomplete, HarnessError, VerificationFailed
+from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files as durable
 from harness.format import layout, safetensors_header, strict_json
-from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest, TensorEntry, checkpoint_id
 from harness.format.tensor_digests import RunningDigest
-from harness.provenance import log_record
-from harness.provenance.policy.rules import Policy
-from harness.provenance.statements import CheckpointStatement
 from harness.workers import Workers
 
 _TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
@@ -51,16 +43,6 @@ _ALIGNMENT = 64
 
 Key = tuple[Group, str]
 """Group and name of a tensor."""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A checkpoint that a resume could not use."""
-
-    name: str
-    reason: str
-    checkpoint: str | None = None
-    """Its id, where a log or a manifest tells."""
 
 
 class DamagedCheckpoint(VerificationFailed):
@@ -123,118 +105,6 @@ class Loaded:
         return ""
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a run folder has to continue from."""
-
-    loaded: Loaded | None
-    opened: OpenedCheckpoint | None
-    """On rank 0."""
-    skipped: tuple[Skipped, ...]
-    """Newer checkpoints that do not verify, newest first; on rank 0."""
-
-    @property
-    def statement(self) -> CheckpointStatement | None:
-        """What the checkpoint says of itself; on rank 0."""
-        return None if self.opened is None else self.opened.statement
-
-
-class Candidates:
-    """The way back through the checkpoints of a run, newest first; every rank has one and goes along."""
-
-    def __init__(
-        self,
-        workers: Workers,
-        run: RunFolder,
-        policy: Policy | None,
-        wanted: Callable[[str], bool],
-        origin: str | None = None,
-    ) -> None:
-        """``policy``: rank 0's, which opens; the others take the manifest with the id that rank 0 names, so
-        they need no key. ``wanted`` names the small files that this rank keeps. ``origin``: of the run's log;
-        checkpoints of other runs are passed over. None: whatever is there is of the run."""
-        self._workers = workers
-        self._run = run
-        self._policy = policy
-        self._wanted = wanted
-        self._origin = origin
-        self._folders: Iterator[Path] = iter(reversed(run.complete())) if policy is not None else iter(())
-        self._opened: OpenedCheckpoint | None = None
-        self._skipped: list[Skipped] = []
-
-    def next(self) -> Found:
-        """The newest checkpoint that opens, of those that this has not returned yet.
-
-        Raises `EnvironmentFault` when a file cannot be read: a disk that fails now may work later, so it is
-        no reason to go back in the run's history.
-        """
-        while agreed := json.loads(self._workers.agree(self._advance)):
-            folder = self._run.checkpoints / agreed["name"]
-            loaded = self._workers.together(partial(self._load, folder, agreed["checkpoint"]))
-            problems = self._workers.gather_bytes(loaded.encode() if isinstance(loaded, str) else b"")
-            if not any(problems) and not isinstance(loaded, str):
-                return Found(loaded, self._opened, tuple(self._skipped))
-            reason = next(problem for problem in problems if problem).decode()
-            self._skipped.append(Skipped(folder.name, reason, agreed["checkpoint"]))
-        return Found(None, None, tuple(self._skipped))
-
-    def reject(self, loaded: Loaded, reason: str) -> None:
-        """What `next` has returned turned out to be damaged."""
-        self._skipped.append(Skipped(loaded.folder.name, reason, loaded.checkpoint))
-
-    def _advance(self) -> bytes:
-        """On rank 0: the next checkpoint that opens, as JSON with its name and id; null after the last."""
-        if self._policy is None:
-            raise HarnessError("only rank 0 opens checkpoints")
-        for folder in self._folders:
-            try:
-                opened = open_checkpoint(folder, self._policy)
-                self._require_own(opened)
-                _check_rest(folder, opened.manifest)
-            except EnvironmentFault:
-                raise
-            except HarnessError as error:
-                self._skipped.append(Skipped(folder.name, str(error), _claimed_id(folder)))
-                continue
-            self._opened = opened
-            return json.dumps({"name": folder.name, "checkpoint": opened.checkpoint_id}).encode()
-        return b"null"
-
-    def _require_own(self, opened: OpenedCheckpoint) -> None:
-        run = opened.statement.run_id
-        if self._origin is not None and log_record.origin_of(run) != self._origin:
-            raise VerificationFailed(
-                f"belongs to the run {run}, and the log to another", where=str(opened.folder)
-            )
-
-    def _load(self, folder: Path, checkpoint: str) -> Loaded | str:
-        """What this rank needs of a checkpoint besides tensors, or why it is not to be used."""
-        try:
-            return load(self._workers, folder, checkpoint, self._wanted)
-        except (VerificationFailed, EvidenceIncomplete) as error:
-            return str(error)
-
-
-def open_elsewhere(
-    workers: Workers, opening: Callable[[], OpenedCheckpoint], wanted: Callable[[str], bool]
-) -> tuple[Loaded, OpenedCheckpoint | None]:
-    """The checkpoint of another run that rank 0 opens by ``opening``, verified as the own ones are.
-
-    Only rank 0 gets the opened one. Raises on every rank what is wrong with it.
-    """
-
-    def opened_whole() -> OpenedCheckpoint:
-        opened = opening()
-        _check_rest(opened.folder, opened.manifest)
-        return opened
-
-    opened = workers.first_only(opened_whole)
-    named = {} if opened is None else {"folder": str(opened.folder), "checkpoint": opened.checkpoint_id}
-    agreed = json.loads(workers.broadcast_bytes(json.dumps(named).encode()))
-    folder, identity = Path(agreed["folder"]), agreed["checkpoint"]
-    return workers.together(lambda: load(workers, folder, identity, wanted)), opened
-
-
 def tensors_in(data: bytes, where: str) -> dict[str, Tensor]:
     """The tensors of a small safetensors file. Raises `VerificationFailed` for a broken header."""
     header = safetensors_header.parse(data, len(data), where=where)
@@ -246,8 +116,11 @@ def tensors_in(data: bytes, where: str) -> dict[str, Tensor]:
     }
 
 
-def _check_rest(folder: Path, manifest: Manifest) -> None:
-    """Every payload byte that is not a tensor of the model or the optimizer."""
+def check_rest(folder: Path, manifest: Manifest) -> None:
+    """Check every payload byte that is not a tensor of the model or the optimizer.
+
+    Raises `VerificationFailed` for one that is not the manifest's, `EnvironmentFault` for a bad disk.
+    """
     shared = _by_file(manifest)
     for entry in manifest.files:
         tensors = shared.get(entry.path)
@@ -398,10 +271,3 @@ def _read_tensor(descriptor: int, entry: TensorEntry, view: Tensor, folder: Path
             f"tensor `{entry.name}` (bytes {entry.start} to {entry.end}) has other bytes than were signed",
             where=where,
         )
-
-
-def _claimed_id(folder: Path) -> str | None:
-    try:
-        return hashlib.sha256((folder / layout.MANIFEST).read_bytes()).hexdigest()
-    except OSError:
-        return None

@@ -43,7 +43,7 @@ from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict
 
-from harness.checkpoint import restore, state
+from harness.checkpoint import candidates, state
 from harness.checkpoint.memory import HostMemory
 from harness.checkpoint.publisher import Publication, Publisher
 from harness.checkpoint.shards import FILE_BYTES
@@ -254,7 +254,7 @@ class Harness(Contender):
 
     def load(self) -> None:
         policy = from_keys(keys.public_keys(self.signer))
-        found = restore.Candidates(self.workers, RunFolder(self.folder), policy, lambda _: False).next()
+        found = candidates.Candidates(self.workers, RunFolder(self.folder), policy, lambda _: False).next()
         if found.loaded is None:
             raise SystemExit(f"the harness finds no checkpoint: {found.skipped}")
         state.load(self.made, found.loaded, {})

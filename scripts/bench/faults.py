@@ -56,7 +56,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from harness import cli
 from harness.audit.verification.whole_run import verify_run
-from harness.checkpoint.restore import Candidates, DamagedCheckpoint
+from harness.checkpoint.candidates import Candidates
+from harness.checkpoint.restore import DamagedCheckpoint
 from harness.errors import HarnessError
 from harness.format.layout import RunFolder, parse_checkpoint_name
 from harness.provenance.policy.rules import Policy, from_keys

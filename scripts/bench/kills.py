@@ -47,7 +47,8 @@ from interleave import keep
 
 from harness.audit.folders.opening import open_checkpoint
 from harness.audit.verification.whole_run import verify_run
-from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Loaded
+from harness.checkpoint.candidates import Candidates
+from harness.checkpoint.restore import DamagedCheckpoint, Loaded
 from harness.errors import EvidenceIncomplete, HarnessError, VerificationFailed
 from harness.format.layout import PRUNED, TEMPORARY, RunFolder, parse_checkpoint_name
 from harness.provenance.policy.rules import Policy, from_keys

@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 from harness import config
-from harness.checkpoint.restore import Candidates, DamagedCheckpoint, Loaded
+from harness.checkpoint.candidates import Candidates
+from harness.checkpoint.restore import DamagedCheckpoint, Loaded
 from harness.errors import ResumeRefused, TrainingFailed
 from harness.format import layout, leftovers
 from harness.format.layout import RunFolder

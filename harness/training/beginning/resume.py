@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from harness import config, environment
+from harness.checkpoint.candidates import Found, Skipped
 from harness.checkpoint.publisher import Commit
-from harness.checkpoint.restore import Found, Skipped
 from harness.errors import (
     EnvironmentFault,
     EvidenceIncomplete,

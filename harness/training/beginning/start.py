@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from harness.audit.folders.opening import OpenedCheckpoint
-from harness.checkpoint import restore
+from harness.checkpoint import candidates
 from harness.checkpoint.restore import Loaded
 from harness.errors import EvidenceIncomplete, ResumeRefused, UsageError
 from harness.format import strict_json
@@ -88,7 +88,7 @@ def open_origin(workers: Workers, settings: Settings, own: Policy | None) -> Ori
     if settings.start is None:
         return None
     opening = partial(opened_start, settings.start, own)
-    loaded, opened = restore.open_elsewhere(workers, opening, lambda path: path == _CONFIG)
+    loaded, opened = candidates.open_elsewhere(workers, opening, lambda path: path == _CONFIG)
     return Origin(loaded, opened, trust_of(settings.start))
 
 

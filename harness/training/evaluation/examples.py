@@ -17,7 +17,7 @@ from torch import nn
 
 from harness import config
 from harness.audit.folders.opening import OpenedCheckpoint
-from harness.checkpoint import restore, state
+from harness.checkpoint import candidates, state
 from harness.checkpoint.state import TrainingState
 from harness.errors import ConfigError, UsageError
 from harness.settings import Settings
@@ -102,7 +102,7 @@ def with_weights(model: nn.Module, opened: OpenedCheckpoint, device: torch.devic
 
     Raises `DamagedCheckpoint` for weights other than those that were signed.
     """
-    loaded, _ = restore.open_elsewhere(Workers.alone(device), lambda: opened, lambda path: False)
+    loaded, _ = candidates.open_elsewhere(Workers.alone(device), lambda: opened, lambda path: False)
     state.load_weights(TrainingState(model, torch.optim.SGD(model.parameters())), loaded)
     model.eval()
 

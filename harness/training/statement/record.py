@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.checkpoint.candidates import Skipped
 from harness.checkpoint.publisher import Commit
-from harness.checkpoint.restore import Skipped
 from harness.format import moments
 from harness.format.manifest import Manifest, state_digest
 from harness.provenance.transparency import log
