@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.report import facts
 from harness.report.runs import Run
+
+_Told = TypeVar("_Told")
 
 APART = (
     "run.",
@@ -74,6 +76,18 @@ def listed(names: Sequence[str]) -> str:
     if len(names) <= _NAMED:
         return ", ".join(names)
     return f"{len(names)} runs ({names[0]}, {names[1]} … {names[-1]})"
+
+
+def alike(told: Iterable[tuple[_Told, str]]) -> list[tuple[_Told, list[str]]]:
+    """What is told of each name, once, with all the names that it is told of."""
+    found: list[tuple[_Told, list[str]]] = []
+    for what, name in told:
+        same = next((names for known, names in found if known == what), None)
+        if same is None:
+            found.append((what, [name]))
+        else:
+            same.append(name)
+    return found
 
 
 def seeds_named(seeds: Iterable[int]) -> str:

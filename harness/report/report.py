@@ -9,29 +9,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from harness.audit.kernels import not_looked_at
 from harness.audit.tiers.text import lines as tier_lines
 from harness.errors import VerificationFailed, visible
 from harness.format import layout
-from harness.report import argument, checklist, costs, data, evaluations, facts
+from harness.report import argument, artefacts, checklist, costs, data, evaluations, facts, setup
 from harness.report.argument import decimal
-from harness.report.arms import listed
+from harness.report.arms import alike, listed
 from harness.report.document import Block, Bullets, Heading, Paragraph, Source, Status, Table
 from harness.report.pictures import kernels, launches, pictures
 from harness.report.runs import Facts, Run
 from harness.report.study import Study, failed
 from harness.words import counted
 
-_Told = TypeVar("_Told")
 _INCIDENTS = 20
 _NAMED_IN_TITLE = 3
-_NOTHING = {"—", "null", "[]"}
-"""How settings are shown that are not set."""
 
 
 def compose(study: Study, made: str | None = None) -> list[Block]:
@@ -46,8 +43,7 @@ def compose(study: Study, made: str | None = None) -> list[Block]:
         *_claimed(study),
         *argument.question(study),
         Heading(2, "Setup"),
-        *_setups(study),
-        *_settings(study),
+        *setup.blocks(study),
         *data.blocks(study),
         Heading(2, "Results"),
         *_other_data(study),
@@ -62,7 +58,7 @@ def compose(study: Study, made: str | None = None) -> list[Block]:
         *_each(study, _protocol),
         *evaluations.blocks(study),
         Heading(2, "Artefact provenance"),
-        *_artefacts(study),
+        *artefacts.blocks(study),
         Heading(2, "Launches and resumes"),
         *launches(study),
         *_each(study, _launches),
@@ -121,20 +117,8 @@ def _each(study: Study, section: Callable[[Run], list[Block]]) -> list[Block]:
     """``section`` of every run; runs of which the same is to be said share it."""
     if not study.several:
         return section(study.runs[0])
-    made = _alike((section(run), run.name) for run in study.runs)
+    made = alike((section(run), run.name) for run in study.runs)
     return [block for blocks, names in made for block in (Heading(3, listed(names)), *blocks)]
-
-
-def _alike(told: Iterable[tuple[_Told, str]]) -> list[tuple[_Told, list[str]]]:
-    """What is told of each name, once, with all the names that it is told of."""
-    found: list[tuple[_Told, list[str]]] = []
-    for what, name in told:
-        same = next((names for known, names in found if known == what), None)
-        if same is None:
-            found.append((what, [name]))
-        else:
-            same.append(name)
-    return found
 
 
 def _other_data(study: Study) -> Iterator[Block]:
@@ -174,80 +158,6 @@ def _results(study: Study) -> Table:
     return Table(head, rows)
 
 
-_SECTIONS = ("task", "model", "data", "optimizer", "schedule", "evaluate")
-"""Of the config, a line each; all of it is in the section Configs."""
-
-
-def _setups(study: Study) -> Iterator[Block]:
-    """What was trained, on what, and how: first what is the same for all runs, then what is not."""
-    made = [_setup(run) for run in study.runs]
-    same = [row for row in made[0] if all(row in rows for rows in made)]
-    own = _alike(
-        ([row for row in rows if row not in same], run.name)
-        for run, rows in zip(study.runs, made, strict=True)
-    )
-    for rows, names in ([(same, [run.name for run in study.runs])] if same else []) + own:
-        if rows:
-            yield from [Heading(3, listed(names))] if study.several else []
-            yield Table(["what", "value"], rows)
-
-
-def _setup(run: Run) -> list[list[str]]:
-    """What was trained, on what, and how; without the seed."""
-    table = facts.settings(run.config_text, str(run.root))
-    parameters = processes = "not recorded"
-    began = ""
-    if run.newest is not None:
-        parameters = f"{run.newest['state']['parameters']:,}"
-        processes = f"{run.newest['launch']['world_size']} ({run.newest['launch']['parallel']})"
-        start = run.newest["start"]
-        began = "random weights" if start is None else f"step {start['step']:,} of {start['name']}"
-    rows = [[name, _said(table, name)] for name in _SECTIONS]
-    rows.insert(2, ["parameters", parameters])
-    rows += [
-        [
-            "updates",
-            f"{_shown(table, 'train.steps')} of {_shown(table, 'train.global_batch')} samples"
-            if table
-            else "not recorded",
-        ],
-        ["precision", f"{_shown(table, 'precision')}, compile {_shown(table, 'compile')}" if table else ""],
-        ["processes", processes],
-        ["device", costs.device(run)],
-        ["began with", began],
-    ]
-    return [[name, value] for name, value in rows if value]
-
-
-def _said(table: Mapping[str, Any], section: str) -> str:
-    """The settings of a section that are set, in one line; packages are those of wheels alone."""
-    hidden = {"data.packages"} if table.get("data.kind") != "wheel" else set()
-    return ", ".join(
-        f"{key.removeprefix(f'{section}.').replace('_', ' ')} {facts.shown(value)}"
-        for key, value in table.items()
-        if key.startswith(f"{section}.") and key not in hidden and facts.shown(value) not in (*_NOTHING, "{}")
-    )
-
-
-def _shown(table: Mapping[str, Any], key: str) -> str:
-    return facts.shown(table.get(key, "—"))
-
-
-def _settings(study: Study) -> Iterator[Block]:
-    """What differs between configs, a column each; which seeds they had is in the results."""
-    arms = study.arms
-    differing = facts.differing_settings([arm.runs[0] for arm in arms])
-    # With several seeds in an arm, the seed of its first run says nothing.
-    hidden = set() if len(arms) == len(study.runs) else {"run.seed"}
-    # A section that one config lacks has keys that say nothing in the other.
-    said = {key: values for key, values in differing if set(values) - _NOTHING}
-    rows = [[f"`{key}`", *values] for key, values in said.items() if key not in hidden]
-    if rows:
-        names = [listed([run.name for run in arm.runs]) for arm in arms]
-        yield Heading(3, "Settings that differ")
-        yield Table(["key", *names], rows)
-
-
 def _protocol(run: Run) -> list[Block]:
     table = facts.settings(run.config_text, str(run.root))
     points = {name: len(run.evaluation(name)) for name in run.evaluation_names}
@@ -272,45 +182,6 @@ def _protocol(run: Run) -> list[Block]:
         ["decoding", "nothing is generated while training: the measures are of given samples"],
     ]
     return [Table(["what", "value"], rows)]
-
-
-def _artefacts(study: Study) -> Iterator[Block]:
-    rows = [
-        row for run, verdict in zip(study.runs, study.verdicts, strict=True) for row in _signed(run, verdict)
-    ]
-    if rows:
-        yield Table(["run", "checkpoint", "kind", "state", "created", "signed by"], rows)
-        yield Paragraph(
-            "The newest checkpoint of each run, or the state that was kept when it became non-finite before "
-            "the first; `harness lineage` shows all of them."
-        )
-    else:
-        yield Paragraph("No checkpoint with a readable statement.")
-    if policies := _policies(study):
-        yield Paragraph(
-            "Made under a policy, as its runs say; `harness verify --policy` compares it with yours."
-        )
-        yield Bullets(policies)
-
-
-def _policies(study: Study) -> list[str]:
-    """Each policy that a newest checkpoint names, with the runs that do."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for run in study.runs:
-        named = None if run.newest is None else run.newest.get("policy")
-        if named is not None:
-            found.setdefault((named["name"], named["sha256"]), []).append(run.name)
-    return [
-        f"{visible(name)}, sha256 `{sha256}`: {', '.join(runs)}" for (name, sha256), runs in found.items()
-    ]
-
-
-def _signed(run: Run, verdict: Status | None) -> Iterator[list[str]]:
-    for one in run.checkpoints:
-        if one.facts is not None and one.facts is run.newest:
-            state, created = str(one.facts["state"]["sha256"]), str(one.facts["created"])
-            who = "verification failed" if failed(verdict) else one.signer or "not verified"
-            yield [run.name, f"`{one.name}`", one.kind, f"`{state[:16]}`", created, who]
 
 
 _ASIDE = {
