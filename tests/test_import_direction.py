@@ -259,9 +259,11 @@ def test_checkpoint_determinism_and_provenance_do_not_need_the_training_loop() -
     assert broken == []
 
 
-def test_every_package_inside_of_a_unit_says_what_lives_in_it() -> None:
-    """Oracle: the folder itself; whoever adds a module says there what it is for."""
-    for package in PACKAGE.glob("*/*/__init__.py"):
+def test_every_package_says_what_lives_in_it() -> None:
+    """Oracle: the folder itself; whoever adds a module says there what it is for (verbs do in `--help`)."""
+    for package in PACKAGE.glob("*/**/__init__.py"):
+        if package.parent.name == "commands":
+            continue
         told = ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) or ""
         there = {path.stem for path in package.parent.glob("*.py")} - {"__init__"}
         assert {name for name in there if f"`{name}`" not in told} == set(), package

@@ -1,1 +1,1 @@
-"""The decoder of the language task."""
+"""The decoder of the language task: `gpt`."""

@@ -1,1 +1,2 @@
-"""Several runs of one config: seeds and variants, planned, run, and written down."""
+"""Several runs of one config: its `members` are entered into the `register` by a `plan`, before their
+`processes` run."""

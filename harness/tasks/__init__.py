@@ -1,1 +1,2 @@
-"""What is learned: the task seam, and the two built-in tasks."""
+"""What is learned: `task` is the seam, `build` makes the task of a config. Built in are `language`, also
+on `chat`, and `digits`."""
