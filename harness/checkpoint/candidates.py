@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from harness.audit.folders.opening import OpenedCheckpoint, open_checkpoint
-from harness.checkpoint.restore import Loaded, check_rest, load
+from harness.checkpoint import restore
+from harness.checkpoint.restore import Loaded, check_rest
 from harness.errors import EnvironmentFault, EvidenceIncomplete, HarnessError, VerificationFailed
 from harness.format import layout
 from harness.format.layout import RunFolder
@@ -122,7 +123,7 @@ class Candidates:
     def _load(self, folder: Path, checkpoint: str) -> Loaded | str:
         """What this rank needs of a checkpoint besides tensors, or why it is not to be used."""
         try:
-            return load(self._workers, folder, checkpoint, self._wanted)
+            return restore.load(self._workers, folder, checkpoint, self._wanted)
         except (VerificationFailed, EvidenceIncomplete) as error:
             return str(error)
 
@@ -144,7 +145,7 @@ def open_elsewhere(
     named = {} if opened is None else {"folder": str(opened.folder), "checkpoint": opened.checkpoint_id}
     agreed = json.loads(workers.broadcast_bytes(json.dumps(named).encode()))
     folder, identity = Path(agreed["folder"]), agreed["checkpoint"]
-    return workers.together(lambda: load(workers, folder, identity, wanted)), opened
+    return workers.together(lambda: restore.load(workers, folder, identity, wanted)), opened
 
 
 def _claimed_id(folder: Path) -> str | None:
