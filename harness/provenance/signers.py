@@ -190,7 +190,8 @@ def _later_statement(
         findings.bad(check, f"does not count: {objection}", where, REMEDIES["policy"].wrong)
         return None
     if read.summary:
-        findings.note(f"{statement.name} {name}: {read.summary} (signed by {signature.identity.name})")
+        place = f"{statement.run_name} {statement.name} {name}"
+        findings.note(f"{place}: {read.summary} (signed by {signature.identity.name})")
     return signature, read
 
 
