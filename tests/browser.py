@@ -89,7 +89,7 @@ class Browser:
         """End the browser."""
         self._session = None
         self.call("Browser.close")
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=240)
         self._to.close()
         self._from.close()
         self._home.cleanup()

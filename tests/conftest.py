@@ -18,14 +18,14 @@ import fork_server
 import orjson
 import psutil
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from kill_at_step import kill_tree
 
 if TYPE_CHECKING:
     from object_store import Bucket, Server
 
 # A machine that others use too can take 200 ms for anything.
-settings.register_profile("patient", deadline=None)
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 TESTS = Path(__file__).parent
@@ -124,6 +124,17 @@ class Place:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         return [orjson.loads(line)["step"] for line in lines if line.endswith(b"\n")]
 
+    def hold(self, name: str) -> None:
+        """Let every step of the toy task wait from the moment at which the run folder has a file ``name``,
+        until `go_on`: what a test does at that point then never comes too late, however slow it is."""
+        new = self.root / "hold.new"
+        new.write_text(str(self.run / name))
+        new.replace(self.root / "hold")
+
+    def go_on(self) -> None:
+        """Let the steps that `hold` has stopped go on."""
+        (self.root / "hold").unlink(missing_ok=True)
+
     def wait_for(self, process: Process, pattern: str) -> Path:
         """Until the run folder has a file that matches ``pattern``."""
         deadline = time.monotonic() + TIMEOUT
@@ -141,6 +152,22 @@ class Place:
         self.wait_for(process, pattern)
         kill_tree(process.pid)
         process.communicate()
+
+    def start_and_kill(
+        self,
+        name: str,
+        words: Sequence[str],
+        processes: int = 1,
+        environ: Mapping[str, str] | None = None,
+        *,
+        torchrun: Sequence[str] | None = None,
+        fresh: bool = False,
+    ) -> None:
+        """`start`, then SIGKILL to it and all its descendants within the steps after the run folder has got a
+        file ``name``; the toy task makes none until then (`hold`)."""
+        self.hold(name)
+        self.kill_at(self.start(words, processes, environ, torchrun=torchrun, fresh=fresh), name)
+        self.go_on()
 
 
 def launched(command: Sequence[str], folder: Path, environ: Mapping[str, str], *, fork: bool) -> Process:
@@ -166,7 +193,7 @@ def stop_rank(stopped: psutil.Process, other: psutil.Process, launch: Process) -
     """Stop a rank as a host without power is stopped: no connection closes. The end of the launch, which
     must come without that rank."""
     stopped.send_signal(signal.SIGSTOP)
-    assert psutil.wait_procs([other], timeout=30)[0], "the other rank hangs as well"
+    assert psutil.wait_procs([other], timeout=TIMEOUT)[0], "the other rank hangs as well"
     stopped.kill()
     return finish(launch)
 

@@ -7,6 +7,7 @@ rank has failed, after the others were told to end. `fork_server` calls `main` w
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ _GRACE = 30
 """Seconds that the other ranks of one that failed have (torchrun's default)."""
 _PORTS = range(10_000, 32_000)
 """Below those that Linux gives to connections: rank 0 binds its port seconds after it was chosen."""
+_asked = itertools.count()
 
 
 def fresh(command: Sequence[str], environ: Mapping[str, str]) -> Rank:
@@ -34,14 +36,15 @@ def fresh(command: Sequence[str], environ: Mapping[str, str]) -> Rank:
 
 def started(count: int, command: Sequence[str], start: Callable[..., Rank]) -> list[Rank]:
     """``count`` processes that find each other through the variables of torch's ``env://``."""
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port())}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     return [start(command, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)]
 
 
-def _port() -> int:
-    """A free port that no other launch of this moment chooses: its own process id picks the first to try."""
-    start = os.getpid() % len(_PORTS)
+def free_port() -> int:
+    """A free port that no other launch of this moment chooses: its own process id, and how many ports it has
+    asked for, pick the first to try."""
+    start = (os.getpid() + 500 * next(_asked)) % len(_PORTS)
     for port in (*_PORTS[start:], *_PORTS[:start]):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))

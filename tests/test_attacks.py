@@ -202,7 +202,7 @@ def _public(scene: Scene, folder: Path) -> list[str]:
 
 
 @given(data=st.data())
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_a_flipped_bit_anywhere_is_found(scene: Scene, data: st.DataObject) -> None:
     """Oracle: the run before the flip, which verifies; scripts/bench/flips.py goes through every byte."""
     files = sorted(each for each in scene.root.rglob("*") if each.is_file())

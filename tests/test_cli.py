@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Never
 
 import pytest
+from conftest import TIMEOUT
 
 from harness.cli import VERBS, main
 from harness.errors import EvidenceIncomplete
@@ -118,7 +119,9 @@ def test_an_error_is_one_line_and_the_same_as_json(name: str, tmp_path: Path) ->
     words, code = ERRORS[name]
     for extra in ([], ["--json"]):
         command = [sys.executable, "-m", "harness", *words, *extra]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=TIMEOUT
+        )
         assert done.returncode == code, done.stderr
         assert done.stderr.startswith("harness: ")
         assert len(done.stderr.splitlines()) == 1

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import TIMEOUT
 
 BENCH = Path(__file__).resolve().parent.parent / "scripts" / "bench"
 
@@ -32,7 +33,7 @@ def verdicts(tmp_path: Path, saver: str, sample: int) -> dict[str, dict[str, int
         out,
     ]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environ, timeout=240)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environ, timeout=TIMEOUT)
     assert out.exists(), done.stdout + done.stderr
     found: dict[str, dict[str, int]] = json.loads(out.read_text())["verdicts"][saver]
     return found

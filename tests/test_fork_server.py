@@ -52,6 +52,7 @@ def test_a_fork_ends_as_a_process_does(place: Place) -> None:
     refused = place.harness("train", "toy.yaml", "train.steps=none")
     assert (refused.code, refused.out) == (2, "")
     assert "train.steps" in refused.last_line
+    place.hold("metrics.jsonl")
     running = place.start(["train", "toy.yaml"])
     place.wait_for(running, "metrics.jsonl")
     running.send_signal(signal.SIGKILL)

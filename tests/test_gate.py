@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import run_folder
 import yaml
+from conftest import TIMEOUT
 
 from harness.audit.verification import gate
 from harness.provenance.policy import rules
@@ -58,7 +59,7 @@ def run(command: str, place: Path, **environ: str) -> subprocess.CompletedProces
     environ = {**os.environ, "PYTHONPATH": path, "PATH": f"{programs}:{os.environ['PATH']}", **environ}
     shell = ["bash", "-eo", "pipefail", "-c", command]  # as GitHub runs a step
     return subprocess.run(
-        shell, cwd=place, env=environ, capture_output=True, text=True, check=False, timeout=60
+        shell, cwd=place, env=environ, capture_output=True, text=True, check=False, timeout=TIMEOUT
     )
 
 

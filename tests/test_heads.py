@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import run_folder
 from attack import trusted
+from conftest import TIMEOUT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_folder import SampleRun
@@ -221,7 +222,7 @@ def test_the_head_is_printed_as_it_is_for_a_git_tag(kept: Path, tmp_path: Path) 
         f"git {' '.join(settings)} tag -a tiny-head --cleanup=verbatim -F {kept}/run/log/checkpoint && "
         "git cat-file tag tiny-head | sed '1,/^$/d' > tiny.head"
     )
-    subprocess.run(commands, shell=True, cwd=tmp_path, check=True, timeout=60)
+    subprocess.run(commands, shell=True, cwd=tmp_path, check=True, timeout=TIMEOUT)
     assert (tmp_path / "tiny.head").read_text() == note
     assert harness(kept, "verify", "run", "--head", str(tmp_path / "tiny.head"), *KEYS).returncode == 0
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import TIMEOUT
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -167,7 +168,7 @@ def test_loading_survives_signals_and_ends_when_closed() -> None:
         found += islice(stream, 12)
     batches.close()
     assert [len(batch[0]) for batch in found] == [2] * 38
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + TIMEOUT
     while children & _children() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not children & _children()
@@ -196,7 +197,7 @@ def test_a_process_that_forgets_to_close_ends_at_once(task: str, then: str) -> N
     traceback of an error is kept."""
     script = EXITS.format(task=task, then=then or "pass")
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parent.parent}"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=TIMEOUT, check=False)
     assert done.returncode == (1 if then == "raise" else 0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -103,6 +104,12 @@ def test_a_disk_that_fails_in_a_process_is_told(
     assert forking == [2]
 
 
+def ignores(pid: int, number: int) -> bool:
+    """Whether the process ``pid`` ignores the signal, as /proc says."""
+    (mask,) = re.findall(r"SigIgn:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text())
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize(
     ("number", "code", "said"),
     [
@@ -129,8 +136,9 @@ def test_what_ends_a_process_is_told_in_one_line(
 
     def ended(folder: Path, *words: Any) -> Any:
         if folder.name.endswith("60") and os.getpid() != me:
-            time.sleep(0.2)  # until the other process waits for work
             every = {me, *(each.pid for each in psutil.Process(me).children())} - others
+            while not all(ignores(pid, signal.SIGINT) for pid in every - {me}):
+                time.sleep(0.005)  # a process that has not begun would end by it, and say so
             for pid in every if number == signal.SIGINT else [os.getpid()]:
                 os.kill(pid, number)
         return read(folder, *words)

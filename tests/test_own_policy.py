@@ -544,7 +544,7 @@ def test_a_run_that_outlives_its_key_is_told_so_and_keeps_what_it_saves(
     monkeypatch.chdir(place.root)
     (place.root / "toy_task.py").write_text((place.root / "toy_task.py").read_text() + TEN_HOURS_A_CHECKPOINT)
     public = [str(path) for path in keys.create(Path("me")).public]
-    end = moments.text(datetime.now(UTC) + timedelta(hours=35, minutes=25))
+    end = moments.text(datetime.now(UTC) + timedelta(hours=35, minutes=29))
     rules = f"format: harness-policy/1\nidentities: [{{name: me, keys: {json.dumps(public)}%s}}]\n"
     place.write("team.yaml", rules % f", valid: {{until: {end}}}")
     place.write("extended.yaml", rules % "")

@@ -20,7 +20,7 @@ import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import Finished, Place
+from conftest import TIMEOUT, Finished, Place
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -158,7 +158,7 @@ def test_a_start_that_was_killed_goes_on_and_ends_with_the_same_bytes(
         while process.poll() is None and not reached(process.pid):
             time.sleep(0.002)
         send(process.pid, number)
-        _, err = process.communicate(timeout=60)  # ends only when every process has let go of the pipes
+        _, err = process.communicate(timeout=TIMEOUT)  # ends only when every process has let go of the pipes
         assert process.returncode == code
         assert code < 0 or err == "harness: stopped by the keyboard\n"
         assert not (tmp_path / "corpus").exists()

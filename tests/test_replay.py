@@ -52,7 +52,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Place:
         "toy.yaml",
         toy_task.config(place.run, **sections, task='{kind: "toy_task:Toy", options: {pause: 200}}'),
     )
-    place.kill_at(place.start(["train", "toy.yaml"], 2), "checkpoints/step-00000004")
+    place.start_and_kill("checkpoints/step-00000004", ["train", "toy.yaml"], 2)
     assert place.harness("train", "toy.yaml", processes=2).code == 0
     return place
 
@@ -94,7 +94,7 @@ def test_a_replay_one_of_whose_ranks_hangs_ends_and_names_it(resumed: Place) -> 
     assert "rank 1 gave no sign of life for 4 s" in done.err
     assert "start the replay again" in done.err
     assert sorted(place.run.rglob("replay-*")) == before
-    assert psutil.wait_procs(ranks, timeout=30)[1] == []
+    assert psutil.wait_procs(ranks, timeout=TIMEOUT)[1] == []
 
 
 def rank_of(process: psutil.Process) -> int:

@@ -38,7 +38,7 @@ def test_the_instructions_that_are_printed_make_the_same_tensors_and_measures_ag
     begun = {"start": "{checkpoint: base/checkpoints/step-00000004}", "checkpoint": "{every: 4}"}
     train = {"train": "{steps: 12, global_batch: 4, micro_batch: 2}", **begun}
     place.write("toy.yaml", toy_task.config(place.run, **train))
-    place.kill_at(place.start(["train", "toy.yaml"], 2), "checkpoints/step-00000004")
+    place.start_and_kill("checkpoints/step-00000004", ["train", "toy.yaml"], 2)
     assert place.harness("train", "toy.yaml", processes=2).code == 0
     keys = ["--key", *sorted(str(path) for path in (place.root / "config" / "harness").glob("*.pub"))]
     checkpoint = place.run / "checkpoints" / "step-00000012"

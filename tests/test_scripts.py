@@ -8,10 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from conftest import TIMEOUT
 
 from harness.cli import VERBS
 
@@ -25,7 +25,7 @@ SPEEDRUN_LINES = 50
 def ran(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
     """``command`` with its output as text; never raises for its exit code."""
     words = [str(word) for word in command]
-    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=TIMEOUT, **options)  # type: ignore[call-overload,no-any-return]
 
 
 @pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
@@ -120,14 +120,14 @@ def test_flip_byte_changes_exactly_one_bit(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-# A parent that starts a child in a session of its own, as torchrun does; both would live for a minute.
+# A parent that starts a child in a session of its own, as torchrun does; both would live for ten minutes.
 _FAMILY = """
 import pathlib, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 folder = pathlib.Path(sys.argv[1])
 (folder / "child").write_text(str(child.pid))
 (folder / "metrics.jsonl").write_text('{"step": 1}\\n{"step": 2}\\n{"step": 3')
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -139,14 +139,12 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.skipif(not shutil.which("bash") or not Path("/proc").is_dir(), reason="looks into /proc")
 def test_kill_at_step_kills_children_in_other_sessions_too(tmp_path: Path) -> None:
-    """Oracle: /proc, and that a partial last line does not count as a step."""
+    """Oracle: /proc, and that a partial last line does not count as a step; nobody waits for the end."""
     killer = [sys.executable, ROOT / "scripts" / "kill_at_step.py", tmp_path, "--step", "2", "--"]
-    started = time.monotonic()
     done = ran(*killer, sys.executable, "-c", _FAMILY, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "SIGKILL to 2 processes with step 2 on disk" in done.stdout
     assert not alive(int((tmp_path / "child").read_text()))
-    assert time.monotonic() - started < 30
 
 
 def test_kill_at_step_says_so_when_the_command_ends_first(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def changing(tmp_path_factory: pytest.TempPathFactory) -> Place:
             assert done.code == 0, done.err
             assert "same-data: the same samples in the same order" in done.out
         else:
-            place.kill_at(place.start(words, processes), f"checkpoints/step-{until:08d}")
+            place.start_and_kill(f"checkpoints/step-{until:08d}", words, processes)
     return place
 
 
@@ -95,7 +95,7 @@ def test_split_weights_are_a_hugging_face_folder(changing: Place, parallel: str,
 def test_a_damaged_tensor_sends_every_rank_back_to_the_checkpoint_before(place: Place) -> None:
     """Oracle: what is said, and the damaged bytes set aside; found while tensors are read into the model."""
     place.write("toy.yaml", config(place.run, task=PLAIN, checkpoint=SPLIT))
-    place.kill_at(place.start(["train", "toy.yaml"], 2), "checkpoints/step-00000012")
+    place.start_and_kill("checkpoints/step-00000012", ["train", "toy.yaml"], 2)
     newest = sorted((place.run / "checkpoints").glob("step-*"))[-1]
     victim = sorted(newest.glob("optimizer-*"))[-1]
     data = bytearray(victim.read_bytes())
@@ -117,13 +117,16 @@ def test_a_failed_save_need_not_stop_the_run_but_the_last_one_must_work(place: P
     """Oracle: the later checkpoints, the failure on the screen and in events/, and in the end exit code 3."""
     extra = {"checkpoint": "{every: 6, on_failure: continue}", "task": PLAIN}
     place.write("toy.yaml", config(place.run, **extra))
+    place.hold("metrics.jsonl")
     process = place.start(["train", "toy.yaml"])
     place.wait_for(process, "metrics.jsonl")
     (place.run / "checkpoints").mkdir(exist_ok=True)
     for step in (12, 24):
         (place.run / "checkpoints" / f".tmp-step-000000{step}").write_text("in the way")
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 3, err
+    place.go_on()
+    done = finish(process)
+    out, err = done.out, done.err
+    assert done.code == 3, err
     assert "a save has failed: writing a checkpoint failed: File exists" in out
     assert "goes on, as checkpoint.on_failure says" in out
     assert "File exists" in err

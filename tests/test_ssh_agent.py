@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import run_folder
+from conftest import TIMEOUT
 
 from harness.errors import EnvironmentFault, UsageError
 from harness.provenance.signing import envelope, keys, ssh_agent
@@ -27,7 +28,7 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     address = tmp_path / "a"
     process = subprocess.Popen(["ssh-agent", "-D", "-a", address], stdout=subprocess.DEVNULL)
     monkeypatch.setenv(ssh_agent.SOCKET, str(address))
-    while not address.exists():
+    while not listens(address):
         assert process.poll() is None
         time.sleep(0.01)
     lines = b""
@@ -40,6 +41,12 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     process.terminate()
     process.wait()
+
+
+def listens(address: Path) -> bool:
+    """Whether somebody answers at the socket; that it is there says less."""
+    with socket.socket(socket.AF_UNIX) as link:
+        return link.connect_ex(str(address)) == 0
 
 
 def tool(*words: object) -> None:
@@ -58,7 +65,7 @@ def lock() -> None:
 def harness(*words: object) -> subprocess.CompletedProcess[str]:
     """`harness WORDS`."""
     command = [sys.executable, "-m", "harness", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
 
 
 def test_a_run_that_the_agent_signs_verifies_here_and_with_openssl(agent: Path) -> None:

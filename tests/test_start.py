@@ -207,7 +207,7 @@ def test_a_child_resumes_without_its_parent(place: Place) -> None:
     paused = '{kind: "toy_task:Toy", options: {pause: 15}}'
     begun = "{checkpoint: base/checkpoints/step-00000003}"
     place.write("child.yaml", config(place.run, start=begun, task=paused))
-    place.kill_at(place.start(["train", "child.yaml"]), "checkpoints/step-00000006")
+    place.start_and_kill("checkpoints/step-00000006", ["train", "child.yaml"])
     shutil.rmtree(place.root / "base")
     again = place.harness("train", "child.yaml")
     assert again.code == 0, again.err

@@ -84,9 +84,11 @@ def test_a_run_goes_on_without_its_store_and_sends_everything_later(place: Place
         place.environ |= first.environ
         more = ", on_failure: continue"
         place.write("toy.yaml", config(place.run, task=PAUSED, checkpoint=checkpoint(lost, more)))
+        place.hold("checkpoints/step-00000006")
         process = place.start(["train", "toy.yaml"])
         place.wait_for(process, "checkpoints/step-00000006")
         first.stop()
+        place.go_on()
         done = finish(process)
         assert done.code == 3, done.err
         assert "a save has failed: the store does not answer as it should" in done.out + done.err

