@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,16 @@ def test_every_bullet_of_the_docstring_is_in_the_catalogue():
     assert [bullet.target for bullet in bullets(DOC)] == written
     assert [entry.name for entry in documented()] == written
     assert len(written) >= 40
+
+
+def test_the_docstring_is_read_with_and_without_its_indentation():
+    """Oracle: Python 3.13 compiles the text without it, older ones with it."""
+    plain = inspect.cleandoc(DOC)
+    first, rest = plain.split("\n", 1)
+    indented = f"{first}\n{textwrap.indent(rest, '    ')}    "
+    assert indented != plain
+    assert [*bullets(plain)] == [*bullets(indented)] == [*bullets(DOC)]
+    assert {bullet.raises for bullet in bullets(plain)} == {True, False}
 
 
 def test_every_operator_of_the_catalogue_exists_in_this_build():

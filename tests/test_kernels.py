@@ -237,9 +237,11 @@ def test_what_was_not_looked_at_is_always_said():
             unreadable=1,
             unclassified=("mine.op",),
             mitigated=(Mitigated("aten.index_put", "cpu", "determinism.mode=strict", 2),),
+            catalogue=Catalogue("0" * 64, "2.13.0", 0, 7),
         )
     )
     for words in (
+        "documented operators: torch's list",
         "other steps and ranks",
         "2 compiled regions: their generated code was not read",
         "1 file could not be read",

@@ -116,6 +116,8 @@ def test_a_checkout_that_git_refuses_to_read_is_told(tmp_path: Path, monkeypatch
     with pytest.raises(ResumeRefused, match=r"code\.git_commit: a → None"):
         resume.classify(before, now, ())
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # where safe.directory may allow every folder
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
     told = f"git refuses to read this checkout.*--add safe.directory {tmp_path}"
     with pytest.raises(EnvironmentFault, match=told):
         resume.classify(before, now, ())

@@ -73,6 +73,8 @@ def _gaps(ledger: Ledger, coverage: dict[str, Coverage]) -> Iterator[str]:
         yield (
             f"operators: the census took {took} on {_ranks(census)}; other steps and ranks were not looked at"
         )
+    if ledger.catalogue is not None and not ledger.catalogue.documented:
+        yield "documented operators: torch's list, a docstring, was not there (python -OO drops it)"
     if ledger.compiled_regions:
         yield _compiled_gap(ledger, coverage.get("codegen"))
     if ledger.unreadable:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -123,9 +124,11 @@ _BULLET = re.compile(r"\*\s+:(?:class|func):`(?P<target>[\w.]+)`(?P<text>.*)", r
 
 def bullets(docstring: str) -> Iterator[Bullet]:
     """The bullets of the two lists of operations; nested lists belong to their bullet's text."""
-    parts = re.split(r"The following normally-nondeterministic operations will (act|throw)", docstring)
+    # Python 3.13 and newer have taken the indentation away, which ends a list here.
+    plain = inspect.cleandoc(docstring)
+    parts = re.split(r"The following normally-nondeterministic operations will (act|throw)", plain)
     for verb, part in zip(parts[1::2], parts[2::2], strict=True):
-        body = re.split(r"\n\s*\n(?=    \S)", part.split("\n\n", 1)[1])[0]
+        body = re.split(r"\n\s*\n(?=\S)", part.split("\n\n", 1)[1])[0]
         for chunk in re.split(r"\n(?=\s*\* )", "\n" + body):
             found = _BULLET.search(chunk)
             if found:
