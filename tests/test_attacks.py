@@ -31,8 +31,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.cli import main
+from harness.format import json_lines
 from harness.provenance.signing import keys
-from harness.report import lines
 
 MODULES = (
     attacks_on_files,
@@ -185,11 +185,11 @@ def test_a_line_without_an_end_is_read_up_to_a_limit(
     path = scene.root / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"")
-    os.truncate(path, lines.LIMIT + 1)
+    os.truncate(path, json_lines.LIMIT + 1)
     for words in (["watch", "--once"], ["report", "--out", str(tmp_path / "report")]):
         assert main([words[0], str(scene.root), *words[1:]]) == 1
         said = capsys.readouterr().err
-        assert f"has a line of more than {lines.LIMIT} bytes: {path}" in said
+        assert f"has a line of more than {json_lines.LIMIT} bytes: {path}" in said
         assert len(said.splitlines()) == 1
 
 

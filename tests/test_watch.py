@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from harness import cli
 from harness.commands.watch import Follower
+from harness.format.json_lines import Tail
 from harness.report import frame
-from harness.report.lines import Tail
 
 NOW = fake_runs.START + 30.5
 

@@ -17,7 +17,7 @@ from harness import privacy
 from harness.audit import rerun
 from harness.audit.replay.segment import Segment
 from harness.errors import EnvironmentFault, EvidenceIncomplete, HarnessError, UsageError
-from harness.report.lines import Tail
+from harness.format.json_lines import Tail
 from harness.terminal import progress
 
 _POLL_SECONDS = 0.1

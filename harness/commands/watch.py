@@ -18,10 +18,10 @@ from typing import Any
 from harness.commands import Outcome
 from harness.errors import UsageError
 from harness.format import files
+from harness.format.json_lines import Line, Tail
 from harness.format.layout import RunFolder, parse_checkpoint_name
 from harness.report import facts, frame, runs
 from harness.report.frame import View
-from harness.report.lines import Line, Tail
 from harness.report.runs import Incident
 
 EXAMPLE = "harness watch runs/tiny --once"

@@ -4,6 +4,6 @@
   killed
 - of a checkpoint: `manifest`, `safetensors_header`, `tensor_digests`, and `ledger` with its `budget`, with
   what is known of a `nonfinite` value, and united by `ledger_merge`
-- of metrics.jsonl: `metrics_line` and the `chain`
+- of metrics.jsonl: `json_lines`, `metrics_line` and the `chain`
 - what these are written in: `strict_json`, `records` read from it, `moments`, `der`; `byte_tokenizer`
 """

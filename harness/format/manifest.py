@@ -102,6 +102,21 @@ class Manifest:
             raise VerificationFailed("names a tensor of a file twice", where=where)
         return Manifest(files, tensors)
 
+    @staticmethod
+    def stated(data: bytes, identity: str, directory: str, *, where: str) -> Manifest:
+        """The manifest of ``data``, which a statement names by its id and by `dir_hash` of what it lists and
+        itself. Raises `VerificationFailed` for any other, before it is parsed."""
+        if checkpoint_id(data) != identity:
+            raise VerificationFailed(
+                f"is not the manifest that the statement is about ({identity[:12]}…)",
+                where=where,
+                remedy="the manifest was changed, or the statement belongs to another folder",
+            )
+        manifest = Manifest.parse(data, where=where)
+        if dir_hash([*manifest.digests.items(), (layout.MANIFEST, identity)]) != directory:
+            raise VerificationFailed("has another dirHash than the statement", where=where)
+        return manifest
+
 
 def checkpoint_id(manifest: bytes) -> str:
     """The id of a checkpoint: hex sha256 of its MANIFEST.json."""

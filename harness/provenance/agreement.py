@@ -48,7 +48,7 @@ def trainer_disagreements(
         expected["chain"] = facts["metrics"]["chain"]
     for key, value in expected.items():
         if strict_json.dumps(document.get(key)) != strict_json.dumps(value):
-            yield f"has {key} {short(document.get(key))}, the statement {short(value)}", where
+            yield f"has {key} {_short(document.get(key))}, the statement {_short(value)}", where
 
 
 def ledger_disagreements(
@@ -119,7 +119,6 @@ def _contradictions(
             yield f"lists the tensor `{tensor.name}` in {tensor.file}", evidence.at(layout.MANIFEST)
 
 
-def short(value: Any) -> str:
-    """``value`` as a message shows it."""
+def _short(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}…" if len(text) == 64 else text[:60]

@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import layout, strict_json
-from harness.format.manifest import Manifest, checkpoint_id, dir_hash
+from harness.format.manifest import Manifest, checkpoint_id
 from harness.provenance import agreement, later, signers, statements
 from harness.provenance.checks import Check
 from harness.provenance.evidence import Evidence
@@ -87,7 +87,8 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
     manifest, left = None, is_left(evidence.name, evidence.is_known)
     if data is not None and not left:
         where = evidence.at(layout.MANIFEST)
-        manifest = findings.attempt("manifest", _manifest, data, statement, where)
+        words = (data, statement.subject_id, statement.dir_hash)
+        manifest = findings.attempt("manifest", Manifest.stated, *words, where=where)
     signed, good = signers.later_statements(evidence, whole, findings, statement, opened)
     signers.check_enough(policy, findings, statement, signed, path)
     if manifest is not None:
@@ -128,20 +129,6 @@ def _present(data: bytes | None, where: str) -> bytes:
     if data is None:
         raise EvidenceIncomplete("is missing", where=where, remedy="get the whole folder from its maker")
     return data
-
-
-def _manifest(data: bytes, statement: CheckpointStatement, where: str) -> Manifest:
-    identity = checkpoint_id(data)
-    if identity != statement.subject_id:
-        raise VerificationFailed(
-            f"is not the manifest that the statement is about ({agreement.short(statement.subject_id)})",
-            where=where,
-            remedy="the manifest was changed, or the statement belongs to another checkpoint",
-        )
-    manifest = Manifest.parse(data, where=where)
-    if dir_hash([*manifest.digests.items(), (layout.MANIFEST, identity)]) != statement.dir_hash:
-        raise VerificationFailed("has another dirHash than the statement", where=where)
-    return manifest
 
 
 def _check_slsa(

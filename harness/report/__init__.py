@@ -1,6 +1,6 @@
 """Research reports of runs, made from the run folders alone; no torch.
 
-`runs` reads a folder line by line (`lines`), or takes what was `verified`; `facts` and `statistics` say what
+`runs` reads a folder, or takes what was `verified`; `facts` and `statistics` say what
 may and may not be concluded from it. `study` is everything that a report is about, its runs in `arms`. A
 person's claims (`claim_file`) are held by `judge` against what was `measured`.
 

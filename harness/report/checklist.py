@@ -164,7 +164,7 @@ def _infrastructure(study: Study) -> Item:
     return _told(
         study,
         "the computing infrastructure",
-        lambda run: run.newest is not None and bool(run.newest["environment"].get("packages")),
+        _knows_packages,
         "hardware, driver and package versions in the statements",
         "Environment and code",
     )
@@ -174,10 +174,14 @@ def _dependencies(study: Study) -> Item:
     return _told(
         study,
         "the dependencies, exactly",
-        lambda run: run.newest is not None and bool(run.newest["environment"].get("packages")),
+        _knows_packages,
         "version of every installed package in the statements",
         "Environment and code",
     )
+
+
+def _knows_packages(run: Run) -> bool:
+    return run.newest is not None and bool(run.newest["environment"].get("packages"))
 
 
 def _code(study: Study) -> Item:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from harness.errors import visible
-from harness.report.lines import Line
+from harness.format.json_lines import Line
 from harness.report.runs import Incident
 from harness.words import human_seconds
 

@@ -18,11 +18,11 @@ from typing import Any, Literal
 
 from harness.errors import HarnessError, UsageError, visible
 from harness.format import files, layout
+from harness.format.json_lines import Line, read_all
 from harness.format.layout import RunFolder
 from harness.provenance import statements
 from harness.provenance.signing import envelope
 from harness.report.figure import Point
-from harness.report.lines import Line, read_all
 
 _CONFIG_LIMIT = 256 * 1024
 _EVENTS = re.compile(r"rank-(\d+)\.jsonl")

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from harness.audit.run.own_files import Kept
 from harness.audit.verification.report import Report
-from harness.report.lines import parsed
+from harness.format.json_lines import parsed
 from harness.report.runs import Checkpoint, Run, step_lines
 
 

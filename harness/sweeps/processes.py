@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harness import signals
 from harness.errors import Interrupted
-from harness.report.lines import Tail
+from harness.format.json_lines import Tail
 from harness.sweeps.members import Member, reached
 from harness.terminal import Progress
 

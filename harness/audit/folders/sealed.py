@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from harness.audit.folders import file_set
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import files, layout
-from harness.format.manifest import Manifest, checkpoint_id, dir_hash
+from harness.format.manifest import Manifest
 from harness.provenance.checks import REMEDIES
 from harness.provenance.findings import Findings
 from harness.provenance.policy import rules as policies
@@ -42,12 +42,7 @@ def manifest(folder: Path, statement: Statement) -> Manifest:
     """The manifest that ``statement`` is about. Raises `VerificationFailed` for any other."""
     where = str(folder / layout.MANIFEST)
     data = files.read_limited(folder / layout.MANIFEST, file_set.MANIFEST_LIMIT)
-    if checkpoint_id(data) != statement.subject_id:
-        raise VerificationFailed("is not the manifest that the statement is about", where=where)
-    found = Manifest.parse(data, where=where)
-    if dir_hash([*found.digests.items(), (layout.MANIFEST, statement.subject_id)]) != statement.dir_hash:
-        raise VerificationFailed("has another dirHash than the statement", where=where)
-    return found
+    return Manifest.stated(data, statement.subject_id, statement.dir_hash, where=where)
 
 
 def check_signer(
