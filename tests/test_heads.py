@@ -109,16 +109,13 @@ def spoilt(draw: st.DataObject, proof: Proof) -> Proof:
 
 @given(st.data(), st.integers(1, 70))
 @settings(deadline=None, max_examples=200)
-def test_an_inclusion_proof_convinces_where_go_is_convinced(draw: st.DataObject, size: int) -> None:
-    """Oracle: ``CheckRecord`` of golang.org/x/mod/sumdb/tlog, good and spoilt proofs."""
+def test_an_inclusion_proof_convinces_go(draw: st.DataObject, size: int) -> None:
+    """Oracle: ``CheckRecord`` of golang.org/x/mod/sumdb/tlog, for the leaf and for another."""
     hashes = leaves(size)
     index, root = draw.draw(st.integers(0, size - 1)), merkle.root_hash(hashes)
     good = merkle.inclusion_proof(hashes, index)
-    assert heads.included(hashes[index], index, size, good, root)
-    assert not heads.included(merkle.leaf_hash(b"other"), index, size, good, root)
-    proof, claimed = spoilt(draw, good), draw.draw(st.integers(0, size - 1))
-    expected = go_included(hashes[index], claimed, size, proof, root)
-    assert heads.included(hashes[index], claimed, size, proof, root) == expected
+    assert go_included(hashes[index], index, size, good, root)
+    assert not go_included(merkle.leaf_hash(b"other"), index, size, good, root)
 
 
 @given(st.data(), st.integers(1, 70))
@@ -147,9 +144,6 @@ def test_sizes_that_no_log_has_convince_nobody() -> None:
         (-1, 1, one, one),
     ):
         assert not heads.consistent(first, second, [], old, new)
-    assert not heads.included(one, 0, 0, [], one)
-    assert not heads.included(one, -1, 1, [], one)
-    assert not heads.included(one, 1, 1, [], one)
 
 
 @pytest.fixture(scope="module")

@@ -111,14 +111,12 @@ class Import:
     file: Path
     line: int
     module: str
-    top_level: bool
     types_only: bool
 
 
 def imports_of(file: Path, root: Path) -> Iterator[Import]:
     """Every module that ``file`` names in an import statement, relative ones resolved against ``root``."""
     tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-    outer = {id(node) for node in tree.body}
     types = {
         id(inner)
         for node in ast.walk(tree)
@@ -140,7 +138,7 @@ def imports_of(file: Path, root: Path) -> Iterator[Import]:
         else:
             continue
         for name in names:
-            yield Import(file, node.lineno, name, id(node) in outer, id(node) in types)
+            yield Import(file, node.lineno, name, id(node) in types)
 
 
 def all_imports(root: Path = ROOT) -> list[Import]:

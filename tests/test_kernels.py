@@ -39,7 +39,6 @@ ROW = Row(
 )
 CENSUS = Coverage("census", 3, 1, 100, (0,), 750, 4000)
 LEDGER = Ledger(mode="warn", rows=(ROW,), catalogue=Catalogue("0" * 64, "2.13.0", 48, 7), coverage=(CENSUS,))
-HEX = "0" * 64
 
 
 CURSOR = {"step": 5, "samples": 5, "tokens": 5, "epoch": 0, "position": 5}

@@ -91,7 +91,6 @@ def workers(process: Process) -> list[tuple[int, psutil.Process]]:
     return [(int(child.environ()["RANK"]), child) for child in children if "harness" in child.cmdline()]
 
 
-TWO = "{steps: 4, global_batch: 12, micro_batch: 2, world_size: 2}"
 VARIANTS = {
     "one process": (1, {"precision": "fp32"}),
     "one process, bf16, data worker": (

@@ -24,8 +24,6 @@ from harness.words import counted, listed
 
 WIDTH = 100
 """Columns of the screen."""
-LINES = 40
-"""Lines of the screen."""
 _LABEL = 13
 _NAMED_PACKAGES = ("torch", "numpy", "accelerate", "safetensors", "tokenizers", "triton", "cryptography")
 _NAMED_OPERATORS = 6

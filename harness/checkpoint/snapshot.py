@@ -79,8 +79,6 @@ class Arena:
         self._signature: _Signature | None = None
         self._images: list[FileImage] = []
         self._targets: dict[tuple[str, str], Tensor] = {}
-        self.laid_out = 0
-        """How often memory was laid out; more than once means that the set of tensors has changed."""
 
     @property
     def size(self) -> int:
@@ -113,7 +111,6 @@ class Arena:
             self._memory = HostMemory(needed)
         self._lay_out(signature, layouts)
         self._signature = signature
-        self.laid_out += 1
         cuda = any(tensor.is_cuda for group in tensors.values() for tensor in group.values())
         self._touching = threading.Thread(
             target=self._touch, args=(self._memory, fresh, cuda, niceness), name="arena"

@@ -110,25 +110,6 @@ def _continues(book: Log, kept: Kept, findings: Findings, where: str) -> None:
         findings.bad(CHECK, what, where, "ask its maker; one of the two histories is not what was trained")
 
 
-def included(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:
-    """Whether ``proof`` shows that ``leaf`` is the one at ``index`` of the tree of ``size`` leaves under
-    ``root`` (RFC 9162 section 2.1.3.2)."""
-    if not 0 <= index < size:
-        return False
-    node, last, value = index, size - 1, leaf
-    for each in proof:
-        if last == 0:
-            return False
-        if node & 1 or node == last:
-            value = node_hash(each, value)
-            while node and not node & 1:
-                node, last = node >> 1, last >> 1
-        else:
-            value = node_hash(value, each)
-        node, last = node >> 1, last >> 1
-    return last == 0 and value == root
-
-
 def consistent(first: int, second: int, proof: Sequence[bytes], old: bytes, new: bytes) -> bool:
     """Whether ``proof`` shows that the tree of ``first`` leaves under ``old`` is a prefix of the tree of
     ``second`` leaves under ``new`` (RFC 9162 section 2.1.4.2)."""
