@@ -130,6 +130,18 @@ def test_what_was_dropped_is_counted_by_filter_and_the_rest_is_split_without_ove
     Draft202012Validator(corpora.SCHEMA).validate({name: told[name] for name in corpora.SCHEMA["required"]})
 
 
+WAITS = """
+import os, time
+replace = os.replace
+def waiting(source, target):
+    while os.fspath(target).endswith("tokens-00001.json"):
+        time.sleep(0.01)
+    replace(source, target)
+os.replace = waiting
+"""
+"""In every process, by the name sitecustomize: the second part is never done."""
+
+
 def test_a_start_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     made: tuple[Place, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -140,6 +152,9 @@ def test_a_start_that_was_killed_goes_on_and_ends_with_the_same_bytes(
     shutil.copytree(place.root / "raw", tmp_path / "raw")
     shutil.copy(place.root / "recipe.yaml", tmp_path)
     other = Place(tmp_path)
+    (tmp_path / "waits").mkdir()
+    (tmp_path / "waits" / "sitecustomize.py").write_text(WAITS)
+    waits = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "waits"), os.environ.get("PYTHONPATH", "")])}
 
     def another_begins(pid: int) -> bool:
         children = [
@@ -154,7 +169,7 @@ def test_a_start_that_was_killed_goes_on_and_ends_with_the_same_bytes(
         (another_begins, os.killpg, signal.SIGINT, 130),
         (one_part_is_done, os.kill, signal.SIGKILL, -signal.SIGKILL),
     ):
-        process = other.start(["prepare", "recipe.yaml", "workers=1"], fresh=True)
+        process = other.start(["prepare", "recipe.yaml", "workers=1"], environ=waits, fresh=True)
         while process.poll() is None and not reached(process.pid):
             time.sleep(0.002)
         send(process.pid, number)
