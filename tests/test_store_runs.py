@@ -31,9 +31,9 @@ if "SLOW_STORE" in os.environ:
 """
 
 
-def checkpoint(bucket: Bucket, more: str = "") -> str:
-    """The section `checkpoint` of a run in ``bucket``."""
-    return f'{{every: 6, store: "{bucket.url}", store_timeout: 2{more}}}'
+def checkpoint(bucket: Bucket, more: str = "", patience: int = 120) -> str:
+    """The section `checkpoint` of a run in ``bucket``, which has ``patience`` seconds for an answer."""
+    return f'{{every: 6, store: "{bucket.url}", store_timeout: {patience}{more}}}'
 
 
 def audited(place: Place, bucket: Bucket) -> int:
@@ -83,7 +83,7 @@ def test_a_run_goes_on_without_its_store_and_sends_everything_later(place: Place
         lost = bucket_of(first, "bucket")
         place.environ |= first.environ
         more = ", on_failure: continue"
-        place.write("toy.yaml", config(place.run, task=PAUSED, checkpoint=checkpoint(lost, more)))
+        place.write("toy.yaml", config(place.run, task=PAUSED, checkpoint=checkpoint(lost, more, 5)))
         place.hold("checkpoints/step-00000006")
         process = place.start(["train", "toy.yaml"])
         place.wait_for(process, "checkpoints/step-00000006")

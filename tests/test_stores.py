@@ -46,6 +46,8 @@ from harness.workers import Workers
 
 STEPS = 6
 """Lines of metrics.jsonl."""
+PATIENCE = 120
+"""Seconds that a store has where it answers: no machine is too slow for it."""
 
 
 @pytest.fixture
@@ -80,14 +82,20 @@ class Machine:
 
 
 def launched(
-    root: Path, url: str, who: keys.Signer, *, only: bool = False, keep: Keep | None = None
+    root: Path,
+    url: str,
+    who: keys.Signer,
+    *,
+    only: bool = False,
+    keep: Keep | None = None,
+    patience: int = PATIENCE,
 ) -> Machine:
-    """The first launch of a run in ``root``, with a store that answers within 2 s or not at all."""
+    """The first launch of a run in ``root``, whose store has ``patience`` seconds for an answer."""
     run = RunFolder(root)
     root.mkdir(exist_ok=True)
     run.run_config.write_text(CONFIG)
     run.metrics.write_bytes(b"".join(b'{"step":%d}\n' % step for step in range(1, STEPS + 1)))
-    store = ObjectStore(url, patience=2)
+    store = ObjectStore(url, patience=patience)
     publisher = Publisher(run, RUN_ID, who, parent=None, head=None, keep=keep or Keep())
     again(publisher, store, 0, only=only)
     return Machine(run, store, publisher, CheckpointWriter(run, Workers.alone(), publisher, store=store))
@@ -110,7 +118,7 @@ def verdict(folder: Path, who: keys.Signer) -> int:
 
 def taken(bucket: Bucket, folder: Path, which: str = "all") -> list[str]:
     """What a reader gets: the names of whole checkpoints."""
-    fetch(ObjectStore(bucket.url, patience=2), RunFolder(folder), parse_selection(which), quiet=True)
+    fetch(ObjectStore(bucket.url, patience=PATIENCE), RunFolder(folder), parse_selection(which), quiet=True)
     return [path.name for path in RunFolder(folder).complete()]
 
 
@@ -364,7 +372,7 @@ def test_a_store_that_stops_answering_fails_the_save_and_the_next_one_makes_up_f
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Oracle: exit code 3's error within seconds; the folder has the checkpoint; later the store has both."""
-    here = launched(tmp_path / "run", bucket.url, signer)
+    here = launched(tmp_path / "run", bucket.url, signer, patience=5)
     bucket.server.pause()
     try:
         slow = here.failure(1)
@@ -383,7 +391,7 @@ def test_a_server_that_is_gone_is_named_and_the_bucket_that_is_not_there_too(
 ) -> None:
     """Oracle: exit code 3's error, with what to do, within seconds."""
     with pytest.raises(EnvironmentFault, match="NoSuchBucket"):
-        ObjectStore("s3://no-such-bucket/run", patience=60).objects()
+        ObjectStore("s3://no-such-bucket/run", patience=PATIENCE).objects()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(EnvironmentFault, match="s3://there/run; check the network"):
         ObjectStore("s3://there/run", patience=1).objects()
@@ -457,7 +465,7 @@ def test_a_disk_that_rots_is_not_copied_into_the_store(
     data[-1] ^= 1
     damaged.write_bytes(bytes(data))
     said: list[str] = []
-    late = Mirror(ObjectStore(bucket.url, patience=2), here.run, False, lambda _: [], said.append)
+    late = Mirror(ObjectStore(bucket.url, patience=PATIENCE), here.run, False, lambda _: [], said.append)
     late.begin(2)
     late.sync()
     assert bucket.checkpoints() == ["pruned-step-00000001", "step-00000002"]
