@@ -210,7 +210,7 @@ def compute(evidence: Evidence) -> Tiers:
     tiers = (
         _same_stack(evidence, replays),
         _other_world(evidence, replays),
-        _floor(evidence, replays),
+        _floor(replays),
         _claims(evidence),
     )
     if outside:
@@ -308,7 +308,7 @@ def _other_world(evidence: Evidence, replays: Sequence[Replay]) -> Tier:
     return Tier("1b", tuple(each.says for each in whole), (), (seen,))
 
 
-def _floor(evidence: Evidence, replays: Sequence[Replay]) -> Tier:
+def _floor(replays: Sequence[Replay]) -> Tier:
     reasons: list[str] = []
     good: list[str] = []
     for each in replays:

@@ -44,7 +44,7 @@ def converse(
     """
     settings = config.parse(str(opened.statement.predicate["config"]["text"]), "the checkpoint's config")
     tokens = open_prepared(Data(kind="prepared", files=[str(folder.resolve())]), Path("/"))
-    counted = _require_same(opened, settings, tokens, folder)
+    counted = _require_same(opened, tokens, folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = optimizer.precision(settings.precision, device)
     model, context = decoder_of(settings, tokens.vocabulary)
@@ -102,7 +102,7 @@ def decoder_of(settings: Settings, vocabulary: int) -> tuple[GPT, int]:
     return GPT(shape_of(settings.model, context, vocabulary)), context
 
 
-def _require_same(opened: OpenedCheckpoint, settings: Settings, tokens: TokenData, folder: Path) -> Counted:
+def _require_same(opened: OpenedCheckpoint, tokens: TokenData, folder: Path) -> Counted:
     if tokens.counted is None:
         raise ConfigError("the corpus has no chats", where=str(folder), remedy="prepare one with format.chat")
     stated = opened.statement.predicate["data"]

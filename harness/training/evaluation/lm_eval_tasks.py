@@ -75,7 +75,7 @@ def run_tasks(
     asked = _Model(model, encoder, context, device)
     with torch.no_grad(), autocast_of(precision, device):
         results = library.simple_evaluate(
-            model=_adapted(library, asked, quiet),
+            model=_adapted(asked, quiet),
             tasks=list(tasks),
             task_manager=manager,
             limit=limit,
@@ -214,7 +214,7 @@ class _Model:
         return found[: min([len(found), *(found.find(stop) for stop in stops if stop in found)])]
 
 
-def _adapted(library: Any, asked: _Model, quiet: bool) -> Any:
+def _adapted(asked: _Model, quiet: bool) -> Any:
     """``asked`` behind lm-eval's interface."""
     from lm_eval.api.model import TemplateLM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
