@@ -32,7 +32,7 @@ from harness.audit.tiers import rules
 from harness.commands.watch import Follower
 from harness.errors import UsageError
 from harness.format.ledger import Coverage, Ledger, Row
-from harness.report import checklist, facts, figure, frame, html, markdown, pictures, report, runs
+from harness.report import checklist, curves, facts, figure, frame, html, markdown, pictures, report, runs
 from harness.report.document import Bullets, Heading, Link, Paragraph, Picture, Source, Status, Table, anchor
 from harness.report.figure import Figure, Mark, Series
 from harness.report.study import study
@@ -105,20 +105,20 @@ def test_a_long_curve_keeps_its_extremes_and_grows_no_further() -> None:
     """Oracle: the spike that was put in; the number of corners."""
     points = [(float(step), 1.0) for step in range(100_000)]
     points[54_321] = (54_321.0, 9.0)
-    thinned = figure.thin(points)
+    thinned = curves.thin(points)
     assert (54_321.0, 9.0) in thinned
-    assert len(thinned) <= 3 * figure.BINS
+    assert len(thinned) <= 3 * curves.BINS
 
 
 def test_a_short_curve_is_drawn_as_it_is() -> None:
     """Oracle: the points themselves."""
     points = [(float(step), step**0.5) for step in range(50)]
-    assert figure.thin(points) == points
+    assert curves.thin(points) == points
 
 
 def test_a_trailing_mean_averages_the_last_values_and_keeps_what_is_not_finite() -> None:
     """Oracle: arithmetic by hand."""
-    smooth = figure.trailing_mean(((1, 1.0), (2, 3.0), (3, math.inf), (4, 5.0)), 2)
+    smooth = curves.trailing_mean(((1, 1.0), (2, 3.0), (3, math.inf), (4, 5.0)), 2)
     assert [y for _, y in smooth] == [1.0, 2.0, math.inf, 4.0]
 
 
@@ -127,14 +127,14 @@ def test_a_trailing_mean_is_the_mean_of_each_window(values: list[float], window:
     """Oracle: each window's mean, computed from the window alone."""
     points = tuple((float(step), value) for step, value in enumerate(values))
     expected = [statistics.fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
-    smooth = [y for _, y in figure.trailing_mean(points, window)]
+    smooth = [y for _, y in curves.trailing_mean(points, window)]
     assert smooth == pytest.approx(expected, rel=1e-9, abs=1e-6)
 
 
 def test_a_spike_leaves_a_trailing_mean_with_its_window() -> None:
     """Oracle: the mean of ones, exactly, once the spike is out of the window."""
     points = tuple((float(step), 1e25 if step == 5 else 1.0) for step in range(40))
-    assert [y for _, y in figure.trailing_mean(points, 8)][13:] == [1.0] * 27
+    assert [y for _, y in curves.trailing_mean(points, 8)][13:] == [1.0] * 27
 
 
 @pytest.mark.parametrize("count", [1, 5, 12])

@@ -5,6 +5,6 @@ may and may not be concluded from it. `study` is everything that a report is abo
 person's claims (`claim_file`) are held by `judge` against what was `measured`.
 
 `report` puts the sections together: `argument`, `setup`, `data`, `pictures`, `evaluations`, `artefacts`,
-`costs`, `checklist`. They are blocks of `document`, which `markdown` and `html` print; `figure` and `spans`
-draw curves and bars as SVG. `frame` is one screen of a run under way.
+`costs`, `checklist`. They are blocks of `document`, which `markdown` and `html` print; `figure` draws
+`curves` and `spans` bars, as SVG. `frame` is one screen of a run under way.
 """

@@ -13,20 +13,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import accumulate
 from textwrap import wrap
 
-Point = tuple[float, float]
+from harness.report.curves import BINS, LIMIT, Point, drawable, thin
 
 WIDTH, HEIGHT = 760, 340
 NARROW = 362
 """Pixels across a picture that a phone shows whole, its letters as large as the page's."""
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 62, 46
-LIMIT = 1e30
-"""A value beyond it is named, not drawn: it would flatten everything else."""
-BINS = 360
-"""A curve of more points than twice this is drawn by the lowest and highest value of each bin."""
-
 LETTER = 7.0
 """Pixels of a letter of a label, at most on average."""
 LINE = 18
@@ -145,45 +139,6 @@ def number(value: float, largest: float) -> str:
     return f"{value:.6g}"
 
 
-def thin(points: Sequence[Point], bins: int = BINS) -> list[Point]:
-    """``points`` thinned to the lowest and highest of each of ``bins`` columns; gaps are kept."""
-    if len(points) <= 2 * bins:
-        return list(points)
-    size = len(points) / bins
-    kept: list[Point] = []
-    for column in range(bins):
-        members = points[round(column * size) : round((column + 1) * size)]
-        broken = [point for point in members if not _drawable(point[1])]
-        finite = [point for point in members if _drawable(point[1])]
-        extremes = {min(finite, key=_height), max(finite, key=_height)} if finite else set()
-        kept += sorted({*extremes, *broken[:1]})
-    return kept
-
-
-def trailing_mean(points: Sequence[Point], window: int) -> tuple[Point, ...]:
-    """Each value replaced by the mean of the last ``window`` finite ones; what is not finite stays."""
-    finite = [y for _, y in points if math.isfinite(y)]
-    means = iter(_window_means(finite, window))
-    return tuple((x, next(means) if math.isfinite(y) else y) for x, y in points)
-
-
-def _window_means(values: Sequence[float], window: int) -> Iterator[float]:
-    """Means of the last ``window`` values at each place, in one pass.
-
-    The values fall into blocks of ``window``; a window is the end of one block and the beginning of the next,
-    so nothing is ever subtracted and one huge value does not blur those after it.
-    """
-    ends = [0.0] * (window + 1)  # what the block before still gives at each place of this one
-    for start in range(0, len(values), window):
-        block = [value / window for value in values[start : start + window]]
-        begun = 0.0
-        for place, part in enumerate(block):
-            begun += part
-            share = (place + 1) / window if start == 0 else 1.0
-            yield (ends[place + 1] + begun) / share
-        ends = [*reversed([*accumulate(reversed(block))]), 0.0]
-
-
 def draw(figure: Figure, width: int = WIDTH) -> str:
     """The chart as one ``<svg>`` element, ``width`` pixels across."""
     across, up = _scales(figure, width)
@@ -259,21 +214,13 @@ def flow(widths: Sequence[float], right: float) -> list[tuple[float, int]]:
     return places
 
 
-def _drawable(value: float) -> bool:
-    return math.isfinite(value) and abs(value) <= LIMIT
-
-
-def _height(point: Point) -> float:
-    return point[1]
-
-
 def _finite(series: Sequence[Series]) -> list[Point]:
-    return [point for one in series for point in one.points if _drawable(point[1])]
+    return [point for one in series for point in one.points if drawable(point[1])]
 
 
 def _scales(figure: Figure, width: int) -> tuple[Scale, Scale]:
     every = [point for one in figure.series for point in one.points]
-    edges = [(x, y) for band in figure.bands for x, *pair in band.points for y in pair if _drawable(y)]
+    edges = [(x, y) for band in figure.bands for x, *pair in band.points for y in pair if drawable(y)]
     finite = _finite(figure.series) + edges
     x_low, x_high = _span([0.0, *(x for x, _ in every), *(mark.x for mark in figure.marks)])
     y_low, y_high = _span([y for _, y in finite] + ([0.0] if figure.from_zero else []))
@@ -333,10 +280,10 @@ def _curve(series: Series, across: Scale, up: Scale) -> Iterator[str]:
         yield f'<polyline class="{kind}" style="fill:none" points="{path}"/>'
     if series.dots:
         for x, y in points:
-            if _drawable(y):
+            if drawable(y):
                 yield f'<circle class="{colour}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>'
     for x, y in points:
-        if not _drawable(y):
+        if not drawable(y):
             words = f"✕ beyond {LIMIT:g}" if math.isfinite(y) else "✕ not finite"
             half = LETTER * len(words) / 2
             middle = min(max(across(x), across.start + half), across.end - half)
@@ -345,7 +292,7 @@ def _curve(series: Series, across: Scale, up: Scale) -> Iterator[str]:
 
 def _area(band: Band, across: Scale, up: Scale) -> Iterator[str]:
     step = max(1, len(band.points) // BINS)
-    kept = [point for point in band.points[::step] if _drawable(point[1]) and _drawable(point[2])]
+    kept = [point for point in band.points[::step] if drawable(point[1]) and drawable(point[2])]
     if len(kept) > 1:
         upper = [f"{across(x):.1f},{up(high):.1f}" for x, _, high in kept]
         lower = [f"{across(x):.1f},{up(low):.1f}" for x, low, _ in reversed(kept)]
@@ -357,7 +304,7 @@ def _unbroken(points: Sequence[Point]) -> Iterator[list[Point]]:
     """Stretches between the points that are not finite."""
     part: list[Point] = []
     for point in points:
-        if _drawable(point[1]):
+        if drawable(point[1]):
             part.append(point)
         elif part:
             yield part

@@ -11,8 +11,9 @@ from harness.errors import VerificationFailed
 from harness.format.ledger import EVIDENCE
 from harness.report import facts, figure, spans
 from harness.report.arms import Arm
+from harness.report.curves import Point, trailing_mean
 from harness.report.document import Block, Paragraph, Picture
-from harness.report.figure import Band, Figure, Mark, Point, Series
+from harness.report.figure import Band, Figure, Mark, Series
 from harness.report.runs import Run
 from harness.report.spans import Row, Span
 from harness.report.study import Study
@@ -34,7 +35,7 @@ def loss_figure(study: Study) -> Figure:
         if window > 1:
             curves.append(Series("", raw, index, faint=True))
             label += f" (mean of {window} steps)"
-        curves.append(Series(label, figure.trailing_mean(raw, window), index))
+        curves.append(Series(label, trailing_mean(raw, window), index))
         if len(runs) == 1 and run.evaluation("loss"):
             curves.append(Series("held out", run.evaluation("loss"), index + 1, dots=True))
     return Figure("Loss", "step", "loss", tuple(curves), _resume_marks(runs))
@@ -61,7 +62,7 @@ def _banded(
         if not all(curves):
             continue
         window = max(1, max(map(len, curves)) // _SMOOTHED_SHARE)
-        smooth = [dict(figure.trailing_mean(curve, window)) for curve in curves]
+        smooth = [dict(trailing_mean(curve, window)) for curve in curves]
         common = sorted(set(smooth[0]).intersection(*smooth[1:]))
         rows = [(x, [curve[x] for curve in smooth]) for x in common]
         count = f"mean of {len(curves)} runs" if len(curves) > 1 else "one run"

@@ -22,7 +22,7 @@ from harness.format.json_lines import Line, read_all
 from harness.format.layout import RunFolder
 from harness.provenance import statements
 from harness.provenance.signing import envelope
-from harness.report.figure import Point
+from harness.report.curves import Point
 
 _CONFIG_LIMIT = 256 * 1024
 _EVENTS = re.compile(r"rank-(\d+)\.jsonl")
