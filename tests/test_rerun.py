@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,11 +70,10 @@ def test_the_instructions_that_are_printed_make_the_same_tensors_and_measures_ag
 
 
 def followed(place: Place, command: str) -> subprocess.CompletedProcess[str]:
-    """``command`` in a shell, with the environment of the place in the place of a new one."""
-    words = ["bash", "-c", command]
-    return subprocess.run(
-        words, cwd=place.root, env=place.environ, capture_output=True, text=True, check=False
-    )
+    """``command`` in a shell, with the environment of the place, and this Python, in place of new ones."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), place.environ["PATH"]])
+    environ, words = {**place.environ, "PATH": path}, ["bash", "-c", command]
+    return subprocess.run(words, cwd=place.root, env=environ, capture_output=True, text=True, check=False)
 
 
 def test_the_tier_to_expect_is_said_with_what_the_next_one_lacks(tmp_path: Path) -> None:
