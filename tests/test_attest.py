@@ -19,13 +19,16 @@ import run_folder
 from attack import payload_of, trusted
 from run_folder import SampleRun
 
+from harness import environment
 from harness.audit import attest
 from harness.audit.folders import opening
 from harness.audit.verification import verify
 from harness.cli import main
+from harness.commands import evaluation
 from harness.errors import HarnessError, UsageError, VerificationFailed
-from harness.format import strict_json
+from harness.format import moments, strict_json
 from harness.provenance import later
+from harness.provenance.policy import canonical, policy_schema, reader
 from harness.provenance.signing import keys
 from harness.provenance.signing.keys import Signer
 from harness.provenance.transparency import log
@@ -236,3 +239,116 @@ def test_a_crash_before_the_rename_leaves_the_checkpoint_as_it_was(
         attest.add(opened, later.SVR, later_facts.svr(), run.signer)
     code, text = judged(run)
     assert (code, ".tmp-step-00000020-svr-0" in text) == (0, True)
+
+
+ME = "{name: me, keys: [me.ed25519.pub, me.p256.pub]%s}"
+RULES = {
+    # name → rules of the other identity, more rules, what is said where it is refused
+    "everybody": ("", "", None),
+    "whoever may sign that kind": (", statements: [svr]", "", None),
+    "whoever may sign for the run": (", runs: [sample]", "", None),
+    "a time that has begun": (", valid: {from: 2026-01-01, until: 9999-01-01}", "", None),
+    "somebody unknown": (None, "", "it does not know the ed25519 key"),
+    "another kind": (", statements: [replay]", "", "other may not sign a statement of kind svr"),
+    "another run": (", runs: [another]", "", "other may not sign for the run sample"),
+    "a time that is over": (", valid: {until: 2026-01-01}", "", "valid until 2026-01-01T00:00:00Z"),
+    "a time that is to come": (", valid: {from: 9998-01-01}", "", "valid from 9998-01-01T00:00:00Z"),
+    "a revoked key": ("", 'revoked: ["%s"]', "is revoked"),
+}
+
+
+def _rules(folder: Path, name: str, other: Signer) -> Path:
+    """The policy file of `RULES`."""
+    limits, more, _ = RULES[name]
+    both = [ME % "", *([] if limits is None else [f"{{name: other, keys: [other.ed25519.pub]{limits}}}"])]
+    text = [f"format: {policy_schema.FORMAT}", f"identities: [{', '.join(both)}]"]
+    path = folder / "team.yaml"
+    path.write_text("\n".join([*text, more % other.ed25519_id if more else ""]) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("name", RULES)
+def test_a_policy_is_asked_before_a_statement_is_signed_that_it_would_not_accept(
+    name: str, named: bool, run: SampleRun, other: Signer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: `harness verify` with the policy: what was signed verifies, and what was refused, signed
+    nevertheless, does not. The policy is given, or it is the one that the run says it was made under."""
+    says, file = RULES[name][2], _rules(tmp_path, name, other)
+    whom = ["--policy", str(file)]
+    if named:
+        shutil.rmtree(run.root)
+        run = SampleRun(run.root, run.signer, policy=canonical.written(reader.load(file)))
+        run.advance(10, 20)
+        whom = ["--key", *(str(tmp_path / f"me.{kind}.pub") for kind in ("ed25519", "p256"))]
+    checkpoint, before = run.saved[20].folder, sorted(run.root.rglob("*"))
+    words = ["attest", str(checkpoint), "--kind", "svr", "--signing-key", str(tmp_path / "other.key"), *whom]
+    code, said = main(words), capsys.readouterr()
+    if says is None:
+        assert code == 0, said
+        assert ("team.yaml, under which the run was made," if named else "the given policy") in said.out
+        assert main(["verify", str(run.root), "--policy", str(file)]) == 0
+        return
+    assert (code, sorted(run.root.rglob("*"))) == (2, before), said
+    assert len(said.err.splitlines()) == 1
+    assert says in said.err
+    opened = opening.open_checkpoint(checkpoint, trusted(run.signer))
+    attest.add(opened, later.SVR, {**later_facts.svr(), "timeCreated": moments.now()}, other)
+    assert main(["verify", str(run.root), "--policy", str(file)]) == 1
+
+
+def test_a_countersignature_is_asked_about_by_the_time_of_the_checkpoint(
+    run: SampleRun, other: Signer, tmp_path: Path
+) -> None:
+    """Oracle: verify; the checkpoint was made on 2026-11-23, after which the other's key came, and before."""
+    checkpoint = str(run.saved[20].folder)
+    for valid, codes in ((", valid: {from: 2026-11-24}", (2, 0)), (", valid: {until: 2026-11-24}", (0, 0))):
+        file = tmp_path / "team.yaml"
+        limited = f"{{name: other, keys: [other.ed25519.pub]{valid}}}"
+        file.write_text(f"format: {policy_schema.FORMAT}\nidentities: [{ME % ''}, {limited}]\n")
+        words = ["attest", checkpoint, "--kind", "countersignature", "--policy", str(file)]
+        assert main([*words, "--signing-key", str(tmp_path / "other.key")]) == codes[0]
+        assert main(["verify", str(run.root), "--policy", str(file)]) == codes[1]
+
+
+@pytest.mark.parametrize("spoilt", [None, b"", b"{}", b"\xff\xfe", b"format: harness-policy/9"])
+def test_a_named_policy_that_is_not_at_hand_is_said_and_asked_nothing(
+    spoilt: bytes | None, run: SampleRun, other: Signer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: the line; a checkpoint that lies alone, and copies that this version cannot read."""
+    shutil.rmtree(run.root)
+    run = SampleRun(run.root, run.signer, policy=spoilt or b"x")
+    run.advance(20)
+    where = run.saved[20].folder
+    if spoilt is None:
+        where = shutil.copytree(where, tmp_path / "alone" / where.name)
+    whom = ["--key", *(str(tmp_path / f"me.{kind}.pub") for kind in ("ed25519", "p256"))]
+    words = ["attest", str(where), "--kind", "svr", "--signing-key", str(tmp_path / "other.key")]
+    assert main([*words, *whom]) == 0
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if "policy  " in each]
+    assert "none was asked: team.yaml, under which the run was made, cannot be read here: " in line
+
+
+def test_an_evaluation_asks_the_policy_before_its_work(
+    run: SampleRun,
+    other: Signer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Oracle: exit code 2 and the line of the policy; what would evaluate is never called, and is called
+    where the policy accepts the signer."""
+    called: list[str] = []
+
+    def work(*words: object) -> None:
+        called.append("work")
+        raise UsageError("the work")
+
+    monkeypatch.setattr(evaluation, "_asked", work)
+    monkeypatch.setattr(environment, "require_training", lambda: None)
+    words = ["evaluate", str(run.saved[20].folder), "--signing-key", str(tmp_path / "other.key"), "--policy"]
+    assert main([*words, str(_rules(tmp_path, "another kind", other))]) == 2
+    assert "other may not sign a statement of kind test-result" in capsys.readouterr().err
+    assert called == []
+    assert main([*words, str(_rules(tmp_path, "everybody", other))]) == 2
+    assert called == ["work"]

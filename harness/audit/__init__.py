@@ -9,7 +9,7 @@ Each package uses only those before it:
 - `verification`: everything, checked and told; begin at `verification.verify`
 - `diff`, `lineage`, `exports`: runs compared, the graph of what came from what, folders for other tools
 
-Beside them `attest` adds a statement, `show` tells what made a checkpoint, `kernels` reads the ledger and
-`rerun` says how to make a checkpoint again. What is signed, and the rules, are in `harness.provenance`:
-bytes in, findings out. Here files are opened.
+Beside them `attest` adds a statement, `permission` asks a policy before that, `show` tells what made a
+checkpoint, `kernels` reads the ledger and `rerun` says how to make a checkpoint again. What is signed, and
+the rules, are in `harness.provenance`: bytes in, findings out. Here files are opened.
 """

@@ -1,7 +1,8 @@
 """Add a signed statement to a checkpoint: an evaluation, a verdict, a countersignature.
 
 The checkpoint is verified first, every byte, with the keys or the policy that you trust; nothing is signed
-about one that fails. The statement goes to CKPT/provenance/KIND-N.sigstore.json, and into the run's log when
+about one that fails, nor what the given policy, else the one that the run was made under, would not accept.
+The statement goes to CKPT/provenance/KIND-N.sigstore.json, and into the run's log when
 the key is the run's own. test-result and replay take their predicate from a JSON file (docs/statements.md);
 countersignature and svr need none; any other kind wants --predicate-type.
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from harness.audit import attest
+from harness.audit import attest, permission
 from harness.audit.attest import Added
 from harness.audit.folders.opening import OpenedCheckpoint
 from harness.audit.verification import verify
@@ -69,13 +70,15 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if layout.kind_of(folder) != "checkpoint":
         raise UsageError("is a run folder", where=str(folder), remedy="name one of its checkpoints")
     signer, reason = _signer(arguments)
-    opened = verified(folder, required(arguments, str(folder), UNVERIFIED), quiet=arguments.json)
+    whom = required(arguments, str(folder), UNVERIFIED)
+    opened = verified(folder, whom, quiet=arguments.json)
     if arguments.enter:
         if not isinstance(signer, Signer):
             raise UsageError("the run's log is signed with a key", remedy="leave out --keyless")
         names = attest.enter(opened, signer)
         shown = ", ".join(names) or "nothing: the log names them all"
         return Outcome({"checkpoint": opened.checkpoint_id, "entered": names}, f"entered  {shown}")
+    asked = permission.require(opened, arguments.kind, signer, whom)
     added = _add(arguments, opened, signer)
     document = {
         "checkpoint": opened.checkpoint_id,
@@ -84,12 +87,14 @@ def run(arguments: argparse.Namespace) -> Outcome:
         "bundle_sha256": added.bundle_sha256,
         "log_record": added.record,
         "log": added.reason,
+        "policy": asked,
         **_who(signer),
     }
     record = "not in the log" if added.record is None else f"record {added.record}"
     lines = [
         f"added  {added.path}",
         f"  signed by  {reason}",
+        f"  policy     {asked}",
         f"  log        {record}: {added.reason}",
     ]
     return Outcome(document, "\n".join(lines))

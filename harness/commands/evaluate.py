@@ -1,7 +1,8 @@
 """Evaluate checkpoints on the held-out split, keep every example's result, and sign what came out.
 
 PATH is a checkpoint, a run (its newest checkpoint, or that of --step) or a sweep (those of its members). Each
-checkpoint is verified first, every byte. Config, data and code must be those of its statement. With --chats
+checkpoint is verified first, every byte, and the policy that is given, else the one that the run was made
+under, must accept the signer. Config, data and code must be those of its statement. With --chats
 the last answer of each held-out chat of a prepared corpus is generated and compared; with --lm-eval tasks of
 EleutherAI's lm-eval are run. The measures go into a signed test-result statement in CKPT/provenance/, with
 the sha256 of the file that holds the results of the single examples (JSON lines; evaluations/ of the run

@@ -12,14 +12,14 @@ import orjson
 
 import harness
 from harness import environment
-from harness.audit import attest
+from harness.audit import attest, permission
 from harness.audit.folders import prepared
 from harness.audit.folders.opening import OpenedCheckpoint
 from harness.commands import Outcome
 from harness.commands.attest import verified
 from harness.commands.reexecute import config_folder
 from harness.commands.trust import signer_of
-from harness.errors import UsageError
+from harness.errors import UsageError, visible
 from harness.format import files, layout, moments
 from harness.provenance import later
 from harness.provenance.policy.rules import Policy
@@ -73,7 +73,8 @@ class Question:
 def evaluate(folder: Path, question: Question, whom: Policy) -> Outcome:
     """Ask the checkpoint in ``folder``; exit code 1 when a measure is not what it must be.
 
-    Raises `VerificationFailed` or `EvidenceIncomplete` for a checkpoint that ``whom`` does not vouch for, and
+    Raises `VerificationFailed` or `EvidenceIncomplete` for a checkpoint that ``whom`` does not vouch for,
+    `UsageError` where a policy would not accept the result (`harness.audit.permission`), and
     what `assess`, `converse` and `run_tasks` of `harness.training.evaluation` raise.
     """
     signer, reason = signer_of(question.signing_key, folder)
@@ -81,6 +82,7 @@ def evaluate(folder: Path, question: Question, whom: Policy) -> Outcome:
     there = _there(opened, question) if question.once else None
     if there is not None:
         return _again(there, opened)
+    asked = permission.require(opened, later.TEST_RESULT, signer, whom)
     found = _asked(opened, question)
     passed, failed = _judged(question.bounds, found.metrics)
     items, digest = _kept(question.items or _place(folder), found.items)
@@ -100,6 +102,7 @@ def evaluate(folder: Path, question: Question, whom: Policy) -> Outcome:
         "items_sha256": digest,
         "statement": str(added.path),
         "log": added.reason,
+        "policy": asked,
         "there": False,
     }
     lines = [
@@ -108,6 +111,7 @@ def evaluate(folder: Path, question: Question, whom: Policy) -> Outcome:
         f"  items      {items}",
         f"  statement  {added.path}, signed by ed25519 {signer.ed25519_id[:16]}… ({reason})",
         f"  log        {added.reason}",
+        f"  policy     {asked}",
     ]
     return Outcome(document, "\n".join(lines), exit_code=1 if failed else 0)
 
@@ -115,7 +119,7 @@ def evaluate(folder: Path, question: Question, whom: Policy) -> Outcome:
 def told(document: Mapping[str, Any]) -> str:
     """Verdict and measures of an outcome of `evaluate`, in a line."""
     shown = "  ".join(f"{name} {value:.4f}" for name, value in document["metrics"].items())
-    return f"{document['result']}  {shown}  ({document['examples']} examples)"
+    return visible(f"{document['result']}  {shown}  ({document['examples']} examples)")
 
 
 def _asked(opened: OpenedCheckpoint, question: Question) -> Assessment:

@@ -17,7 +17,7 @@ from typing import Any
 
 import harness
 from harness import environment
-from harness.audit import attest
+from harness.audit import attest, permission
 from harness.audit.replay import divergence, segment, verdict
 from harness.audit.replay.divergence import Divergence
 from harness.audit.replay.segment import Authentic, Segment
@@ -88,16 +88,18 @@ def run(arguments: argparse.Namespace) -> Outcome:
     if arguments.floor:
         for each in chosen:
             replay_floor.check(each)
+    # Asked of all of them before the first is executed.
+    asked = [permission.require(each.end, later.REPLAY, signer, whom) for each in chosen]
     environment.require_training()
     outcomes, texts, documents = [], [], []
-    for each in chosen:
+    for each, policy in zip(chosen, asked, strict=True):
         outcome = _replay(each, arguments)
         facts = {name: value for name, value in environment.facts().items() if not isinstance(value, Mapping)}
         predicate = verdict.predicate(outcome, facts, harness.__version__)
         added = attest.add(each.end, later.REPLAY, predicate, signer)
         outcomes.append(outcome)
-        texts.append(verdict.render(outcome, f"{added.path} ({added.reason})"))
-        documents.append({**predicate, "statement": str(added.path)})
+        texts.append(verdict.render(outcome, f"{added.path} ({added.reason}; policy: {policy})"))
+        documents.append({**predicate, "statement": str(added.path), "policy": policy})
     code = max(verdict.EXIT[each.verdict] for each in outcomes)
     code = 1 if any(each.verdict == "outside" for each in outcomes) else code
     document: dict[str, Any] = {"run": str(arguments.run), "segments": documents}

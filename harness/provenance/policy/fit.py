@@ -1,4 +1,7 @@
-"""Whether what a run is about to sign can satisfy a policy, by what is known before its first step.
+"""Whether what somebody is about to sign can satisfy a policy, by what is known before the work is done.
+
+`later_objection` is asked by whoever adds a statement to a checkpoint: its signer is known, not revoked, and
+may sign that kind, for that run, at that time.
 
 A run signs checkpoints, SLSA statements and the log's head with one Ed25519 key, and model.sig with a P-256
 key if it has one, from now on. Rules:
@@ -22,6 +25,7 @@ from dataclasses import dataclass, replace
 from harness.provenance.log_record import origin_of
 from harness.provenance.policy import rules as policy
 from harness.provenance.policy.rules import Policy
+from harness.provenance.signing.keyless import Subject
 from harness.provenance.signing.keys import PublicKey
 
 _OF_RUNS = {
@@ -63,7 +67,7 @@ def objections(rules: Policy, maker: Maker, now: str) -> Iterator[str]:
     """
     rules = rules.as_of(now)
     # Both keys of an identity may have the same reason.
-    yield from dict.fromkeys(each for key in maker.keys for each in _of_key(rules, maker, key, now))
+    yield from dict.fromkeys(each for key in maker.keys for each in _of_own_key(rules, maker, key, now))
     if policy.MODEL_SIGNATURE in rules.required and not any(key.algorithm == "p256" for key in maker.keys):
         yield "it requires model.sig, and the signing key has no P-256 half"
     if policy.TIMESTAMP in rules.required and not maker.stamps:
@@ -84,18 +88,35 @@ def end(rules: Policy, maker: Maker, now: str) -> tuple[str, list[str]] | None:
     return None
 
 
-def _of_key(rules: Policy, maker: Maker, key: PublicKey, now: str) -> Iterator[str]:
+def later_objection(
+    rules: Policy, signer: PublicKey | Subject, names: tuple[str, str], kind: str, created: str, now: str
+) -> str | None:
+    """Why ``rules`` would not accept a statement of ``kind`` that ``signer`` signs ``now`` about a checkpoint
+    of the run ``names`` (id, name), and that says it was made at ``created``; None when they would."""
+    if isinstance(signer, PublicKey):
+        return next(_of_key(rules.as_of(now), signer, names, (kind,), created, now), None)
+    if signer not in rules.subjects:
+        return f"it does not know {signer.identity}, whom {signer.issuer} vouches for"
+    return rules.identity_of(signer).objection(*names, now, kind, now)  # its certificate says when, not it
+
+
+def _of_own_key(rules: Policy, maker: Maker, key: PublicKey, now: str) -> Iterator[str]:
     if key.algorithm == "p256" and not rules.model_keys and policy.MODEL_SIGNATURE not in rules.required:
         return  # model.sig is not looked at
+    yield from _of_key(rules, key, maker.names, _OF_RUNS[key.algorithm], now, now)
+
+
+def _of_key(
+    rules: Policy, key: PublicKey, names: tuple[str, str], kinds: Sequence[str], created: str, now: str
+) -> Iterator[str]:
+    """What ``rules``, as of ``now``, have against statements of ``kinds`` by ``key``."""
     if key.key_id in rules.revoked:
         yield f"the {key.algorithm} key {key.key_id[:16]}… is revoked"
     elif not any(own.key_id == key.key_id for each in rules.identities for own in each.keys):
         yield f"it does not know the {key.algorithm} key {key.key_id[:16]}…"
     else:
         whose = rules.identity(key)
-        found = (
-            whose.objection(*maker.names, now, kind, now, key.key_id) for kind in _OF_RUNS[key.algorithm]
-        )
+        found = (whose.objection(*names, created, kind, now, key.key_id) for kind in kinds)
         yield from (each for each in found if each is not None)
 
 
