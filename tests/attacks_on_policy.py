@@ -49,13 +49,13 @@ def somebody_whose_time_is_over_signs_the_head(scene: Scene) -> None:
     _sign_head(scene)
 
 
-@attack(NOBODY)
+@attack("does not count: mallory may not sign for the run sample")
 def somebody_of_another_run_signs_the_slsa_statement(scene: Scene) -> None:
     _known(scene, runs=("another",))
     _sign_slsa(scene)
 
 
-@attack(NOBODY)
+@attack("valid until 2001-01-01T00:00:00Z")
 def somebody_whose_time_is_over_signs_the_slsa_statement(scene: Scene) -> None:
     _known(scene, valid_until="2001-01-01T00:00:00Z")
     _sign_slsa(scene)
@@ -75,7 +75,7 @@ def somebody_who_may_only_countersign_signs_a_checkpoint(scene: Scene) -> None:
     scene.restate(20, lambda statement: None, by=scene.stranger)
 
 
-@attack(NOBODY)
+@attack("may not sign a statement of kind slsa")
 def somebody_who_may_not_sign_slsa_statements_does(scene: Scene) -> None:
     _known(scene, statements=frozenset({"checkpoint", "log"}))
     _sign_slsa(scene)

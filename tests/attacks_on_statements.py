@@ -300,6 +300,18 @@ def the_signer_signed_before_the_time_allowed(scene: Scene) -> None:
     _identity(scene, valid_from="2027-01-01T00:00:00Z")
 
 
+@attack("does not count: alice signed at 2026-11-23T20:00:00Z, valid until 2026-01-01T00:00:00Z")
+def the_signer_whose_time_is_over_is_outvoted_by_a_countersignature_and_still_signs_the_rest(
+    scene: Scene,
+) -> None:
+    """That the maker's own signature is not counted is a note then; of the rest it must be a finding."""
+    maker = Identity("alice", tuple(keys.public_keys(scene.signer)), valid_until="2026-01-01T00:00:00Z")
+    scene.trust(identities=(maker, Identity("bob", tuple(keys.public_keys(scene.stranger)))))
+    for step in (10, 20, 30):
+        again = signed(strict_json.dumps(payload_of(scene.bundle(step))), scene.stranger)
+        (scene.checkpoint(step) / "provenance" / "countersignature-0.sigstore.json").write_bytes(again)
+
+
 @attack("may not sign for the run sample")
 def the_signer_signed_for_somebody_elses_run(scene: Scene) -> None:
     _identity(scene, runs=("other-*",))

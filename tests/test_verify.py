@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import run_folder
@@ -263,6 +265,20 @@ def test_a_policy_file_decides_and_its_errors_have_a_line(sample: Path, tmp_path
     done = harness(sample, "verify", "run", "--policy", str(broken))
     assert done.returncode == 2
     assert "broken.yaml:5" in done.stderr
+
+
+@pytest.mark.parametrize("limits", [{"valid_until": "2026-01-01T00:00:00Z"}, {"runs": ("another",)}])
+def test_what_is_signed_out_of_time_or_place_is_said_once(sample: Path, limits: dict[str, Any]) -> None:
+    """Oracle: one finding, the reason, though SLSA statement and model.sig do not count either."""
+    signer = keys.load_signer(sample / "me.key")
+    policy = trusted(signer)
+    limited = rules.Identity("alice", policy.identities[0].keys, **limits)
+    policy = replace(policy, identities=(limited,))
+    report = verify.verify(run_folder.checkpoint(sample / "run", 20), policy, quiet=True)
+    (finding,) = report.findings
+    assert finding.check == "policy"
+    assert "valid until" in finding.what or "may not sign for the run" in finding.what
+    assert not {"slsa", "model signature", "policy"} & set(report.passed)
 
 
 def test_a_pruned_checkpoint_alone_cannot_be_told_good(sample: Path, tmp_path: Path) -> None:

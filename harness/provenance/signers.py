@@ -136,8 +136,12 @@ def check_enough(
     signers: Sequence[Signature],
     where: str,
     remedy: str = "add provenance/countersignature-N.sigstore.json",
-) -> None:
-    """That ``signers``, one signature of each identity, are enough, and the checkpoint is not revoked."""
+) -> frozenset[str]:
+    """That ``signers``, one signature of each identity, are enough, and the checkpoint is not revoked.
+
+    Returns why some of them do not count, where that is a finding: what else they have signed of the
+    checkpoint does not count for the same reason, which need not be said again.
+    """
     objections = [each.objection(statement, statement.created) for each in signers]
     good = objections.count(None)
     enough = good >= policy.threshold
@@ -153,6 +157,7 @@ def check_enough(
         findings.bad("policy", f"the checkpoint {statement.subject_id} is revoked", where, "use another one")
     elif enough:
         findings.passed.append("policy")
+    return frozenset() if enough else frozenset(filter(None, objections))
 
 
 def _of_maker(policy: Policy, first: envelope.Opened, seen: str | None) -> Signature:

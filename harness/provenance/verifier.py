@@ -30,14 +30,15 @@ rules of a verification: `harness.provenance.checks`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
+from functools import partial
 
 from harness.errors import EvidenceIncomplete, VerificationFailed
 from harness.format import layout, strict_json
 from harness.format.manifest import Manifest, checkpoint_id
 from harness.provenance import agreement, later, signers, statements
-from harness.provenance.checks import Check
+from harness.provenance.checks import REMEDIES, Check
 from harness.provenance.evidence import Evidence
 from harness.provenance.findings import Findings
 from harness.provenance.policy import rules as policies
@@ -90,10 +91,10 @@ def examine(evidence: Evidence, policy: Policy, findings: Findings) -> Examined 
         words = (data, statement.subject_id, statement.dir_hash)
         manifest = findings.attempt("manifest", Manifest.stated, *words, where=where)
     signed, good = signers.later_statements(evidence, whole, findings, statement, opened)
-    signers.check_enough(policy, findings, statement, signed, path)
+    told = signers.check_enough(policy, findings, statement, signed, path)
     if manifest is not None:
-        _check_slsa(evidence, policy, findings, statement)
-        _check_model_signature(evidence, policy, findings, manifest, statement)
+        _check_slsa(evidence, policy, findings, statement, told)
+        _check_model_signature(evidence, policy, findings, manifest, statement, told)
     elif not left:
         return None
     findings.all_of("agreement", agreement.disagreements(evidence, statement, manifest))
@@ -132,20 +133,22 @@ def _present(data: bytes | None, where: str) -> bytes:
 
 
 def _check_slsa(
-    evidence: Evidence, policy: Policy, findings: Findings, statement: CheckpointStatement
+    evidence: Evidence, policy: Policy, findings: Findings, statement: CheckpointStatement, told: Set[str]
 ) -> None:
-    if evidence.slsa is not None:
-        where = evidence.at(layout.SLSA_BUNDLE)
-        findings.attempt("slsa", _slsa, evidence.slsa, policy, statement, where)
+    if evidence.slsa is None:
+        return
+    where = evidence.at(layout.SLSA_BUNDLE)
+    opening = partial(envelope.open_own, evidence.slsa, policy.statement_keys, where=where)
+    payload = _signed(opening, "slsa", policies.SLSA, policy, statement, told, findings, where)
+    if payload is not None:
+        findings.attempt("slsa", _slsa, payload, statement, where)
 
 
-def _slsa(data: bytes, policy: Policy, statement: CheckpointStatement, where: str) -> None:
-    keys = _entitled(policy, statement, policies.SLSA).statement_keys
-    payload = envelope.open_own(data, keys, where=where).payload
-    told = statements.slsa_document(
+def _slsa(payload: bytes, statement: CheckpointStatement, where: str) -> None:
+    document = statements.slsa_document(
         statement.subject_id, statement.dir_hash, statement.name, statement.predicate
     )
-    expected = strict_json.rewritten(told)
+    expected = strict_json.rewritten(document)
     if payload == expected:
         return  # as it is written here; other bytes may say the same
     statements.parse_statement(payload, statements.SLSA_TYPE, where=where)
@@ -155,20 +158,48 @@ def _slsa(data: bytes, policy: Policy, statement: CheckpointStatement, where: st
         raise VerificationFailed(f"says something else than the checkpoint statement at {place}", where=where)
 
 
-def _entitled(policy: Policy, statement: CheckpointStatement, kind: str) -> Policy:
-    """Whoever may sign a statement of ``kind`` for the run of ``statement`` at its time."""
-    return policy.within(statement.run_id, statement.run_name, statement.created, kind)
+def _signed(
+    opening: Callable[[], envelope.Opened],
+    check: Check,
+    kind: str,
+    policy: Policy,
+    statement: CheckpointStatement,
+    told: Set[str],
+    findings: Findings,
+    where: str,
+) -> bytes | None:
+    """What somebody has signed who may sign that ``kind`` for the run of ``statement`` at its time; None and
+    a finding otherwise, but none where ``told`` has the reason, which is one of the checkpoint already."""
+    try:
+        opened = opening()
+    except VerificationFailed as error:
+        findings.bad(check, error.what, where, error.remedy)
+        return None
+    run, key = (statement.run_id, statement.run_name), opened.key
+    objection = policy.identity(key).objection(*run, statement.created, kind, policy.proven, key.key_id)
+    if objection is None:
+        return opened.payload
+    if objection not in told:
+        findings.bad(check, f"does not count: {objection}", where, REMEDIES["policy"].wrong)
+    return None
 
 
 def _check_model_signature(
-    evidence: Evidence, policy: Policy, findings: Findings, manifest: Manifest, statement: CheckpointStatement
+    evidence: Evidence,
+    policy: Policy,
+    findings: Findings,
+    manifest: Manifest,
+    statement: CheckpointStatement,
+    told: Set[str],
 ) -> None:
     data, where = evidence.model_signature, evidence.at(layout.MODEL_SIGNATURE)
     if not policy.model_keys and policies.MODEL_SIGNATURE not in policy.required:
         findings.note("model.sig: not checked (no P-256 key given)")
     elif data is not None:
-        keys = _entitled(policy, statement, policies.MODEL_SIGNATURE).model_keys
-        listed = {**manifest.digests, layout.MANIFEST: statement.subject_id}
-        findings.attempt(
-            "model signature", model_signature.check, data, keys, listed, statement.name, where=where
-        )
+        opening = partial(model_signature.opened, data, policy.model_keys, where=where)
+        kind = policies.MODEL_SIGNATURE
+        payload = _signed(opening, "model signature", kind, policy, statement, told, findings, where)
+        if payload is not None:
+            listed = {**manifest.digests, layout.MANIFEST: statement.subject_id}
+            comparing = partial(model_signature.compare, payload, listed, statement.name, where=where)
+            findings.attempt("model signature", comparing)

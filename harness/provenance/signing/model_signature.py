@@ -40,22 +40,27 @@ def verify(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Mapping[str
 
     Raises `VerificationFailed`, also for a signer's choice to ignore paths, follow links or sign nothing.
     """
-    return _read(_opened(data, keys, where), where)
+    return _read(opened(data, keys, where=where).payload, where)
 
 
 def check(data: bytes, keys: Sequence[PublicKey], files: Mapping[str, str], name: str, *, where: str) -> None:
-    """That exactly ``files`` (path → hex sha256) are signed; the folder's ``name`` is not looked at, it saves
+    """That exactly ``files`` (path → hex sha256) are signed. Raises as `opened` and `compare`."""
+    compare(opened(data, keys, where=where).payload, files, name, where=where)
+
+
+def opened(data: bytes, keys: Sequence[PublicKey], *, where: str) -> envelope.Opened:
+    """The bundle, signed by one of the P-256 ``keys``; what it says is not read. Raises
+    `VerificationFailed`."""
+    return envelope.open_own(data, [key for key in keys if key.algorithm == "p256"], where=where)
+
+
+def compare(payload: bytes, files: Mapping[str, str], name: str, *, where: str) -> None:
+    """That an `opened` payload signs exactly ``files``; the folder's ``name`` is not looked at, it saves
     reading what `sign` has written for it. Raises as `verify`, and `VerificationFailed` for other files."""
-    payload = _opened(data, keys, where)
     if payload == strict_json.rewritten(_statement(sorted(files.items()), name)):
         return
     if _read(payload, where) != files:
         raise VerificationFailed("signs other files than the manifest lists", where=where)
-
-
-def _opened(data: bytes, keys: Sequence[PublicKey], where: str) -> bytes:
-    accepted = [key for key in keys if key.algorithm == "p256"]
-    return envelope.open_own(data, accepted, where=where).payload
 
 
 def _statement(ordered: Sequence[tuple[str, str]], name: str) -> Mapping[str, Any]:
