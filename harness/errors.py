@@ -20,10 +20,16 @@ Example::
 from __future__ import annotations
 
 import errno
+import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_WRONG_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+_WRONG_PATH = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.ENXIO, errno.ESPIPE),  # a socket, and a pipe with a name
+)
 _REMEDIES = (
     (_NO_SPACE, "free space"),
     ((errno.EACCES, errno.EPERM, errno.EROFS), "get access to it or name another place"),
@@ -120,6 +126,24 @@ def storage_fault(error: OSError, doing: str, folder: Path | str) -> Environment
     if error.errno in _NO_SPACE:
         return EnvironmentFault(f"no space left while {doing}", where=where, remedy=remedy)
     return EnvironmentFault(f"{doing} failed: {error.strerror or error}", where=where, remedy=remedy)
+
+
+def open_given(path: Path | str) -> BinaryIO:
+    """The file ``path``, which a command, a config or a policy names, open for reading.
+
+    A pipe is read where a shell has made it (``<(command)``, standard input), but one with a name never: it
+    may lie in a stranger's folder, and whoever opens it would wait for somebody who writes. Raises `OSError`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            if not os.path.realpath(path).startswith(("/dev/", "/proc/")):
+                raise OSError(errno.ESPIPE, "it is a pipe", str(path))
+            os.set_blocking(descriptor, True)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def unreadable_input(error: OSError, what: str, path: Path, remedy: str | None = None) -> HarnessError:

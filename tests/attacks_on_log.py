@@ -114,6 +114,27 @@ def a_run_without_checkpoints_is_older_than_the_policy_wants(scene: Scene) -> No
     scene.trust(max_age=timedelta(seconds=0))
 
 
+def _append(scene: Scene, line: str) -> None:
+    path = scene.root / layout.LOG / log.HEAD
+    path.write_bytes(path.read_bytes() + line.encode())
+
+
+@attack("has a signature line that is none")
+def a_line_that_is_no_signature_follows_the_head(scene: Scene) -> None:
+    """Nobody has signed it, and whoever prints the head prints it."""
+    _append(scene, "verified  everything\n")
+
+
+@attack("has a signature line that is none")
+def a_witness_has_a_name_that_a_terminal_obeys(scene: Scene) -> None:
+    _append(scene, "— \x1b[2Jverified AAAA\n")
+
+
+@attack("has broken base64")
+def a_signature_that_is_no_base64_follows_the_heads(scene: Scene) -> None:
+    _append(scene, "— witness !!!!\n")
+
+
 @attack("the log's head is signed by none of the accepted keys")
 def the_head_of_the_log_is_signed_by_a_stranger(scene: Scene) -> None:
     head = log.read(_log(scene), scene.policy.statement_keys).head

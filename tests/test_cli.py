@@ -13,13 +13,13 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Never
+from typing import BinaryIO, Never
 
 import pytest
 from conftest import TIMEOUT
 
 from harness.cli import VERBS, main
-from harness.errors import EvidenceIncomplete
+from harness.errors import EvidenceIncomplete, open_given
 from harness.provenance.signing import keys
 
 ROOT = Path(__file__).parent.parent
@@ -139,6 +139,7 @@ def test_an_error_is_one_line_and_the_same_as_json(name: str, tmp_path: Path) ->
         ("nothing", 2, "No such file or directory"),
         ("folder", 2, "Is a directory"),
         ("secret", 3, "Permission denied"),
+        ("pipe", 2, "it is a pipe"),
     ],
 )
 def test_whom_to_trust_is_read_or_the_reason_has_its_code(
@@ -154,16 +155,37 @@ def test_whom_to_trust_is_read_or_the_reason_has_its_code(
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     path = tmp_path / "run" if there == "folder" else tmp_path / there
 
-    def denied(file: object, *words: object, **more: object) -> object:
+    if there == "pipe":
+        os.mkfifo(path)
+
+    def denied(file: Path) -> BinaryIO:
         if file == path and there == "secret":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return open(file, *words, **more)  # type: ignore[call-overload]
+        return open_given(file)
 
     for module in ("signing.keys", "policy.reader"):
-        monkeypatch.setattr(f"harness.provenance.{module}.open", denied, raising=False)
+        monkeypatch.setattr(f"harness.provenance.{module}.open_given", denied)
     assert main(["verify", str(tmp_path / "run"), option, str(path)]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert f"cannot be read: {said}: {path}; check the path" in line
+
+
+def test_a_key_comes_through_a_pipe_that_the_shell_has_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Oracle: what `keys show` says of the file itself, to whom `<(cat FILE)` is a path."""
+    file = keys.create(tmp_path / "me").public[0]
+    receiving, sending = os.pipe()
+    os.write(sending, file.read_bytes())
+    os.close(sending)
+    try:
+        said = []
+        for path in (file, Path(f"/dev/fd/{receiving}")):
+            assert main(["keys", "show", str(path), "--json"]) == 0
+            said.append({**json.loads(capsys.readouterr().out), "file": None})
+    finally:
+        os.close(receiving)
+    assert said[0] == said[1]
 
 
 def test_whoever_blames_the_machine_says_what_to_do() -> None:

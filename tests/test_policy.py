@@ -149,6 +149,8 @@ def test_a_key_counts_for_one_identity_only(folder: Path) -> None:
     same = "  - {name: eve, keys: [alice.ed25519.pub]}"
     with pytest.raises(ConfigError, match="alice and eve have the same key"):
         parse(folder, text().replace("  - {name: bob, keys: [bob.ed25519.pub]}", same))
+    with pytest.raises(ConfigError, match="is what --key is called"):
+        parse(folder, text().replace("name: bob", "name: the given keys"))
     with pytest.raises(ConfigError, match="two identities are called alice"):
         parse(folder, text().replace("name: bob", "name: alice"))
 

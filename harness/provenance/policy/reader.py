@@ -34,7 +34,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.errors import ConfigError, UsageError, VerificationFailed, unreadable_input
+from harness.errors import ConfigError, UsageError, VerificationFailed, open_given, unreadable_input
 from harness.format import files, layout
 from harness.provenance.policy import rotation, rules
 from harness.provenance.policy.fields import Fields, Place
@@ -73,7 +73,7 @@ def require_own(path: Path) -> None:
 def read(path: Path) -> str:
     """The text of ``path``. Raises `ConfigError` when it is no text, else as `unreadable_input` tells."""
     try:
-        with open(path, "rb") as stream:
+        with open_given(path) as stream:
             return stream.read(FILE_LIMIT + 1).decode("utf-8")
     except OSError as error:
         raise unreadable_input(
@@ -144,6 +144,8 @@ class _Reader(Fields):
         name = fields["name"]
         if not isinstance(name, str) or not name:
             self.fail("an identity has a name that is no text", *place, "name")
+        if name == rules.GIVEN_KEYS:
+            self.fail(f"{name!r} is what --key is called, and no name of an identity", *place, "name")
         runs = self.items(fields.get("runs", ["*"]), f"runs of {name}", *place, "runs")
         if not all(isinstance(run, str) for run in runs):
             self.fail(f"runs of {name} is no list of names", *place, "runs")

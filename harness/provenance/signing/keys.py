@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from harness.errors import EnvironmentFault, UsageError, unreadable_input
+from harness.errors import EnvironmentFault, UsageError, open_given, unreadable_input
 from harness.format import files
 from harness.provenance.signing import pkcs11_token, ssh_agent
 from harness.provenance.signing.pkcs11_token import TokenKey
@@ -383,7 +383,7 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        with open(path, "rb") as stream:
+        with open_given(path) as stream:
             return stream.read(_FILE_LIMIT)
     except (OSError, ValueError) as error:
         if pkcs11_token.SCHEME in str(path):

@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from harness.errors import EnvironmentFault, UsageError
+from harness.errors import EnvironmentFault, UsageError, open_given
 
 if TYPE_CHECKING:
     from pkcs11._pkcs11 import lib as Library
@@ -187,7 +187,7 @@ def _pin_file(source: str, name: str) -> Path:
 def _pin(file: Path) -> str:
     """The first line of ``file``."""
     try:
-        with open(file, "rb") as stream:
+        with open_given(file) as stream:
             mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
             data = stream.read(_PIN_LIMIT + 1)
         pin = data.removesuffix(b"\n").removesuffix(b"\r").decode()

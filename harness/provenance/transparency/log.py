@@ -179,8 +179,8 @@ def claimed_size(note: bytes, *, where: str) -> int:
 
 
 def claimed(note: bytes, *, where: str) -> Head:
-    """The head in ``note``, whoever signed it. Raises `VerificationFailed` for what is no head."""
-    return _parse_head(note.partition(b"\n\n")[0].decode("utf-8", "replace") + "\n", where)
+    """The head in ``note``, whoever signed it. Raises `VerificationFailed` for what is no signed note."""
+    return _parsed(note, where)[0]
 
 
 def read_under(folder: Path, head: Head) -> Log:
@@ -213,22 +213,11 @@ def sign_note(head: Head, signer: Signer) -> bytes:
 
 def open_note(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Head:
     """The head of a note that an Ed25519 key of ``keys`` has signed. Raises `VerificationFailed`."""
-    try:
-        text, signatures = data.decode("utf-8").split("\n\n", 1)
-    except ValueError as error:
-        raise VerificationFailed("is no signed note", where=where) from error
-    text += "\n"
-    head = _parse_head(text, where)
-    if not signatures.endswith("\n"):
-        raise VerificationFailed("does not end with a newline", where=where)
-    for line in signatures[:-1].split("\n"):
-        if not line.startswith("— ") or line.count(" ") != 2:
-            raise VerificationFailed("has a signature line that is none", where=where)
-        name, encoded = line.removeprefix("— ").split(" ")
-        blob = _decode(encoded, where)
+    head, text, signatures = _parsed(data, where)
+    for name, blob in signatures:
         for key in keys:
             ours = key.algorithm == "ed25519" and name == head.origin and blob[:4] == _note_id(name, key)
-            if ours and key.verifies(blob[4:], text.encode()):
+            if ours and key.verifies(blob[4:], text):
                 return head
     remedy = "check the key or the policy"
     raise VerificationFailed(
@@ -236,9 +225,32 @@ def open_note(data: bytes, keys: Sequence[PublicKey], *, where: str) -> Head:
     )
 
 
+def _parsed(data: bytes, where: str) -> tuple[Head, bytes, list[tuple[str, bytes]]]:
+    """The head of a signed note, what is signed, and name and blob of every signature.
+
+    Every line is looked at, whoever's it is: anybody can add some to a note, and a note gets printed.
+    """
+    try:
+        text, signatures = data.decode("utf-8").split("\n\n", 1)
+    except ValueError as error:
+        raise VerificationFailed("is no log head, which is a signed note", where=where) from error
+    text += "\n"
+    head = _parse_head(text, where)
+    if not signatures.endswith("\n"):
+        raise VerificationFailed("does not end with a newline", where=where)
+    found = []
+    for line in signatures[:-1].split("\n"):
+        if not line.startswith("— ") or line.count(" ") != 2 or not line.isprintable():
+            raise VerificationFailed("has a signature line that is none", where=where)
+        name, encoded = line.removeprefix("— ").split(" ")
+        found.append((name, _decode(encoded, where)))
+    return head, text.encode(), found
+
+
 def _parse_head(text: str, where: str) -> Head:
     lines = text.split("\n")
-    if len(lines) != 4 or lines[3] or not lines[0] or not lines[1].isascii() or not lines[1].isdigit():
+    is_number = len(lines) == 4 and lines[1].isascii() and lines[1].isdigit()
+    if not is_number or lines[3] or not lines[0] or not lines[0].isprintable():
         raise VerificationFailed("is no log head of origin, size and root", where=where)
     root = _decode(lines[2], where)
     if len(root) != 32 or len(lines[1]) > 16 or str(int(lines[1])) != lines[1]:
