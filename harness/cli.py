@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from harness.commands import Outcome
 from harness.errors import HarnessError, UsageError, storage_fault
-from harness.terminal import INTERRUPTED, STOPPED, give_up, json_text, keyboard, open_streams, tell
+from harness.terminal import INTERRUPTED, STOPPED, give_up, json_text, keyboard, open_streams, shown, tell
 
 VERBS = {
     "train": "start a run, or continue it when its folder holds a checkpoint",
@@ -135,7 +135,7 @@ def _call(module: ModuleType, options: argparse.Namespace) -> int:
         return _failed(storage_fault(error, doing, place), options.json)
     if outcome.silent:
         return outcome.exit_code
-    return _answered(json_text(outcome.document) if options.json else outcome.text, outcome.exit_code)
+    return _answered(json_text(outcome.document) if options.json else shown(outcome.text), outcome.exit_code)
 
 
 def _answered(text: str, exit_code: int) -> int:

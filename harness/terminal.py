@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import IO, Any, Literal
 
+from harness.errors import visible
 from harness.words import human_bytes
 
 Style = Literal["red", "green", "yellow", "bold", "dim"]
@@ -26,6 +28,7 @@ STOPPED = "harness: stopped by the keyboard"
 INTERRUPTED = 128 + signal.SIGINT
 """Exit code after Ctrl-C, as the shell gives it."""
 
+_COLOURS = re.compile(r"(\x1b\[[0-9]+m)")
 _IMPORTING = "<frozen importlib._bootstrap>"
 """The file that frames of Python's import system name."""
 _REDRAW_SECONDS = 0.1
@@ -115,10 +118,25 @@ def style(text: str, name: Style, stream: IO[str] | None = None) -> str:
     return f"\x1b[{_CODES[name]}m{text}\x1b[0m"
 
 
+def shown(text: str) -> str:
+    """Lines of ``text`` with nothing in them that a terminal would obey or hide but our own colours; whoever
+    made it has seen to that for what comes from strangers, and this is for what was forgotten."""
+    if all(line.isprintable() for line in text.split("\n")):
+        return text
+    parts = _COLOURS.split(text) if coloured(sys.stdout) else [text]
+    return "".join(
+        part if number % 2 else "\n".join(map(visible, part.split("\n"))) for number, part in enumerate(parts)
+    )
+
+
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """``value`` as JSON that stdout can write: with escapes where a name in it is no Unicode, as a file's
-    need not be, or is beyond what stdout's encoding has."""
+    """``value`` as JSON that stdout can write and a terminal shows: with escapes for what does not print, for
+    a name in it that is no Unicode, as a file's need not be, and for what is beyond stdout's encoding."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    if not all(line.isprintable() for line in text.split("\n")):
+        text = "".join(
+            each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text
+        )
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:

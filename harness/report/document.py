@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.errors import visible
+
 
 class Link(str):
     """The title of a section of the report, in a table: shown as a link to it."""
@@ -85,6 +87,11 @@ class Status:
 
 
 Block = Heading | Paragraph | Bullets | Table | Picture | Source | Status
+
+
+def readable(body: str) -> str:
+    """A text of several lines with escapes for what does not show, or would turn the reading around."""
+    return "\n".join(map(visible, body.split("\n")))
 
 
 def is_number(text: str) -> bool:

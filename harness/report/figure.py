@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from html import escape
 from textwrap import wrap
 
+from harness.errors import visible
 from harness.report.curves import BINS, LIMIT, Point, drawable, thin
 
 WIDTH, HEIGHT = 760, 340
@@ -166,13 +167,13 @@ def page(title: str, width: int, height: int, body: Sequence[str]) -> str:
     style = f"{light}{_RULES}@media(prefers-color-scheme:dark){{{dark}{_DARK_RULES}.hf .curve{{fill:none}}}}"
     lines = wrap(title, int((width - LEFT) / _TITLE_LETTER))
     words = "".join(
-        f'<text class="title" x="{LEFT}" y="{24 + LINE * number}">{escape(line)}</text>'
+        f'<text class="title" x="{LEFT}" y="{24 + LINE * number}">{_text(line)}</text>'
         for number, line in enumerate(lines)
     )
     lower = LINE * (len(lines) - 1) if lines else 0
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="hf" viewBox="0 0 {width} {height + lower}" '
-        f'width="{width}" height="{height + lower}" role="img" aria-label="{escape(title)}">'
+        f'width="{width}" height="{height + lower}" role="img" aria-label="{_text(title)}">'
         f"<style>{style}</style>{words}{''.join(moved(body, lower))}</svg>"
     )
 
@@ -193,7 +194,7 @@ def steps(across: Scale, base: int) -> Iterator[str]:
 
 def label(x: float, y: float, words: str, anchor: str) -> str:
     """``words`` at a place."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{_text(words)}</text>'
 
 
 def shortened(words: str, room: float) -> str:
@@ -251,7 +252,7 @@ def _frame(figure: Figure, across: Scale, up: Scale) -> Iterator[str]:
     height = (TOP + base) / 2
     yield (
         f'<text x="16" y="{height}" text-anchor="middle" transform="rotate(-90 16 {height})">'
-        f"{escape(figure.y_label)}</text>"
+        f"{_text(figure.y_label)}</text>"
     )
 
 
@@ -327,3 +328,7 @@ def _legend(series: Sequence[Series], width: int) -> tuple[list[str], int]:
             drawn.append(f'<circle class="{kind}" cx="{x + 10:.1f}" cy="{y}" r="3"/>')
         drawn.append(label(x + _SAMPLE, y + 4, name, "start"))
     return drawn, max((row for _, row in places), default=0) + 1
+
+
+def _text(words: str) -> str:
+    return escape(visible(words))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
+from harness.errors import visible
 from harness.report.document import (
     Block,
     Bullets,
@@ -17,6 +18,7 @@ from harness.report.document import (
     Status,
     Table,
     anchor,
+    readable,
     right_aligned,
 )
 
@@ -64,10 +66,11 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def text(value: str) -> str:
-    """``value`` as HTML, with code spans."""
+    """``value`` as HTML, with code spans; what would turn the reading around or does not show, as escapes."""
+    shown = escape(visible(" ".join(value.split())))
     if isinstance(value, Link):
-        return f'<a href="#{escape(value.target)}">{escape(value)}</a>'
-    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(value))
+        return f'<a href="#{escape(value.target)}">{shown}</a>'
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", shown)
 
 
 def render(blocks: Sequence[Block], title: str) -> str:
@@ -77,7 +80,7 @@ def render(blocks: Sequence[Block], title: str) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<title>{escape(visible(title))}</title><style>{_STYLE}</style></head>\n"
         f"<body><main>\n{body}\n</main></body></html>\n"
     )
 
@@ -97,7 +100,7 @@ def _block(block: Block) -> str:
         case Picture(svg, narrow, _, _):
             return f'<figure><div class="wide">{svg}</div><div class="narrow">{narrow}</div></figure>'
         case Source(title, body):
-            return f"<details><summary>{text(title)}</summary><pre>{escape(body)}</pre></details>"
+            return f"<details><summary>{text(title)}</summary><pre>{escape(readable(body))}</pre></details>"
         case Table():
             return _table(block)
 
@@ -112,7 +115,7 @@ def _cell(cell: str, right: bool, head: str) -> str:
     """``head``: what a phone shows before it; empty for nothing."""
     kind = "number" if right else "short" if len(cell) <= _SHORT and not isinstance(cell, Link) else ""
     classes = f' class="{kind}"' if kind else ""
-    named = f' data-label="{escape(head)}"' if head else ""
+    named = f' data-label="{escape(visible(head))}"' if head else ""
     return f"<td{classes}{named}>{text(cell)}</td>"
 
 

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 
+from harness.errors import visible
 from harness.report.document import (
     Block,
     Bullets,
@@ -16,21 +17,26 @@ from harness.report.document import (
     Source,
     Status,
     Table,
+    readable,
     right_aligned,
 )
 
 _SIGNS = {"good": "✔", "bad": "✘", "open": "?"}
-_SPECIAL = re.compile(r"([\\*_\[\]<>#|~])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>#|~&])")
+_CODE = re.compile(r"((?<!`)`[^`]+`(?!`))")
+"""A code span of single backticks. Beside further backticks Markdown would see others than this does, and
+what lies in between would be markup."""
 
 
 def text(value: str) -> str:
-    """``value`` with everything that Markdown would read as markup escaped; code spans stay."""
+    """``value`` with everything that Markdown would read as markup escaped; code spans stay. Signs that would
+    turn the reading around or do not show are escaped as well."""
     if isinstance(value, Link):
         return f"[{text(str(value))}](#{value.target})"
-    parts = re.split(r"(`[^`]*`)", " ".join(value.split()))
+    parts = _CODE.split(visible(" ".join(value.split())))
     return "".join(
-        part.replace("|", r"\|") if part.startswith("`") and len(part) > 1 else _SPECIAL.sub(r"\\\1", part)
-        for part in parts
+        part.replace("|", r"\|") if number % 2 else _SPECIAL.sub(r"\\\1", part)
+        for number, part in enumerate(parts)
     )
 
 
@@ -53,7 +59,8 @@ def _block(block: Block) -> str:
             return f"![{text(alternative)}]({file})"
         case Source(title, body):
             # Inside of HTML nothing is Markdown, so its escapes would not count.
-            return f"<details><summary>{html.escape(title)}</summary>\n\n{_fenced(body)}\n\n</details>"
+            summary = f"<summary>{html.escape(visible(title))}</summary>"
+            return f"<details>{summary}\n\n{_fenced(readable(body))}\n\n</details>"
         case Table():
             return _table(block)
 
