@@ -27,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,13 @@ from harness.errors import HarnessError
 from harness.format import layout, ledger, safetensors_header, strict_json
 from harness.format.manifest import Manifest
 from harness.provenance import agreement, corpora, exports, later, log_record, statements
-from harness.provenance.policy import reader, rules
+from harness.provenance.policy import canonical, reader, rules
 from harness.provenance.signing import envelope, keyless, keys, model_signature, pkcs11_token
-from harness.provenance.transparency import authorities, log, tiles, timestamp
+from harness.provenance.transparency import authorities, log, tiles, timestamp, witness
 from harness.report import claim_file
 
 ROOT = Path(__file__).parent.parent
+NOW = datetime(2026, 11, 27, tzinfo=UTC)
 SECONDS = 5
 """Of the processor, for one input."""
 PATIENCE = 300
@@ -123,6 +125,12 @@ def targets(folder: Path) -> dict[str, Target]:
         "policy": Target(
             lambda data: reader.parse(data.decode("utf-8", "replace"), where="x", folder=folder), [text]
         ),
+        "policy, copy": Target(
+            lambda data: canonical.written(
+                reader.parse(data.decode("utf-8", "replace"), where="x", folder=folder / "nowhere")
+            ),
+            [canonical.written(reader.parse(text.decode(), where="x", folder=folder))],
+        ),
         "config": Target(
             lambda data: config.parse(data.decode("utf-8", "replace"), "x"),
             [*_configs(), (root / "run.yaml").read_bytes()],
@@ -173,6 +181,10 @@ def targets(folder: Path) -> dict[str, Target]:
         ),
         "log head, signed": Target(
             lambda data: log.claimed(data, where="x"), [(root / "log/checkpoint").read_bytes()]
+        ),
+        "log head, cosigned": Target(
+            lambda data: witness.cosigned(data, [ed25519]) if log.claimed(data, where="x") else None,
+            [witness.cosign((root / "log/checkpoint").read_bytes(), signer, "w", NOW, where="x")],
         ),
         "log entries": Target(lambda data: tiles.parse_entries(data, 3, "x"), [entries]),
         "log record": Target(
