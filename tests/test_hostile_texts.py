@@ -28,6 +28,7 @@ from harness.audit.folders import opening
 from harness.commands import evaluation
 from harness.format import strict_json
 from harness.provenance import later, statements
+from harness.provenance.policy import policy_schema
 from harness.terminal import json_text, shown
 
 _TAGS = {
@@ -120,7 +121,12 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
         str(folder / "exported"),
         ("--key", str(folder / "me.ed25519.pub"), str(folder / "me.p256.pub")),
     )
+    policy = ("--policy", str(folder / "hostile.yaml"))
+    named = {"name": POISON, "keys": ["me.ed25519.pub", "me.p256.pub"], "runs": [POISON, "*"]}
+    Path(policy[1]).write_text(json.dumps({"format": policy_schema.FORMAT, "identities": [named]}))
     commands = [
+        ("policy", "check", policy[1]), ("policy", "check", policy[1], "--json"),
+        *((verb, root, *policy) for verb in ("verify", "show", "lineage", "gate", "kernels")),
         ("verify", root, *key), ("verify", root, *key, "--json"), ("show", newest), ("show", newest, *key),
         ("show", newest, "--json"), ("show", newest, "--rerun", str(folder / "rerun"), *key),
         *(("lineage", root, "--format", name, *key) for name in ("text", "html", "mermaid", "json")),
@@ -153,7 +159,7 @@ def test_no_verb_lets_a_terminal_obey_or_a_line_be_forged(scene: Scene) -> None:
             assert line.isprintable(), (words, line)
             assert not any(line.startswith(f"{each}forged") for each in FORGED), (words, line)
     told = [words for words, (_, out, err) in scene.said.items() if "forged" in out + err]
-    assert {words[0] for words in told} >= {"verify", "show", "lineage", "report", "export"}
+    assert {words[0] for words in told} >= {"verify", "show", "lineage", "report", "export", "policy"}
 
 
 class _Elements(HTMLParser):
