@@ -20,8 +20,8 @@ _CHANGED = (
     "run/checkpoints/step-00000030/model.safetensors", "run/run.yaml", "exported/provenance", "run/log/tile",
 )  # fmt: skip
 """What stands for the kinds of files and folders."""
-_EVERY = 5
-"""Each change meets one command in so many."""
+_EVERY = 9
+"""Each change meets one command in so many, and each stand-in one name of `_CHANGED` in three."""
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,11 @@ def test_the_place_is_good_before_anything_is_changed(place: mistreated.Place) -
 
 @pytest.mark.parametrize("name", mistreated.STAND_INS)
 def test_what_stands_in_for_a_file_or_a_folder_breaks_no_verb(name: str, place: mistreated.Place) -> None:
-    """Every kind of file under every name of `_CHANGED`, each with some of the commands."""
+    """Every kind of file under names of `_CHANGED`, each with some of the commands."""
     number = list(mistreated.STAND_INS).index(name)
     for turn, inside in enumerate(_CHANGED, start=number):
         path = place.folder / inside
-        if not mistreated.possible(place, path, name):
+        if turn % 3 or not mistreated.possible(place, path, name):
             continue
         with place.changed(path, mistreated.STAND_INS[name]):
             for words in place.commands()[turn % _EVERY :: _EVERY]:
@@ -56,7 +56,7 @@ def test_damage_by_chance_breaks_no_verb(place: mistreated.Place) -> None:
     signer = keys.load_signer(place.folder / "me.key")
     files = [each for each in place.paths() if each.is_file()]
     chance, turns = random.Random(0), itertools.cycle(range(_EVERY))
-    for _ in range(60):
+    for _ in range(30):
         path, other = chance.choice(files), chance.choice(files).read_bytes()
         number = chance.randrange(1 << 32)
         with place.changed(path, mistreated.damaged(random.Random(number), other, signer)):
