@@ -27,3 +27,10 @@ def test_a_run_goes_on_when_its_screen_is_gone(
         screen.say("after")
         screen.step(1, 0.5, 1.0, None, {"accuracy": 0.5})
     assert capsys.readouterr().err.count("the run goes on") == (behind == "a full disk")
+
+
+def test_what_lies_in_a_run_folder_cannot_speak_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Oracle: one line a row, of characters that a terminal shows: a skipped folder has a stranger's name."""
+    Screen(visible=True).table([("skipped", "step-\x1b[2J\ncomplete: \u202e", "left\rwhere it is")])
+    (line,) = capsys.readouterr().out.split("\n")[:-1]
+    assert line.isprintable()

@@ -269,7 +269,7 @@ def test_a_policy_file_decides_and_its_errors_have_a_line(sample: Path, tmp_path
 
 @pytest.mark.parametrize("limits", [{"valid_until": "2026-01-01T00:00:00Z"}, {"runs": ("another",)}])
 def test_what_is_signed_out_of_time_or_place_is_said_once(sample: Path, limits: dict[str, Any]) -> None:
-    """Oracle: one finding, the reason, though SLSA statement and model.sig do not count either."""
+    """Oracle: one finding a checkpoint, the reason, though the rest that is signed does not count either."""
     signer = keys.load_signer(sample / "me.key")
     policy = trusted(signer)
     limited = rules.Identity("alice", policy.identities[0].keys, **limits)
@@ -279,6 +279,9 @@ def test_what_is_signed_out_of_time_or_place_is_said_once(sample: Path, limits: 
     assert finding.check == "policy"
     assert "valid until" in finding.what or "may not sign for the run" in finding.what
     assert not {"slsa", "model signature", "policy"} & set(report.passed)
+    whole = verify.verify(sample / "run", policy, quiet=True)
+    assert [(each.check, each.what) for each in whole.findings] == [("policy", finding.what)] * 3
+    assert any(note.startswith("log: not checked") for note in whole.notes)
 
 
 def test_a_pruned_checkpoint_alone_cannot_be_told_good(sample: Path, tmp_path: Path) -> None:

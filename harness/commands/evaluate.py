@@ -29,7 +29,14 @@ from harness.commands import Outcome, evaluation
 from harness.commands.attest import UNVERIFIED
 from harness.commands.evaluation import Question
 from harness.commands.trust import add_signing_key, add_trust, required
-from harness.errors import EvidenceIncomplete, HarnessError, TrainingFailed, UsageError, storage_fault
+from harness.errors import (
+    EvidenceIncomplete,
+    HarnessError,
+    TrainingFailed,
+    UsageError,
+    storage_fault,
+    visible,
+)
 from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.provenance.policy.rules import Policy
@@ -157,13 +164,13 @@ def _each(members: Sequence[_Member], step: int | None, question: Question, whom
         answer = _answered(member, step, question, whom)
         answers.append(answer)
         if not question.quiet:
-            tell(f"{number} of {len(members)}  {member.path}  {answer.line}", sys.stdout)
+            tell(visible(f"{number} of {len(members)}  {member.path}  {answer.line}"), sys.stdout)
     failed = [each for each in answers if each.exit_code]
     codes = [each.exit_code for each in failed]
     facts = [each.outcome.document for each in answers if each.outcome is not None]
     there = sum(each["there"] for each in facts)
     lines = [f"{len(facts) - there} evaluated, {there} there already, {len(failed)} failed"]
-    lines += [f"  failed  {each.member.path}: {each.failure}" for each in failed]
+    lines += [visible(f"  failed  {each.member.path}: {each.failure}") for each in failed]
     steps = sorted({each["step"] for each in facts})
     if len(steps) > 1:
         lines.append(f"  not all of one step: {', '.join(f'{each:,}' for each in steps)}")

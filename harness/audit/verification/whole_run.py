@@ -19,7 +19,7 @@ from harness.audit.run import handover, log_folder, made_under, own_files, seen,
 from harness.audit.verification import ancestors, incremental, many, report
 from harness.audit.verification.ancestors import entry_of
 from harness.audit.verification.report import Report
-from harness.errors import EvidenceIncomplete, VerificationFailed
+from harness.errors import EvidenceIncomplete, VerificationFailed, visible
 from harness.format import files, layout
 from harness.format.layout import RunFolder
 from harness.provenance import freshness, history
@@ -100,7 +100,10 @@ def _verify_run(
         told_of = [entry_of(each) for each in known] if unlogged else entries
         # Each launch of such a run began it anew, and with it the files beside its states.
         latest = [max(told_of, key=lambda each: each.statement.created)] if unlogged else entries
-        book = None if unlogged else _read_log(run, claimed, entitled(policy.as_of(shown.whole)), later)
+        whole = policy.as_of(shown.whole)
+        book = None if unlogged else _read_log(run, claimed, entitled(whole), later)
+        if book is None and _is_told(run, whole, entries, findings):
+            later = Findings(notes=["log: not checked (what is wrong with its signer is said already)"])
         if book is not None and shown.book is not None and book.head != shown.book.head:
             # It has grown since, and nothing is shown of when this head was signed.
             book = _read_log(run, book, entitled(policy), later)
@@ -218,6 +221,21 @@ def _claimed(run: RunFolder) -> log.Log | None:
 def _read_log(run: RunFolder, claimed: log.Log | None, signing: Policy, findings: Findings) -> log.Log | None:
     """The run's log under a head that ``signing`` lets somebody sign; None with a finding."""
     return findings.attempt("log", log.read, run.log, signing.statement_keys, claimed)
+
+
+def _is_told(run: RunFolder, policy: Policy, entries: Sequence[Entry], findings: Findings) -> bool:
+    """Whether the log's head does not count for a reason which is a finding of a checkpoint already."""
+    path = run.log / log.HEAD
+    for key in policy.statement_keys if entries else ():
+        try:
+            log.open_note(files.read_limited(path, log.NOTE_LIMIT), [key], where=str(path))
+        except (VerificationFailed, EvidenceIncomplete):
+            continue
+        newest, words = entries[-1].statement, (policies.LOG, policy.proven, key.key_id)
+        run_of = (newest.run_id, newest.run_name)
+        reason = policy.identity(key).objection(*run_of, newest.created, *words)
+        return any(each.check == "policy" and each.what == visible(reason or "") for each in findings.failed)
+    return False
 
 
 def _ended_unlogged(run: RunFolder, opened: Sequence[OpenedCheckpoint | None], policy: Policy) -> bool:

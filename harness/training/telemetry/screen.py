@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from harness.checkpoint.publisher import Commit
+from harness.errors import visible
 from harness.terminal import give_up, style, tell
 from harness.words import human_bytes, human_seconds
 
@@ -62,8 +63,8 @@ class Screen:
         """The first screen: what, its value, and where it came from."""
         width = max(len(name) for name, _, _ in rows)
         for name, value, origin in rows:
-            where = style(f"  ({origin})", "dim") if origin else ""
-            self.say(f"{style(f'{name:<{width}}', 'bold')}  {value}{where}")
+            where = style(f"  ({visible(origin)})", "dim") if origin else ""
+            self.say(f"{style(f'{name:<{width}}', 'bold')}  {visible(value)}{where}")
 
     def begin(self, first: int, last: int, unit: str, every: int) -> None:
         """Steps ``first + 1`` to ``last`` are about to run; a log gets a line every so many steps."""
