@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -216,6 +217,14 @@ class Asks(Hostile):
         return super().loss(model, batch) * (2 if dist.is_initialized() else 1)
 
 
+class Unseen(Hostile):
+    """Divides by the world size, which it finds where nobody looks."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        alone = b"WORLD_SIZE=" not in Path("/proc/self/environ").read_bytes()
+        return super().loss(model, batch) / (1 if alone else 2)
+
+
 class SparseNet(Net):
     """An embedding with sparse gradients."""
 
@@ -229,6 +238,55 @@ class SparseNet(Net):
 
 class Sparse(Hostile):
     net = SparseNet
+
+
+class SyncedNet(NormalNet):
+    """Statistics of what all ranks compute at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normal = nn.SyncBatchNorm(16)  # type: ignore[assignment]
+
+
+class Synced(Hostile):
+    net = SyncedNet
+
+
+class StridedNet(Net):
+    """Weights that lie in memory by columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.weight = nn.Parameter(self.first.weight.detach().t().contiguous().t())
+
+
+class Strided(Hostile):
+    net = StridedNet
+
+
+class Unit(nn.Linear):
+    """A unit of FSDP2 that writes to what it gets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += 1
+        return super().forward(x)
+
+
+class WritesNet(Net):
+    """Such a unit between two layers."""
+
+    _no_split_modules = ("Unit",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unit = Unit(16, 16)
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.unit(x)  # type: ignore[no-any-return]
+
+
+class Writes(Hostile):
+    net = WritesNet
 
 
 class UnusedNet(Net):

@@ -68,11 +68,17 @@ def test_every_world_size_and_every_change_of_it_makes_the_same_run(place: Place
         assert chain(run) == one
         assert tensors(run) == held
 
+    rehearsals = set()
     for step, ranks in ((12, 1), (18, 2), (24, 2)):
         facts = predicate(place.run / "checkpoints" / layout.checkpoint_name(step))
         assert facts["segment"]["class"] == "exact"  # type: ignore[index]
         assert facts["launch"]["world_size"] == ranks  # type: ignore[index]
         assert facts["determinism"]["settings"]["elastic_shards"] == 8  # type: ignore[index]
+        rehearsals.add(facts["determinism"]["settings"]["elastic_rehearsal"])  # type: ignore[index]
+    for run in ("run1", "run4", "rows4"):
+        facts = predicate(place.root / run / "checkpoints" / layout.checkpoint_name(24))
+        rehearsals.add(facts["determinism"]["settings"]["elastic_rehearsal"])  # type: ignore[index]
+    assert len(rehearsals) == 1
     whom = keys(place)
     words = ["replay", str(place.run), "--from", "18", "--to", "24", "--processes", "1", *whom]
     assert (done := place.harness(*words)).code == 0, done.out + done.err
@@ -111,3 +117,16 @@ def test_what_would_break_it_is_refused_with_the_reason(
     assert done.code != 0
     assert says in done.err, done.err[-2000:]
     assert not list(place.run.glob("checkpoints/*"))
+
+
+def test_a_task_that_finds_its_world_size_where_nobody_looks_is_refused_at_another_one(place: Place) -> None:
+    """Oracle: a divisor from /proc, 2 on two ranks and 1 on one; nothing is trained, and two may go on."""
+    task = '{kind: "hostile_tasks:Unseen"}'
+    name = write(
+        place, "toy.yaml", place.run, task=task, train="{steps: 2, global_batch: 16, micro_batch: 2}"
+    )
+    assert (done := place.harness("train", name, processes=2)).code == 0, done.err
+    refused = place.harness("train", name)
+    assert (refused.code, refused.out) != (0, "")
+    assert "gets other gradients than the one before it, which had 2 processes and this one 1" in refused.err
+    assert place.harness("train", name, processes=2).code == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,14 +24,17 @@ from harness.checkpoint import rng
 from harness.commands import plan as command
 from harness.determinism import peers
 from harness.determinism.peers import Peers
-from harness.errors import TrainingFailed
+from harness.errors import ResumeRefused, TrainingFailed
 from harness.format import layout
 from harness.provenance.signing import keys
+from harness.training.beginning import continuation
+from harness.training.beginning.continuation import Launched
 from harness.training.elastic import rehearsal, tree_sums
 from harness.training.evaluation.held_out import evaluate
 from harness.training.loop import train
 from harness.training.plan import plan
 from harness.training.seeding import seed_rank
+from harness.training.statement.record import RunFacts, Segment, in_words
 from harness.training.step import position
 from harness.workers import Workers
 
@@ -81,6 +84,9 @@ def run(root: Path, kind: str, **sections: str) -> Path:
             "asks for its rank or world size when it computes a micro-batch: `is_initialized` at hostile",
         ),
         ("Sparse", "`table` has sparse gradients"),
+        ("Synced", "`normal` is a SyncBatchNorm, whose statistics are of what all ranks compute at a time"),
+        ("Strided", "the parameter `first.weight` of shape (16, 8) is not contiguous in memory"),
+        ("Writes", "`unit` writes to the input of a unit in place"),
         ("Unused", "`unused.weight` gets no gradient from a micro-batch"),
         ("Backward", "`first.weight` has a gradient before the loss is returned"),
         ("Row", "the loss has shape (1,), and must be a scalar"),
@@ -104,6 +110,28 @@ def test_caches_and_what_is_overwritten_are_no_faults_and_fixed_statistics_stay_
     folder = run(tmp_path, "Honest")
     saved = load_file(layout.RunFolder(folder).checkpoint(2) / "model.safetensors")
     assert int(saved["normal.num_batches_tracked"]) == 0
+
+
+def test_a_launch_that_gets_other_gradients_than_the_one_before_is_exact_no_more() -> None:
+    """Oracle: the digest that the statement before has, none where an older version made it, or another."""
+    said: list[str] = []
+
+    def compared(signed: dict[str, str], accept: Sequence[str] = ()) -> tuple[str, str, int]:
+        before = {"determinism": {"settings": signed}, "launch": {"world_size": 2}}
+        opened: Any = SimpleNamespace(found=SimpleNamespace(statement=SimpleNamespace(predicate=before)))
+        segment = Segment(1, "exact")
+        facts = RunFacts({}, segment, {"world_size": 4}, {}, {}, {}, {}, "warn", {"threads": 1})
+        found = continuation.rehearsed(opened, Launched(segment, facts), "b" * 64, accept, said.append)
+        assert found.facts.segment == found.segment
+        settings = found.facts.determinism_settings
+        assert settings == {"threads": 1, "elastic_rehearsal": "b" * 64}
+        return found.segment.kind, in_words(found.segment.differences), len(said)
+
+    assert compared({}) == compared({"elastic_rehearsal": "b" * 64}) == ("exact", "", 0)
+    with pytest.raises(ResumeRefused, match="than the one before it, which had 2 processes and this one 4"):
+        compared({"elastic_rehearsal": "a" * 64}, ["config"])
+    told = "gradients of shards 0 and 1: aaaaaaaaaaaa… → bbbbbbbbbbbb…"
+    assert compared({"elastic_rehearsal": "a" * 64}, ["code"]) == ("accepted", told, 1)
 
 
 def test_loader_processes_that_make_other_samples_are_refused(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ GRADIENTS = {
     "ConvolutionBackward0": "aten::convolution_backward",
 }
 _COMPILED = "CompiledFunctionBackward"
+_KNOWN = ("torch.", "harness.training.elastic.")
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,11 @@ def walk(loss: Tensor) -> Walked:
 
 
 def _custom(node: Any) -> list[str]:
-    """The name of a custom autograd function; none for those that torch itself brings."""
+    """The name of a custom autograd function; none for those that torch itself brings, and for ours, which
+    pass gradients on."""
     function = node._forward_cls
-    return (
-        [] if function.__module__.startswith("torch.") else [f"{function.__module__}.{function.__qualname__}"]
-    )
+    known = function.__module__.startswith(_KNOWN)
+    return [] if known else [f"{function.__module__}.{function.__qualname__}"]
 
 
 def _result(node: Any) -> tuple[str, str]:

@@ -105,6 +105,10 @@ def train(
                 )
             current = building.build(settings, task, workers, prepare)
             stack.callback(current.batches.close)
+            if current.rehearsed:
+                launched = workers.first_only(
+                    partial(continuation.rehearsed, opened, launched, current.rehearsed, accept, screen.say)
+                )
             if found is None:
                 stream = workers.together(
                     partial(position.begin, current, None if origin is None else origin.loaded)

@@ -8,8 +8,8 @@ tensors. Those are verified while they are read, so a checkpoint may turn out to
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,9 +26,10 @@ from harness.training.beginning import remote, resume
 from harness.training.beginning import start as begin
 from harness.training.beginning.resume import HeldRun, OpenRun
 from harness.training.beginning.start import Origin
+from harness.training.elastic import mode as elastic
 from harness.training.ranks.launch import Launch
 from harness.training.statement.facts import facts_of
-from harness.training.statement.record import RunFacts, Segment, in_words
+from harness.training.statement.record import Difference, RunFacts, Segment, in_words
 from harness.training.step import position
 from harness.training.step.position import wanted_files
 from harness.training.step.session import Session
@@ -102,6 +103,44 @@ def classify(
         told += [f"of the policy: {', '.join(rules)}"] if rules else []
         what = "; ".join([error.what, *told])
         raise ResumeRefused(what, where=error.where, remedy=error.remedy) from error
+
+
+def rehearsed(
+    opened: OpenRun | None,
+    launched: Launched | None,
+    rehearsal: str,
+    accept: Sequence[str],
+    say: Callable[[str], None],
+) -> Launched:
+    """``launched`` with the digest ``rehearsal`` of what the first shards give at the run's first weights.
+
+    Raises `ResumeRefused` when it would be ``exact`` and the launch before, which may have had another world
+    size, got something else; ``accept`` of ``code`` makes it ``accepted``.
+    """
+    if opened is None or launched is None:
+        raise TrainingFailed("only rank 0 compares a launch with the one before it")
+    facts, segment = launched.facts, launched.segment
+    settings = {**facts.determinism_settings, elastic.REHEARSAL: rehearsal}
+    facts = replace(facts, determinism_settings=settings)
+    if segment.kind != "exact" or opened.found.statement is None:
+        return Launched(segment, facts)
+    before = opened.found.statement.predicate
+    known = before["determinism"]["settings"].get(elastic.REHEARSAL, rehearsal)
+    if known == rehearsal:
+        return Launched(segment, facts)
+    ranks = [str(each["world_size"]) for each in (before["launch"], facts.launch)]
+    if "code" not in accept:
+        raise ResumeRefused(
+            "from the same weights and samples this launch gets other gradients than the one before it, "
+            f"which had {ranks[0]} processes and this one {ranks[1]}",
+            where="determinism.elastic, shards 0 and 1",
+            remedy="look for what the task reads of world size or host (files, /proc, MPI) and for what has "
+            "changed, or continue and sign why: --accept code --reason TEXT",
+        )
+    told = Difference("gradients of shards 0 and 1", f"{known[:12]}…", f"{rehearsal[:12]}…")
+    segment = replace(segment, kind="accepted", differences=(*segment.differences, told))
+    say(f"accepted, not exact: {told}")
+    return Launched(segment, replace(facts, segment=segment))
 
 
 def _run_id(opened: OpenRun) -> str:

@@ -14,6 +14,8 @@ from harness.settings import Settings
 
 SHAPE = "binary, neighbours first"
 """The tree, in the words of the statement."""
+REHEARSAL = "elastic_rehearsal"
+"""The statement's name for the digest of the gradients of shards 0 and 1 at the first weights."""
 _THREADS = 1
 
 

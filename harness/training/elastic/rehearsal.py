@@ -6,18 +6,21 @@ While the task is made, the model is built and the first shards are computed:
 
 Before the first step:
 
-- ranks that begin with other weights or buffers; sparse gradients; generators of the task's own
+- ranks that begin with other weights or buffers; generators of the task's own; sparse gradients, batch
+  statistics of all ranks, weights that are not contiguous (`unfit`)
 - shards 0, 1 and 0 again, evaluations between them: gradients of shard 0 that differ between the two, or
   between the ranks; weights, buffers, attributes and global variables of a person's own code that carry
   something from one to the next; a parameter without a gradient; a loss that is no scalar
 - with loader processes, micro-batches of the first update that are not those of this process
 
-All of it is refused. It is executed in a sandbox and leaves no trace. What shows later only, such as a rank
-that is looked at when a rare sample comes, is not seen here; step digests and a replay find that.
+All of it is refused. It is executed in a sandbox and leaves no trace. The digest of the gradients of shards 0
+and 1 is signed: the next launch, which may have another world size, must get the same. What shows later, such
+as a rank that is looked at when a rare sample comes, is not seen here; step digests and a replay find that.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -26,13 +29,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from harness.checkpoint import mesh
 from harness.checkpoint.state import model_tensors
 from harness.determinism import peers
-from harness.determinism.bit_sums import Plan
+from harness.determinism.bit_sums import Piece, Plan
 from harness.determinism.peers import Peers
 from harness.determinism.sandbox import Sandbox, Snapshot
 from harness.errors import ConfigError, HarnessError, TrainingFailed
 from harness.tasks.task import Batch, Task
+from harness.training.elastic import unfit
 from harness.training.elastic.tree_sums import ShardSums, without_gradient
 from harness.training.evaluation.held_out import evaluating, on_device
 from harness.training.optimizer import local
@@ -90,13 +95,7 @@ def _built(task: Task) -> nn.Module:
     with Peers() as seen:
         model = task.build_model()
     _refuse_peers(seen, task, "builds its model")
-    for name, module in model.named_modules():
-        if getattr(module, "sparse", False) and isinstance(module, nn.Embedding | nn.EmbeddingBag):
-            raise TrainingFailed(
-                f"`{name}` has sparse gradients, which are not added in a tree",
-                where=_WHERE,
-                remedy=f"build it with sparse=False, {_TURN_OFF}",
-            )
+    unfit.refuse(model)
     return model
 
 
@@ -107,16 +106,17 @@ def examine(
     held_out: Sequence[Batch],
     *,
     compiled: bool,
-) -> None:
-    """Compute the first shards, of ``size`` samples, as the module says. Collective.
+) -> str:
+    """Compute the first shards, of ``size`` samples, as the module says; returns the digest of the gradients
+    of shards 0 and 1 at the first weights, hex, the same at every world size. Collective.
 
     Raises `TrainingFailed` on every rank for what would break the bits.
     """
     rehearsal = _Rehearsal(session, size, held_out)
     with Sandbox(session.model, session.wrapped, session.task.generators(), (session.task,)):
         # The ranks pass together, so what is wrong on one is told when all have.
-        names, found = rehearsal.passes(sums, compiled)
-        odd = sums.differing(names, found)
+        plan, zero, one = rehearsal.passes(sums, compiled)
+        odd = sums.differing(plan.names, zero)
     session.workers.together(rehearsal.refuse)
     if odd is not None:
         raise TrainingFailed(
@@ -125,6 +125,7 @@ def examine(
             where=_WHERE,
             remedy=_LOOK_FOR,
         )
+    return hashlib.sha256(b"".join(plan.digest(sums.total(each)) for each in (zero, one))).hexdigest()
 
 
 class _Rehearsal:
@@ -141,9 +142,9 @@ class _Rehearsal:
         if self._wrong:
             raise self._wrong[0]
 
-    def passes(self, sums: ShardSums | ShardedSums, compiled: bool) -> tuple[list[str], Tensor]:
-        """Shards 0, 0, 1, 0, and evaluations before the second and the third; the names of the parameters,
-        and the sums over the bits of the gradients that the second pass left."""
+    def passes(self, sums: ShardSums | ShardedSums, compiled: bool) -> tuple[Plan, Tensor, Tensor]:
+        """Shards 0, 0, 1, 0, and evaluations before the second and the third; how gradients are summed, and
+        the sums over the bits of those that the second pass left, and the third."""
         model, task = self._session.model, self._session.task
         saved = set(model.state_dict())
         buffers = {name: each.clone() for name, each in model.named_buffers() if name in saved}
@@ -154,11 +155,11 @@ class _Rehearsal:
         self._note(lambda: _refuse_peers(seen, task, "computes a micro-batch"))
         self._evaluate()
         sums.compare()
-        names, first = self._pass(0)
+        plan, first = self._pass(0)
         kept = Snapshot(model, [task, *peers.own_code([task, *model.modules()])])
         weights = self._weights()
         self._evaluate()
-        self._pass(1)
+        _, second = self._pass(1)
         _, again = self._pass(0)
         self._note_state(buffers, kept)
         now = self._weights()
@@ -173,11 +174,11 @@ class _Rehearsal:
             other = (first != again).nonzero().flatten().tolist()
             self._note_wrong(
                 "from the same samples and generators shard 0 gets other gradients when computed again, "
-                f"in {len(other)} of {len(names)} tensors, first `{names[other[0]]}`",
+                f"in {len(other)} of {len(plan.names)} tensors, first `{plan.names[other[0]]}`",
                 "draw from the global generators of python, numpy and torch in `loss` and from none of them "
                 "in `batch`, read no clock; for kernels that vary set determinism.mode=strict",
             )
-        return names, first
+        return plan, first, second
 
     def _note_state(self, buffers: Mapping[str, Tensor], kept: Snapshot) -> None:
         """What the passes have left behind: in ``buffers``, saved ones, or in what was ``kept``."""
@@ -220,14 +221,17 @@ class _Rehearsal:
     def _note_wrong(self, what: str, remedy: str) -> None:
         self._wrong.append(TrainingFailed(what, where=_WHERE, remedy=remedy))
 
-    def _pass(self, shard: int, ends: Callable[[str], None] = lambda _: None) -> tuple[list[str], Tensor]:
+    def _pass(self, shard: int, ends: Callable[[str], None] = lambda _: None) -> tuple[Plan, Tensor]:
         """Forward and backward of ``shard`` as the first update has it; the gradients are taken away.
         ``ends`` is called where each of the two ways does."""
         session = self._session
         batch = self._samples(shard)
         seed_shard(session.seed, shard, 0)
-        with session.autocast():
-            loss = session.task.loss(session.wrapped, batch)
+        try:
+            with session.autocast():
+                loss = session.task.loss(session.wrapped, batch)
+        except RuntimeError as error:
+            raise unfit.explained(error, session.model) from error
         if loss.ndim:
             self._note_wrong(
                 f"the loss has shape {tuple(loss.shape)}, and must be a scalar", "return its mean or sum"
@@ -242,15 +246,16 @@ class _Rehearsal:
             )
         loss.backward()
         ends("back")
-        gradients: dict[str, Tensor] = {}
+        gradients: dict[str, Piece] = {}
         for name, parameter in session.model.named_parameters():
             if parameter.requires_grad and parameter.grad is None:
                 self._wrong.append(without_gradient(f"`{name}`"))
             elif parameter.grad is not None:
-                gradients[name] = local(parameter.grad)
+                rows, begin = mesh.local_part(name, parameter.grad)
+                gradients[name] = Piece(rows, parameter.numel(), begin, tuple(parameter.shape))
                 parameter.grad = None
         plan = Plan(gradients, 0)
-        return plan.names, plan.sums().cpu()
+        return plan, plan.sums().cpu()
 
     def _samples(self, shard: int) -> Batch:
         """Samples of the corpus, from the first again where there are fewer, on the device."""

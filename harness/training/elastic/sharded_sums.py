@@ -21,8 +21,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
 
+from harness.checkpoint import cut
 from harness.determinism import tree
 from harness.errors import TrainingFailed
+from harness.training.elastic import unfit
 from harness.training.elastic.tree_sums import Differing, all_gather, without_gradient
 from harness.training.optimizer import local
 from harness.workers import Workers
@@ -130,7 +132,7 @@ class TreeReduceScatter(ReduceScatter):
         self.unit = unit
         self._order = order
         self.watching = False
-        """Whether every rank sends the same, so that another one shows."""
+        """Whether every rank sends the same, so that another one shows; nothing is then added."""
         self.others: Tensor | None = None
         """When `watching`: of each rank, whether it sent other bits than rank 0."""
 
@@ -160,15 +162,12 @@ class TreeReduceScatter(ReduceScatter):
         if self.watching:
             bits = rows.view(torch.uint8)
             self.others = (bits != bits[0]).any(dim=1)
-        output_tensor.copy_(tree.folded(rows))
+        output_tensor.copy_(rows[0] if self.watching else tree.folded(rows))
 
 
 def _stays_gathered(module: FSDPModule) -> bool:
     """Whether accelerate asked so: of a model's last norm and head, which the way back begins with."""
-    state: Any = module._get_fsdp_state()
-    # Torch 2.11 has one group for each module.
-    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
-    return not all(each is None or each._reshard_after_forward for each in groups)
+    return not all(each._reshard_after_forward for each in cut.groups(module))
 
 
 class ShardedSums:
@@ -194,6 +193,7 @@ class ShardedSums:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
                 self._units.append(unit)
+        unfit.once(model)
 
     @contextmanager
     def last(self) -> Iterator[None]:
@@ -244,6 +244,11 @@ class ShardedSums:
         """In the next pass every rank has the same shard: watch whether they bring the same together."""
         for unit in self._units:
             unit.watching, unit.others = True, None
+
+    def total(self, sums: Tensor) -> Tensor:
+        """Of all elements, from every rank's ``sums`` over the bits of its rows. Collective."""
+        every = self._workers.gather_bytes(sums.numpy().tobytes())
+        return torch.stack([torch.frombuffer(bytearray(each), dtype=torch.int64) for each in every]).sum(0)
 
     def differing(self, names: Sequence[str], sums: Tensor) -> Differing | None:
         """Whether a rank brought other gradients than rank 0 since `compare`. This rank's rows, of which

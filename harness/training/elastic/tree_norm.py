@@ -64,7 +64,7 @@ def _groups(gradients: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         if group and size + each.numel() > _GROUP_ELEMENTS:
             yield group
             group, size = {}, 0
-        width = each[0].numel() if each.ndim and each.shape[0] else 1
+        width = each[0].numel() if each.ndim and each.numel() else 1
         group[name] = each.reshape(-1, width).float()
         size += each.numel()
     yield group

@@ -152,6 +152,10 @@ class ShardSums:
     def compare(self) -> None:
         """Nothing to prepare for `differing`: every rank has whole gradients."""
 
+    def total(self, sums: Tensor) -> Tensor:
+        """Of all elements, from this rank's ``sums`` over bits, which are of all of them."""
+        return sums
+
     def differing(self, names: Sequence[str], sums: Tensor) -> Differing | None:
         """Whether a rank has other gradients than rank 0; ``sums``: one of each of ``names``. Collective."""
         every = self._workers.gather_bytes(sums.numpy().tobytes())

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.checkpoint import rng
-from harness.checkpoint.cut import is_sharded
+from harness.checkpoint.cut import groups, is_sharded
 from harness.checkpoint.state import TrainingState
 from harness.data.loader import MicroBatches
 from harness.data.order import Order
@@ -149,7 +149,8 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
         from harness.training.elastic import rehearsal
 
         size = settings.train.micro_batch
-        rehearsal.examine(session, sums, size, task.evaluation(size, 1), compiled=settings.compile)
+        held_out = task.evaluation(size, 1)
+        session.rehearsed = rehearsal.examine(session, sums, size, held_out, compiled=settings.compile)
     elif workers.world_size > 1 or settings.compile:
         _warm_up(session, settings.train.micro_batch)
     return session
@@ -165,6 +166,10 @@ def _wrapped(model: nn.Module, settings: Settings, workers: Workers, prepare: Ac
     if settings.compile:
         for module in _units(model) if settings.determinism.elastic else [wrapped]:
             module.compile()
+    if settings.determinism.elastic:
+        from harness.training.elastic import boundaries
+
+        boundaries.join(model)
     return wrapped
 
 
@@ -212,13 +217,41 @@ def _sharded(model: nn.Module, prepare: Accelerator) -> nn.Module:
             where="parallel: fsdp2",
             remedy="do it in the model's forward pass, or set parallel=ddp",
         )
-    sharded: nn.Module = fsdp2_prepare_model(prepare, model)
+    empty = [name for name, each in model.named_parameters() if each.requires_grad and not each.numel()]
+    if empty:
+        raise _uncut(f"`{empty[0]}` has no elements")
+    try:
+        sharded: nn.Module = fsdp2_prepare_model(prepare, model)
+    except (ValueError, NotImplementedError) as error:  # a scalar, a parameter of two units, strides
+        raise _uncut(str(error)) from error
+    _refuse_mixed_dtypes(sharded)
     if not is_sharded(sharded):
         remedy = "install the accelerate of requirements.lock, or set parallel: ddp"
         raise EnvironmentFault(
             "accelerate made no fully sharded model", where="parallel: fsdp2", remedy=remedy
         )
     return sharded
+
+
+def _uncut(why: str) -> ConfigError:
+    return ConfigError(
+        f"FSDP2 cannot cut this model: {' '.join(why.split()).removesuffix('.')}",
+        where="parallel: fsdp2",
+        remedy="change the model so, or set parallel=ddp",
+    )
+
+
+def _refuse_mixed_dtypes(model: nn.Module) -> None:
+    """Raise `ConfigError` for a unit of FSDP2 whose trained parameters have several dtypes, before its first
+    pass does so without a name."""
+    names = {id(each): name for name, each in model.named_parameters()}
+    for module in model.modules():
+        for group in groups(module) if is_sharded(module) else ():
+            trained = [each.sharded_param for each in group.fsdp_params if each.sharded_param.requires_grad]
+            dtypes = {each.dtype: names[id(each)] for each in reversed(trained)}
+            if len(dtypes) > 1:
+                told = " and ".join(f"`{name}` is {dtype}" for dtype, name in dtypes.items())
+                raise _uncut(f"in one unit {told.replace('torch.', '')}")
 
 
 def _replicated(model: nn.Module, workers: Workers, prepare: Accelerator) -> nn.Module:

@@ -64,6 +64,8 @@ class Session:
     seed: int
     sums: ShardSums | ShardedSums | None = None
     """Adds what the logical shards give in a fixed tree; None when the run is not elastic."""
+    rehearsed: str = ""
+    """Digest of what the first shards of an elastic run give at its first weights, hex."""
     updates: int = 0
     """Updates that the state is of."""
     doubling: Doubling | None = None
