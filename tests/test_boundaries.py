@@ -1,4 +1,4 @@
-"""The same model with and without FSDP2: what is added up where, and what FSDP2 cannot do, said with a name."""
+"""The same model with and without FSDP2: what is added up where, and what FSDP2 cannot do, by its name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from harness.errors import ConfigError, TrainingFailed
 from harness.training.elastic import boundaries, unfit
 from harness.training.optimizer import local
-from harness.training.step import building
+from harness.training.step import cutting
 
 
 class Block(nn.Module):
@@ -48,7 +48,7 @@ class Branching(nn.Module):
 @pytest.fixture(autouse=True)
 def group() -> Iterator[None]:
     """A process group of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
@@ -82,15 +82,16 @@ def test_what_a_unit_gives_back_is_added_up_as_fsdp2_does() -> None:
 
 def test_differentiating_twice_under_fsdp2_is_refused_by_the_name_of_the_model() -> None:
     """Oracle: a penalty on the gradient of the input, and of the weights; once, retained, is nothing."""
-    model = sharded(Branching())
-    unfit.once(model)
-    x = torch.randn(4, 8, requires_grad=True)
-    torch.autograd.grad(model(x).sum(), x, retain_graph=True)
-    for wanted in ([x], list(model.parameters())):
-        with pytest.raises(
-            TrainingFailed, match=r"`Branching` is differentiated twice \(create_graph=True\)"
-        ):
-            torch.autograd.grad(model(x).sum(), wanted, create_graph=True)
+    for kind in ("input", "weights", "retained"):
+        model = sharded(Branching())
+        unfit.once(model)
+        x = torch.randn(4, 8, requires_grad=True)
+        loss = model(x).sum()
+        if kind == "retained":
+            torch.autograd.grad(loss, x, retain_graph=True)
+            continue
+        with pytest.raises(TrainingFailed, match=r"`Branching` is differentiated twice \(create_graph=T"):
+            torch.autograd.grad(loss, x if kind == "input" else list(model.parameters()), create_graph=True)
 
 
 def test_weights_that_are_used_past_the_model_under_fsdp2_are_named() -> None:
@@ -108,23 +109,25 @@ def test_weights_that_are_used_past_the_model_under_fsdp2_are_named() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda model: model.register_parameter("none", nn.Parameter(torch.ones(0, 4))), "`none` has no elem"),
+        (lambda model: model.register_parameter("none", nn.Parameter(torch.ones(0, 4))), "`none` has no "),
         (lambda model: model.register_parameter("heat", nn.Parameter(torch.tensor(1.0))), "Change heat to a"),
-        (lambda model: model.blocks[0].inner.bfloat16(),
-         "in one unit `blocks.0.inner.weight` is bfloat16 and `first.weight` is float32"),
+        (lambda model: setattr(model.blocks[0].inner, "bias", nn.Parameter(torch.ones(16).bfloat16())),
+         "in one unit `blocks.0.inner.bias` is bfloat16 and `blocks.0.inner.weight` is float32"),
         (lambda model: model.first.register_parameter("weight", nn.Parameter(torch.ones(8, 16).t())),
          "does not support non-contiguous parameters"),
+        (lambda model: setattr(model.blocks[1].inner, "bias", model.blocks[0].inner.bias),
+         "`blocks.0.inner.bias` is `blocks.1.inner.bias` as well, in another unit"),
     ],
 )  # fmt: skip
 def test_what_fsdp2_cannot_cut_is_refused_before_the_first_pass(
     monkeypatch: pytest.MonkeyPatch, change: Callable[[nn.Module], object], says: str
 ) -> None:
-    """Oracle: one such parameter in a model of one unit."""
-    monkeypatch.setattr(building, "fsdp2_prepare_model", lambda _, model: fully_shard(model))
+    """Oracle: one such parameter in a model of three units."""
+    monkeypatch.setattr(cutting, "fsdp2_prepare_model", lambda _, model: sharded(model))
     prepare: Any = None
-    assert building._sharded(Branching(), prepare)
+    assert cutting.cut(Branching(), prepare)
     model = Branching()
     change(model)
     with pytest.raises(ConfigError, match="FSDP2 cannot cut this model") as raised:
-        building._sharded(model, prepare)
+        cutting.cut(model, prepare)
     assert says in str(raised.value)

@@ -42,11 +42,19 @@ def adamw(
 ) -> torch.optim.AdamW:
     """Fused AdamW (arXiv 1711.05101); weight decay on parameters of two or more dimensions only.
 
-    One kernel launch per group on CPU and CUDA. Raises `TrainingFailed` when nothing is trainable.
+    One kernel launch per group on CPU and CUDA. Raises `TrainingFailed` when nothing is trainable, or
+    something that the kernel cannot train.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise TrainingFailed("the model has no trainable parameters", remedy="check the task's build_model")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.is_floating_point():
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise TrainingFailed(
+                f"`{name}` is {dtype}, and the fused AdamW trains real floating-point parameters only",
+                remedy="keep it as real numbers (torch.view_as_complex in forward)",
+            )
     decayed = [parameter for parameter in trainable if parameter.ndim >= 2]
     others = [parameter for parameter in trainable if parameter.ndim < 2]
     groups = [

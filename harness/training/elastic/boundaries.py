@@ -22,7 +22,7 @@ class Joined(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
         """The ``inputs`` themselves."""
         return inputs
 

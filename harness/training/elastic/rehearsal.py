@@ -244,7 +244,10 @@ class _Rehearsal:
                 "add it in its own order",
                 f"call no backward in `loss`: return the sum of what is to be minimised, {_TURN_OFF}",
             )
-        loss.backward()
+        try:
+            loss.backward()
+        except RuntimeError as error:
+            raise unfit.explained(error, session.model) from error
         ends("back")
         gradients: dict[str, Piece] = {}
         for name, parameter in session.model.named_parameters():

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from harness.errors import TrainingFailed
@@ -32,6 +33,12 @@ def refuse(model: nn.Module) -> None:
                 remedy=f"use a layer without batch statistics, such as LayerNorm or GroupNorm, {_TURN_OFF}",
             )
     for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise TrainingFailed(
+                f"the parameter `{name}` has no shape yet",
+                where=_WHERE,
+                remedy="give the layer its sizes, or call the model once in build_model",
+            )
         if parameter.requires_grad and not parameter.is_contiguous():
             raise TrainingFailed(
                 f"the parameter `{name}` of shape {tuple(parameter.shape)} is not contiguous in memory",

@@ -15,16 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
-from accelerate.utils import fsdp2_prepare_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from harness.checkpoint import rng
-from harness.checkpoint.cut import groups, is_sharded
+from harness.checkpoint.cut import is_sharded
 from harness.checkpoint.state import TrainingState
 from harness.data.loader import MicroBatches
 from harness.data.order import Order
-from harness.determinism.sandbox import is_hooked
 from harness.errors import ConfigError, EnvironmentFault
 from harness.settings import Settings
 from harness.tasks.task import Batch, Task
@@ -33,6 +31,7 @@ from harness.training.evaluation.held_out import on_device
 from harness.training.optimizer import Average
 from harness.training.schedule import LearningRate
 from harness.training.seeding import seed_rank, seed_weights
+from harness.training.step import cutting
 from harness.training.step.session import Session
 from harness.workers import Workers
 
@@ -158,7 +157,7 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
 
 def _wrapped(model: nn.Module, settings: Settings, workers: Workers, prepare: Accelerator) -> nn.Module:
     if _is_cut(settings, workers):
-        wrapped = _sharded(model, prepare)
+        wrapped = workers.together(lambda: cutting.cut(model, prepare))
     elif settings.determinism.elastic:
         wrapped = model
     else:
@@ -206,52 +205,6 @@ def _sums(model: nn.Module, workers: Workers, count: int) -> ShardSums | Sharded
 
     trained = [(name, each) for name, each in model.named_parameters() if each.requires_grad]
     return ShardSums(workers, trained, count)
-
-
-def _sharded(model: nn.Module, prepare: Accelerator) -> nn.Module:
-    """``model`` itself, its parameters cut along their first dimension among all ranks."""
-    hooked = [name for name, each in model.named_parameters() if is_hooked(each)]
-    if hooked:
-        raise ConfigError(
-            f"`{hooked[0]}` has a hook on its gradient, which FSDP2 would lose: it replaces parameters",
-            where="parallel: fsdp2",
-            remedy="do it in the model's forward pass, or set parallel=ddp",
-        )
-    empty = [name for name, each in model.named_parameters() if each.requires_grad and not each.numel()]
-    if empty:
-        raise _uncut(f"`{empty[0]}` has no elements")
-    try:
-        sharded: nn.Module = fsdp2_prepare_model(prepare, model)
-    except (ValueError, NotImplementedError) as error:  # a scalar, a parameter of two units, strides
-        raise _uncut(str(error)) from error
-    _refuse_mixed_dtypes(sharded)
-    if not is_sharded(sharded):
-        remedy = "install the accelerate of requirements.lock, or set parallel: ddp"
-        raise EnvironmentFault(
-            "accelerate made no fully sharded model", where="parallel: fsdp2", remedy=remedy
-        )
-    return sharded
-
-
-def _uncut(why: str) -> ConfigError:
-    return ConfigError(
-        f"FSDP2 cannot cut this model: {' '.join(why.split()).removesuffix('.')}",
-        where="parallel: fsdp2",
-        remedy="change the model so, or set parallel=ddp",
-    )
-
-
-def _refuse_mixed_dtypes(model: nn.Module) -> None:
-    """Raise `ConfigError` for a unit of FSDP2 whose trained parameters have several dtypes, before its first
-    pass does so without a name."""
-    names = {id(each): name for name, each in model.named_parameters()}
-    for module in model.modules():
-        for group in groups(module) if is_sharded(module) else ():
-            trained = [each.sharded_param for each in group.fsdp_params if each.sharded_param.requires_grad]
-            dtypes = {each.dtype: names[id(each)] for each in reversed(trained)}
-            if len(dtypes) > 1:
-                told = " and ".join(f"`{name}` is {dtype}" for dtype, name in dtypes.items())
-                raise _uncut(f"in one unit {told.replace('torch.', '')}")
 
 
 def _replicated(model: nn.Module, workers: Workers, prepare: Accelerator) -> nn.Module:
