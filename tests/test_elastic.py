@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import orjson
 import pytest
-from conftest import Place
+from conftest import TESTS, Place
 from test_train import keys, predicate
 from toy_task import config
 
@@ -121,6 +122,7 @@ def test_what_would_break_it_is_refused_with_the_reason(
 
 def test_a_task_that_finds_its_world_size_where_nobody_looks_is_refused_at_another_one(place: Place) -> None:
     """Oracle: a divisor from /proc, 2 on two ranks and 1 on one; nothing is trained, and two may go on."""
+    shutil.copy(TESTS / "hostile_tasks.py", place.root)
     task = '{kind: "hostile_tasks:Unseen"}'
     name = write(
         place, "toy.yaml", place.run, task=task, train="{steps: 2, global_batch: 16, micro_batch: 2}"

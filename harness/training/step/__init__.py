@@ -1,5 +1,5 @@
-"""One update on one rank. Begin at `session`, which steps; `building` makes it, `position` puts it where a
-run begins or goes on.
+"""One update on one rank. Begin at `session`, which steps; `building` makes it, with a model that `cutting`
+cuts by FSDP2, and `position` puts it where a run begins or goes on.
 
 What is seen of a step: `digests` of gradients and state, their way to the host with loss and norm
 (`readback`), and when it is executed twice (`doubling`). When a number is not finite, `post_mortem` finds out
