@@ -157,7 +157,7 @@ def build(settings: Settings, task: Task, workers: Workers, prepare: Accelerator
 
 def _wrapped(model: nn.Module, settings: Settings, workers: Workers, prepare: Accelerator) -> nn.Module:
     if _is_cut(settings, workers):
-        wrapped = workers.together(lambda: cutting.cut(model, prepare))
+        wrapped = cutting.cut(model, prepare)
     elif settings.determinism.elastic:
         wrapped = model
     else:
