@@ -649,6 +649,21 @@ def test_what_is_written_into_a_shard_is_found_before_the_next_checkpoint(tmp_pa
         recorder.save(10)
 
 
+@pytest.mark.parametrize("place", [-2, 0])
+def test_what_is_written_into_a_shard_right_after_it_was_opened_is_found(tmp_path: Path, place: int) -> None:
+    """Oracle: the bytes of the file. Its beginning, the header, and its end have gone through a buffer once,
+    and a clock of coarse ticks gives it the times that it had."""
+    file = tmp_path / "a.safetensors"
+    shard(file)
+    opened = corpus(tmp_path, "tokens")
+    opened.require_unchanged()
+    (held,) = opened.held
+    flip(file, place)
+    held._stamp = files.stamp(file.stat())
+    with pytest.raises(VerificationFailed, match="changed while it was trained on"):
+        opened.require_unchanged()
+
+
 def test_a_shard_that_changes_while_it_is_hashed_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

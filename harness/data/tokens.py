@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -99,24 +100,30 @@ def _windows(array: Array, length: int) -> Array:
     return windows
 
 
+_TICK_NS = 2_000_000_000
+"""The coarsest step of a file's times that is in use, FAT's (the `st_mtime` of Python's documentation of
+`os.stat_result`)."""
+
+
 class Mapped:
     """A file that is opened once: what was digested is what is parsed, mapped and trained on.
 
     Another file that takes its name is never read. What is written into this one does reach the mapping,
     since a corpus is no copy in memory; the kernel then changes the times of the file, which
-    `require_unchanged` compares at the price of one fstat.
+    `require_unchanged` compares at the price of one fstat. A file that had just been written when it was
+    digested is digested again, since its times go by the ticks of a clock.
     """
 
     def __init__(self, stream: BufferedReader, where: str) -> None:
         """``stream``: the open file, kept open; ``where`` names it. Raises `VerificationFailed` when it is
         empty or changes while it is digested, `EnvironmentFault` when it cannot be mapped."""
         self._stream, self._where = stream, where
-        self._stamp = self._looked_at()
+        self._stamp, self._settled = self._looked_at()
         if not self._stamp[0]:
             raise VerificationFailed("is empty", where=where)
         self.sha256 = self._digest()
         """Hex, of all its bytes."""
-        if self._looked_at() != self._stamp:
+        if self._looked_at()[0] != self._stamp:
             raise VerificationFailed("changed while it was read", where=where, remedy="start again")
         try:
             self._mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -125,8 +132,8 @@ class Mapped:
 
     def header(self) -> Header:
         """Of a safetensors file. Raises as `safetensors_header.read_open`."""
-        self._stream.seek(0)
-        return safetensors_header.read_open(self._stream, where=self._where)
+        with self._from_start() as stream:
+            return safetensors_header.read_open(stream, where=self._where)
 
     def array(self, dtype: str, offset: int, count: int) -> Array:
         """``count`` values of ``dtype`` at byte ``offset``, mapped read-only; ``count`` is not 0.
@@ -137,8 +144,8 @@ class Mapped:
 
     def require_unchanged(self) -> None:
         """Raise `VerificationFailed` when the file does not hold any more what was digested."""
-        now = self._looked_at()
-        if now == self._stamp:
+        now, settled = self._looked_at()
+        if now == self._stamp and self._settled:
             return
         # A new name or other permissions change the times as well: only the bytes tell.
         if now[0] != self._stamp[0] or self._digest() != self.sha256:
@@ -147,11 +154,20 @@ class Mapped:
                 where=self._where,
                 remedy="get the file back; the checkpoints before were made with what it held at the start",
             )
-        self._stamp = now
+        self._stamp, self._settled = now, settled
 
-    def _looked_at(self) -> files.Stamp:
-        return files.stamp(os.fstat(self._stream.fileno()))
+    def _looked_at(self) -> tuple[files.Stamp, bool]:
+        """What changes with the file, and whether another change from now on would show in it."""
+        status = os.fstat(self._stream.fileno())
+        return files.stamp(status), abs(time.time_ns() - status.st_ctime_ns) > _TICK_NS
 
     def _digest(self) -> str:
-        self._stream.seek(0)
-        return hashlib.file_digest(self._stream, "sha256").hexdigest()
+        with self._from_start() as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def _from_start(self) -> BufferedReader:
+        """The open file with an empty buffer: one that is rewound gives again what it has in its buffer,
+        whatever the file holds by now."""
+        stream = os.fdopen(self._stream.fileno(), "rb", closefd=False)
+        stream.seek(0)
+        return stream
