@@ -457,7 +457,7 @@ class Settings(Section):
     (PyTorch's fully_shard; modules of the classes in the model's `_no_split_modules` are gathered one at a
     time)."""
     compile: StrictBool = Field(default=False, json_schema_extra=SAME_DATA)
-    """Whether the model goes through torch.compile."""
+    """Whether the model goes through torch.compile; a CPU needs a C++ compiler and Python's headers."""
 
     @model_validator(mode="before")
     @classmethod

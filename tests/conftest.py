@@ -21,6 +21,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from kill_at_step import kill_tree
 
+from harness.training.step import compiler
+
 if TYPE_CHECKING:
     from object_store import Bucket, Server
 
@@ -196,6 +198,10 @@ def stop_rank(stopped: psutil.Process, other: psutil.Process, launch: Process) -
     assert psutil.wait_procs([other], timeout=TIMEOUT)[0], "the other rank hangs as well"
     stopped.kill()
     return finish(launch)
+
+
+needs_compiler = pytest.mark.skipif(compiler.lack() is not None, reason=f"{compiler.lack()}")
+"""Of a test whose model is compiled."""
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,28 @@ def test_what_is_wrong_is_bad_and_has_a_remedy(
     assert checks[check]["level"] == "bad"
     assert text in checks[check]["text"]
     assert checks[check]["remedy"] or check in ("config", "signing key", "task")
+
+
+def test_compiled_code_without_a_compiler_is_bad_before_and_refused_at_the_start(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oracle: a compiler that is not there, then Python's headers in an empty folder; without `compile`
+    nothing is asked for."""
+    monkeypatch.setenv("CXX", str(path.parent / "g++"))
+    assert "compile" not in examine(path, capsys)[1]
+    _, checks = examine(path, capsys, "compile=true")
+    assert (checks["compile"]["level"], checks["compile"]["text"]) == (
+        "bad",
+        f"no C++ compiler {path.parent / 'g++'} is on PATH",
+    )
+    assert main(["train", str(path), "compile=true"]) == 3
+    assert "which compiled code on a CPU needs: compile; install one" in capsys.readouterr().err
+    monkeypatch.setenv("CXX", sys.executable)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(path.parent))
+    _, checks = examine(path, capsys, "compile=true")
+    assert checks["compile"]["text"] == f"{path.parent} has no Python.h"
+    (path.parent / "Python.h").touch()
+    assert examine(path, capsys, "compile=true")[1]["compile"]["level"] == "ok"
 
 
 LANGUAGE: dict[str, tuple[Sequence[str], str, str]] = {

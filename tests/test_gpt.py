@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from conftest import needs_compiler
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -186,6 +187,7 @@ def test_flops_count_the_matrices_and_attention() -> None:
     assert counter.get_total_flops() == model.flops_per_token(shape.context) * shape.context
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_a_compiled_model_computes_the_same() -> None:
     """Oracle: the eager logits."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import needs_compiler
 from hypothesis import given
 from hypothesis import strategies as st
 from test_determinism_settings import gradient_of_indexing
@@ -380,6 +381,7 @@ class Tiny(torch.nn.Module):
         return self.out(self.embedding(tokens))
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_a_compiled_embedding_is_observed_differs_and_stays_compiled_under_the_census(two_threads):
     """Oracle: double execution; the other gradients, which do not race, keep their bits under a census.

@@ -9,6 +9,7 @@ import nonfinite_tasks
 import numpy as np
 import pytest
 import torch
+from conftest import needs_compiler
 from nonfinite_tasks import first_seen
 from toy_task import config
 
@@ -148,6 +149,7 @@ def test_logical_shards_and_other_precisions_are_executed_again_alike(
     assert (ended.found.again, ended.found.op) == ("same bits", "aten.log")
 
 
+@needs_compiler
 @pytest.mark.slow
 def test_compiled_code_is_executed_eagerly_to_name_the_operator(tmp_path: Path) -> None:
     """Oracle: the planted operator, which inductor fuses with others; what is compiled repeats its bits."""

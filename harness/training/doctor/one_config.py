@@ -33,6 +33,7 @@ from harness.stores.contents import Contents
 from harness.training.beginning import own_policy
 from harness.training.beginning.parent import opened_start, trust_of
 from harness.training.doctor.machine import Check, Level, environment_size, existing, signing_key, writable
+from harness.training.step import compiler
 from harness.words import human_bytes
 
 _SHARED_MEMORY = 64 << 20
@@ -69,6 +70,7 @@ def of_run(path: Path, overrides: list[str], world_size: int | None, rules: Path
     yield from timestamps(settings, rules)
     yield from _data(settings, base)
     yield from _shared_memory(settings)
+    yield from _compiler(settings)
     yield from _wandb(settings, os.environ)
     yield from _with_torch(settings, base)
 
@@ -140,6 +142,15 @@ def _own_policy(settings: Settings, signer: keys.Signer | None) -> Iterator[Chec
                 yield Check("warn", own_policy.KEY, f"{each.what}: {each.where}", each.remedy)
     except HarnessError as error:
         yield Check("bad", own_policy.KEY, str(error))
+
+
+def _compiler(settings: Settings) -> Iterator[Check]:
+    """What compiled code needs on a CPU; on a GPU it is Triton that decides."""
+    found = compiler.lack() if settings.compile else None
+    if settings.compile and found is None:
+        yield Check("ok", "compile", "a C++ compiler and Python's headers are there")
+    elif found is not None:
+        yield Check("warn" if shutil.which("nvidia-smi") else "bad", "compile", *found)
 
 
 def _satisfied(

@@ -31,7 +31,7 @@ from harness.training.evaluation.held_out import on_device
 from harness.training.optimizer import Average
 from harness.training.schedule import LearningRate
 from harness.training.seeding import seed_rank, seed_weights
-from harness.training.step import cutting
+from harness.training.step import compiler, cutting
 from harness.training.step.session import Session
 from harness.workers import Workers
 
@@ -163,6 +163,8 @@ def _wrapped(model: nn.Module, settings: Settings, workers: Workers, prepare: Ac
     else:
         wrapped = _replicated(model, workers, prepare)
     if settings.compile:
+        if workers.device.type == "cpu":
+            compiler.require()
         for module in _units(model) if settings.determinism.elastic else [wrapped]:
             module.compile()
     if settings.determinism.elastic:
