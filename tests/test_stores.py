@@ -438,7 +438,7 @@ def test_a_bit_that_flips_in_the_store_is_found_and_the_one_before_is_used(
 
     bare = RunFolder(tmp_path / "bare")
     fetched = fetch_newest(here.store, bare, check, report)
-    assert fetched.checkpoints == ("step-00000001",)
+    assert fetched.checkpoints == ["step-00000001"]
     assert len(told) == 1
     assert told[0].startswith("step-00000002: ")
     if what in PAYLOAD:
@@ -543,7 +543,7 @@ def test_fetch_brings_what_was_asked_for_and_goes_on_where_it_was(
     shutil.rmtree(folder / "checkpoints" / "step-00000003")
     bucket.flip("checkpoints/step-00000003/trainer.json")
     assert main(["fetch", bucket.url, str(folder), "--payload", "3"]) == 1
-    assert (folder / "checkpoints" / ".tmp-step-00000003" / "model.safetensors").exists()
+    assert (folder / ".tmp-fetch" / "payload" / "step-00000003" / "model.safetensors").exists()
     bucket.flip("checkpoints/step-00000003/trainer.json")
     bucket.flip("checkpoints/step-00000003/model.safetensors")  # which is here already
     assert main(["fetch", bucket.url, str(folder), "--payload", "3"]) == 0
@@ -563,8 +563,7 @@ def test_what_other_fetches_have_left_is_removed_unless_a_job_is_at_work(
     assert "another job is at work in this folder" in capsys.readouterr().err
     assert (folder / "checkpoints" / ".tmp-step-00000009").is_dir()
     assert main(["fetch", bucket.url, str(folder)]) == 0
-    # A fetch makes the temporary folder of the log anew, and removes that itself.
-    assert "removed .tmp-step-00000009: left by a save or a fetch" in capsys.readouterr().out
+    assert "removed .tmp-log, .tmp-step-00000009: left by a save or a fetch" in capsys.readouterr().out
     assert not list(folder.rglob(".tmp-*"))
     assert main(["fetch", f"{bucket.url}-typo", str(tmp_path / "typo")]) == 4
     assert "holds no checkpoint of a run: s3://" in capsys.readouterr().err
@@ -619,10 +618,10 @@ def test_a_bare_machine_goes_on_from_a_store_under_either_key_of_a_hand_over(
                 lambda folder, policy=policy: handover.check_head(folder, policy, "there"),
             )
             if name:
-                assert fetched().checkpoints == (layout.checkpoint_name(step),), told
+                assert fetched().checkpoints == [layout.checkpoint_name(step)], told
                 assert told == []
                 assert verdict(bare.root, who) == 0
             else:
                 with pytest.raises(VerificationFailed, match=f"none of the {step} checkpoints is in order"):
                     fetched()
-            assert not (bare.root / ".tmp-log").exists()
+            assert not list(bare.root.glob(".tmp-*"))

@@ -560,11 +560,12 @@ def test_a_run_that_was_fetched_is_not_believed_for_having_been_compared(
     assert (found.loaded is not None, code) == (True, 0)
     hook, swap = SWAPS[name]
     folder = "step-00000020"
-    place = {"publish": f".tmp-{folder}", "_fetch_checkpoint": f"pruned-{folder}"}[hook]
+    whole, statements = f".tmp-fetch/payload/{folder}", f"checkpoints/pruned-{folder}"
+    place = {"publish": whole, "_fetch_checkpoint": statements}[hook]
     real = getattr(fetching.durable if hook == "publish" else fetching, hook)
 
     def hooked(*words: Any) -> None:
-        target = tmp_path / "bad" / "checkpoints" / place
+        target = tmp_path / "bad" / place
         if hook == "_fetch_checkpoint" or words[0] == target:
             swap(target)
         real(*words)

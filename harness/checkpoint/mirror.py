@@ -5,7 +5,8 @@ added. The order makes every state of the store a good one for a reader:
 
 1. payload, the metrics part, then model.sig and statements, which must not be there yet
 2. MANIFEST.json, which must not be there yet either: with it the checkpoint is there
-3. the log's tiles, then its head, in place of the head that was read
+3. statements that were added to earlier ones, the log's tiles, then its head, in place of the head that was
+   read
 4. rotation: statements under ``pruned-NAME``, then MANIFEST.json goes, then the rest
 
 Any of it may be cut off; the next `Mirror.sync` completes it, without sending again what has arrived.
@@ -34,10 +35,11 @@ from harness.format import layout
 from harness.format.layout import RunFolder
 from harness.format.manifest import FileEntry, Manifest
 from harness.format.metrics_line import step_of
+from harness.provenance import later
 from harness.provenance.transparency import log, tiles, timestamp
 from harness.stores.client import PIECE, ObjectExistsError, ObjectStore, pieces_of
 from harness.stores.contents import Contents
-from harness.stores.fetch import SMALL_FILES
+from harness.stores.staged import SMALL_FILES
 
 _LIMIT = 64 << 20
 _HEAD = f"{layout.LOG}/{log.HEAD}"
@@ -257,8 +259,35 @@ class Mirror:
 
     def _send_statements(self, folder: Path, name: str) -> None:
         there = f"{layout.CHECKPOINTS}/{name}/"
+        self._send_part(name.removeprefix(layout.PRUNED))
         for path in [*_statements(folder), layout.MANIFEST]:
             self._put(there + path, durable.read_limited(folder / path, _LIMIT))
+
+    def _send_part(self, name: str) -> None:
+        """The lines of metrics.jsonl from the checkpoint before ``name`` on, unless they are there: whoever
+        fetches the run joins the parts of all, also of one that never was whole in the store."""
+        path, step = f"{layout.METRICS_PARTS}/{name}.jsonl", layout.parse_checkpoint_name(name)
+        if path in self._objects or step is None:
+            return
+        names = [
+            folder.name.removeprefix(layout.PRUNED) for folder in [*self.run.complete(), *self.run.pruned()]
+        ]
+        steps = (layout.parse_checkpoint_name(each) or 0 for each in names)
+        self._put(path, self._metrics(max((each for each in steps if each < step), default=0), step))
+
+    def _send_added(self) -> None:
+        """Statements that were added to checkpoints after these were sent: the log may name them."""
+        contents = self._contents
+        whole, pruned = set(contents.complete), set(contents.pruned)
+        for folder in [*self.run.complete(), *self.run.pruned()]:
+            name = folder.name.removeprefix(layout.PRUNED)
+            if (name in whole or name in pruned) and (folder / layout.PROVENANCE).is_dir():
+                self._send_part(name)
+                source = name if name in whole else f"{layout.PRUNED}{name}"
+                for path in _statements(folder):
+                    target = f"{layout.CHECKPOINTS}/{source}/{path}"
+                    if later.name_of(path) is not None and target not in self._objects:
+                        self._put(target, durable.read_limited(folder / path, later.LIMIT))
 
     def _send_log(self) -> None:
         head = self.run.log / log.HEAD
@@ -274,6 +303,7 @@ class Mirror:
                 for path in tiles.paths(log.claimed_size(note, where=str(head)))
                 if tiles.is_partial(path) or f"{layout.LOG}/{path}" not in self._objects
             }
+        self._send_added()
         for target, data in wanted.items():
             self._put(target, data)
         tag = self._tag

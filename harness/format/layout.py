@@ -64,6 +64,8 @@ NONFINITE = "nonfinite-"
 """Prefix of the signed last state of a run whose loss or gradients became NaN or infinite; never a parent."""
 TEMPORARY = ".tmp-"
 """Prefix of a save or a fetch that was cut off: readers ignore it, the next writer removes it."""
+FETCHED = f"{TEMPORARY}fetch"
+"""In a run folder: what a fetch has brought and not put in place yet, as a run folder of its own."""
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
 _NONFINITE_NAME = re.compile(rf"{NONFINITE}(step-\d{{8,}})(?:-([1-9]\d*))?")

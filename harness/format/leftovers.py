@@ -19,8 +19,9 @@ _WRITTEN = (
     layout.TRACKING,
     layout.METRICS,
     layout.LOG,
+    layout.FETCHED.removeprefix(layout.TEMPORARY),
 )
-"""What is written under a temporary name beside ``checkpoints/``; the log by a fetch."""
+"""What is written under a temporary name beside ``checkpoints/``."""
 
 
 def found(run: RunFolder) -> list[Path]:

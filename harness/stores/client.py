@@ -41,6 +41,8 @@ _REQUEST_SECONDS = 30
 """For one request, at most; then it counts as failed."""
 _COPY_LIMIT = 5 << 30
 """Largest object that S3 copies by itself."""
+_OUT_OF_RANGE = "416 Range Not Satisfiable"
+"""What obstore says when an object ends before the range begins."""
 _CODE = re.compile(r"<Code>([^<]*)</Code>(?:\s*<Message>([^<]*)</Message>)?")
 _HOST_ROLE = "169.254.169.254"
 """Where a host in the cloud is told its role; asked when the environment has no credentials."""
@@ -148,16 +150,25 @@ class ObjectStore:
                 return None
 
     def pieces(self, path: str, size: int) -> Iterator[memoryview]:
-        """The ``size`` bytes of a large object, in order. Raises `EvidenceIncomplete` when it is absent."""
+        """The ``size`` bytes of a large object, in order. Raises `EvidenceIncomplete` when it is absent,
+        `VerificationFailed` when it has become shorter."""
         import obstore
+        from obstore import exceptions
 
         for start in range(0, size, _RANGE):
+            end = min(start + _RANGE, size)
             with self._faults(path):
                 try:
-                    piece = obstore.get_range(self._store, path, start=start, end=min(start + _RANGE, size))
+                    piece = memoryview(obstore.get_range(self._store, path, start=start, end=end))
                 except FileNotFoundError as error:
                     raise EvidenceIncomplete("is not in the store", where=self.at(path)) from error
-            yield memoryview(piece)
+                except exceptions.GenericError as error:
+                    if _OUT_OF_RANGE not in str(error):
+                        raise
+                    piece = memoryview(b"")
+            if len(piece) != end - start:
+                raise VerificationFailed(f"has become shorter than {size} bytes", where=self.at(path))
+            yield piece
 
     def delete(self, paths: Iterable[str]) -> None:
         """Remove objects, one after the other."""

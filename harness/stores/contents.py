@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from harness.errors import EvidenceIncomplete, UsageError
 from harness.format import layout
@@ -16,13 +17,29 @@ class Contents:
     objects: Mapping[str, int]
     """Path → size."""
 
+    @cached_property
+    def _folders(self) -> Mapping[str, Mapping[str, int]]:
+        """Folder below checkpoints/ → path in it → size."""
+        found: dict[str, dict[str, int]] = {}
+        for path, size in self.objects.items():
+            top, _, rest = path.partition("/")
+            folder, _, inside = rest.partition("/")
+            if top == layout.CHECKPOINTS and folder:
+                found.setdefault(folder, {})[inside] = size
+        return found
+
     @property
     def names(self) -> list[str]:
         """Every folder below checkpoints/, finished or not."""
-        prefix = f"{layout.CHECKPOINTS}/"
-        return sorted({path.split("/")[1] for path in self.objects if path.startswith(prefix)})
+        return sorted(self._folders)
 
-    @property
+    @cached_property
+    def all(self) -> list[str]:
+        """Names of checkpoints with payload or without, by step."""
+        names = {*self.complete, *self.pruned}
+        return sorted(names, key=lambda name: layout.parse_checkpoint_name(name) or 0)
+
+    @cached_property
     def complete(self) -> list[str]:
         """Names of checkpoints with payload, by step."""
         return self._finished("")
@@ -42,16 +59,13 @@ class Contents:
 
     def of(self, folder: str) -> dict[str, int]:
         """Path below checkpoints/``folder`` → size."""
-        prefix = f"{layout.CHECKPOINTS}/{folder}/"
-        return {
-            path.removeprefix(prefix): size for path, size in self.objects.items() if path.startswith(prefix)
-        }
+        return dict(self._folders.get(folder, {}))
 
     def _finished(self, prefix: str) -> list[str]:
         found = []
         for name in self.names:
             step = layout.parse_checkpoint_name(name.removeprefix(prefix))
-            done = f"{layout.CHECKPOINTS}/{name}/{layout.MANIFEST}" in self.objects
+            done = layout.MANIFEST in self._folders[name]
             if name.startswith(prefix) and step is not None and done:
                 found.append((step, name))
         return [name for _, name in sorted(found)]

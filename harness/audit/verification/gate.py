@@ -145,7 +145,7 @@ def _loose(root: Path, signed: Set[Path]) -> Iterator[Refusal]:
     for here, folders, names in files.walk(root):
         folders[:] = sorted(name for name in folders if here / name not in signed)
         yield from (Refusal(here / name, _LINK) for name in folders if (here / name).is_symlink())
-        unfinished = here.name.startswith(layout.TEMPORARY)
+        unfinished = any(part.startswith(layout.TEMPORARY) for part in here.relative_to(root).parts)
         what, code = (_UNFINISHED, EvidenceIncomplete.exit_code) if unfinished else (_UNSIGNED, 1)
         loose = (name for name in sorted(names) if name.lower().endswith(_WEIGHTS))
         yield from (Refusal(here / name, what, code) for name in loose)
