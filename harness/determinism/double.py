@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from harness.checkpoint.cut import is_sharded
 from harness.checkpoint.rng import Generator
+from harness.determinism import codegen
 from harness.determinism import trace as traces
 from harness.determinism.census import way_ns
 from harness.determinism.sandbox import Sandbox
@@ -102,6 +103,8 @@ class Own:
     nanoseconds: int
     """What looking has added to it."""
     outcome: _Outcome
+    compilations: int
+    """Graphs that were compiled before it."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,7 @@ class Double:
         Gradients must be None before it, and afterwards be what this rank made.
         """
         started = perf_counter_ns()
+        compilations = codegen.compilations()
         self._sandbox.begin_here()
         spent = perf_counter_ns() - started
         trace = traces.take_trace() if fine else None
@@ -154,7 +158,7 @@ class Double:
         if trace is not None:
             outcome.calls = trace.finish()
             spent += trace.nanoseconds + way_ns(len(outcome.calls))
-        return Own(loss, spent + perf_counter_ns() - started, outcome)
+        return Own(loss, spent + perf_counter_ns() - started, outcome, compilations)
 
     def check(
         self,
@@ -174,12 +178,15 @@ class Double:
         if obstacles:
             return Checked(fine, (), frozenset(), 0, perf_counter_ns() - started, tuple(obstacles))
         wishes = [_Wish(fine, fill) for fill in (traces.FILLS if poison else (None, None))]
+        compilations = codegen.compilations() if own is None else own.compilations
         with self._sandbox as sandbox:
             pair = [] if own is None else [own.outcome]
             pair += [self._once(sandbox, execute, wish) for wish in wishes[len(pair) :]]
-            if self._sharded and fine and self._agree(_ran_apart(*pair)):
-                # The first pass after an evaluation: FSDP2 gathers ahead by what the evaluation has run.
-                pair = [self._once(sandbox, execute, wishes[0]), pair[1]]
+            excused = self._sharded or codegen.compilations() != compilations
+            if fine and self._agree(excused and _ran_apart(*pair)):
+                # The first pass after an evaluation: FSDP2 gathers ahead by what the evaluation has run;
+                # or one in which dynamo has compiled, which runs operators of its own.
+                pair = [self._once(sandbox, execute, wish) for wish in wishes]
             names = [name for name in pair[0].sums if pair[0].sums[name] != pair[1].sums.get(name)]
             differences = self._differences(sandbox, execute, pair, names, wishes)
             changed = sandbox.changed()

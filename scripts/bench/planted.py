@@ -1,6 +1,6 @@
 """Planted faults: whether the ledger flags each and names the right place, and whether it cries wolf.
 
-python scripts/bench/planted.py [--trials 10] [--runs 3] [--clean 200] [--compiled] [--only TEXT] [--seed 0]
+python scripts/bench/planted.py [--trials 10] [--clean 200] [--compiled] [--only TEXT] [--seed 0]
                                 [--json FILE]
 
 The models of tests/planted_models.py train for up to `STEPS` steps under a ledger, with a double execution at
@@ -11,20 +11,15 @@ when it is measured. Beside them the peer: the warnings of torch.use_determinist
 warn_only=True) in one step of the same model. A changed number of threads must show in the stack and a
 changed seed in the digest of the gradients of the first step.
 
---runs of each fault go through `harness train` for `STEPS` steps as it is by default, budget and all: the
-ledger of its last checkpoint, or of the state that was kept before a NaN, is what a user would read. The
-budget leaves one double execution there.
-
 Then --clean double executions of sound models, the first of each pair as the run's own pass, half of them
 looking at every operator: any difference is a false row. Bits are compared, so a busy machine changes nothing
-but the time that it takes.
+but the time that it takes. `planted_runs.py` plants the same faults in runs by `harness train`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 import warnings
 from collections import Counter
@@ -34,26 +29,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests"))
 
-import numpy as np
-import planted_models
 import torch
 from interleave import keep, table, verdict
-from numpy.typing import NDArray
-from planted_models import ROWS, WIDTH, Blank, Indexing, Restless, Sound, Untagged, micro_step
+from planted_models import Blank, Indexing, Restless, Sound, Untagged, micro_step
 from torch import Tensor, nn
 
-from harness import config
 from harness.determinism import settings
 from harness.determinism.bit_sums import Plan
 from harness.determinism.double import Checked, Double
 from harness.determinism.ledger import Ledger
-from harness.errors import TrainingFailed
-from harness.format import layout
 from harness.format import ledger as document
 from harness.model.gpt import GPT, Shape
-from harness.provenance.signing import keys
-from harness.tasks.task import Batch, Identity, Task
-from harness.training.loop import train
 
 STEPS = 200
 DOUBLE = (3, 8, *range(25, STEPS + 1, 25))
@@ -151,89 +137,6 @@ def seen(ledger: Ledger, fault: Fault) -> set[str]:
     return kinds | ({"unknown"} if fault.places & set(named) else set())
 
 
-class Planted(Task):
-    """A model of tests/planted_models.py on random tokens; named ``planted:Planted`` in configs."""
-
-    samples = 1024
-    unit = "token"
-    units_per_sample = 128
-    headline = "loss"
-
-    def __init__(self, *, seed: int, model: str) -> None:
-        self._model = model
-        generator = torch.Generator().manual_seed(seed)
-        self._tokens = torch.randint(ROWS, (self.samples, self.units_per_sample), generator=generator)
-        self._targets = torch.randn(self.units_per_sample, WIDTH, generator=generator)
-
-    def identity(self) -> Identity:
-        return Identity("planted", {"corpus": "0" * 64, "tokenizer": None}, {"samples": self.samples}, {})
-
-    def build_model(self) -> nn.Module:
-        made: nn.Module = getattr(planted_models, self._model)()
-        return made
-
-    def batch(self, indices: NDArray[np.int64], epochs: NDArray[np.int64]) -> Batch:
-        return (self._tokens[torch.from_numpy(indices)],)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        made: Tensor = model(batch[0])
-        return nn.functional.mse_loss(made, self._targets.expand_as(made))
-
-    def evaluation(self, size: int, limit: int) -> Sequence[Batch]:
-        return []
-
-    def evaluate(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.loss(model, batch).reshape(1)
-
-    def metrics(self, sums: Tensor) -> dict[str, float]:
-        return {"loss": float(sums[0])}
-
-
-@dataclass
-class Runs:
-    """What the ledgers of runs of one fault say."""
-
-    runs: int = 0
-    flagged: int = 0
-    measured: int = 0
-    doubled: int = 0
-    """Double executions in all runs."""
-    stopped: int = 0
-    """Runs that ended early, since the loss was no number."""
-    wrong: list[str] = field(default_factory=list)
-    """Places that were measured to differ and are not the planted one."""
-
-
-def run(fault: Fault, seed: int, outcome: Runs) -> None:
-    """A run of `STEPS` steps with the defaults, and what the ledger of its checkpoint says."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        keys.create(folder / "me")
-        (folder / "planted.yaml").write_text(
-            f"run: {{dir: {folder}/run, seed: {seed}}}\n"
-            f"task: {{kind: 'planted:Planted', options: {{model: {fault.model.__name__}}}}}\n"
-            f"train: {{steps: {STEPS}, global_batch: 4, micro_batch: 4}}\n"
-            f"checkpoint: {{every: {STEPS}}}\nevaluate: {{every: 0}}\n"
-            f"compile: {str(fault.compiled).lower()}\nsigning: {{key: {folder}/me.key}}\n"
-        )
-        try:
-            train(config.load(folder / "planted.yaml"), quiet=True)
-        except TrainingFailed:
-            outcome.stopped += 1
-        (last,) = (folder / "run" / "checkpoints").iterdir()
-        data = (last / layout.LEDGER).read_bytes()
-    said = document.Ledger.parse(data, layout.LEDGER)
-    named = [(f"gradient {row.module}" if row.op == "gradient" else row.op, row) for row in said.rows]
-    measured = {place for place, row in named if row.evidence == "measured"}
-    suspected = {place for place, row in named if row.evidence != "refuted"}
-    by_code = fault.compiled and any(row.backend == "inductor" for row in said.rows)
-    outcome.runs += 1
-    outcome.flagged += by_code or bool(suspected & fault.places)
-    outcome.measured += bool(measured & fault.places)
-    outcome.wrong += sorted(measured - fault.places)
-    outcome.doubled += sum(each.steps for each in said.coverage if each.observer == "double")
-
-
 def warned(model: nn.Module) -> bool:
     """Whether torch warns of anything in a step of ``model``."""
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -300,7 +203,6 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(formatter_class=argparse.RawTextHelpFormatter, description=__doc__)
     parser.add_argument("--trials", type=int, default=10)
-    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--clean", type=int, default=200)
     parser.add_argument(
         "--compiled", action="store_true", help="also the compiled embedding; needs a C++ compiler"
@@ -321,37 +223,16 @@ def main() -> None:
             trial(fault, fault.model(), outcome)
             if not fault.compiled:  # torch.compile would compile again for it
                 outcome.warned = (outcome.warned or 0) + warned(fault.model())
-    runs = {fault.name: Runs() for fault in faults if arguments.runs}
-    for fault in faults if arguments.runs else ():
-        for number in range(arguments.runs):
-            run(fault, arguments.seed + number, runs[fault.name])
     threads = other_threads()
     torch.set_num_threads(THREADS)
     seeds = first_digest(1) == first_digest(1) and first_digest(1) != first_digest(2)
     made, said = false_rows(arguments.clean, arguments.seed)
     report(outcomes, threads=threads, seeds=seeds, made=made, said=said)
-    report_runs(runs)
     print(f"{time.perf_counter() - started:.0f} s")
     told = {name: {**vars(each), "evidence": dict(each.evidence)} for name, each in outcomes.items()}
     clean = {"executions": made, "false": said}
-    by_train = {name: vars(each) for name, each in runs.items()}
-    document = {"faults": told, "runs": by_train, "threads": threads, "seeds": seeds, "clean": clean}
+    document = {"faults": told, "threads": threads, "seeds": seeds, "clean": clean}
     keep(arguments.json, document)
-
-
-def report_runs(runs: dict[str, Runs]) -> None:
-    """Print what runs by `harness train` found."""
-    if not runs:
-        return
-    rows = [("harness train, defaults", "flagged", "measured", "stopped by NaN", "double", "wrong places")]
-    for name, each in runs.items():
-        counts = (f"{each.flagged} of {each.runs}", f"{each.measured} of {each.runs}")
-        counts += (str(each.stopped), str(each.doubled))
-        rows.append((name, *counts, ", ".join(each.wrong) or "-"))
-    print(table(rows))
-    flagged, of_all = sum(each.flagged for each in runs.values()), sum(each.runs for each in runs.values())
-    text = f"{flagged} of {of_all} runs of {STEPS} steps have the planted fault in their ledger"
-    print(verdict(text, flagged, of_all, at_least=True))
 
 
 def report(
