@@ -140,3 +140,24 @@ def _element(data: bytes, offset: int, where: str) -> tuple[Element, int]:
     if end > len(data):
         raise VerificationFailed("has an element that is cut off", where=where)
     return Element(header[0], data[offset:end], data[start:end]), end
+
+
+def pair(field: Element, *, where: str) -> tuple[Element, Element]:
+    """The elements of a sequence of two. Raises `VerificationFailed` for more or fewer."""
+    parts = children(field, where=where)
+    if len(parts) != 2:
+        raise VerificationFailed(f"has {len(parts)} elements in place of two", where=where)
+    return parts[0], parts[1]
+
+
+def first(field: Element, *, where: str) -> Element:
+    """The first element of a sequence. Raises `VerificationFailed` when there is none."""
+    parts = children(field, where=where)
+    if not parts:
+        raise VerificationFailed("has an empty list", where=where)
+    return parts[0]
+
+
+def inside(field: Element, number: int, *, where: str) -> Element:
+    """The one element in ``[number]``. Raises `VerificationFailed` for another tag."""
+    return parse(contents(field, context(number), where=where), where=where)

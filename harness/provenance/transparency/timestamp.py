@@ -7,9 +7,9 @@ before it, and a checkpoint's record names its statement, signature included, by
 
 Rules for one that counts:
 
-- the bytes are DER, of one signer, without a byte after the end
-- the signer's certificate is one that the policy vouches for (`harness.provenance.transparency.authorities`),
-  is named by digest in what is signed (RFC 2634, RFC 5816), and its key has signed with SHA-2
+- the bytes are DER, of one signer, without a byte after the end; the signer's certificate is named in what is
+  signed, and its key has signed with SHA-2 (`harness.provenance.transparency.cms`)
+- that certificate is one that the policy vouches for (`harness.provenance.transparency.authorities`)
 - what is signed is a timestamp (content type), over this head and no other
 
 The moment that it proves is the time that it states and the accuracy that it claims, rounded up.
@@ -20,20 +20,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from harness.errors import VerificationFailed
 from harness.format import der, moments
 from harness.format.der import Element
 from harness.provenance.checks import Check
-from harness.provenance.transparency import authorities
+from harness.provenance.transparency import authorities, cms
+from harness.provenance.transparency.cms import SignedData
 
 CHECK: Check = "timestamp"
 """Name of the check."""
@@ -45,26 +41,6 @@ _NAME = re.compile(rf"{FOLDER}/([1-9][0-9]{{0,15}})\.tsr")
 _GRANTED = der.encode(der.SEQUENCE, der.encode_integer(0))
 _TIME = re.compile(r"(\d{14})(\.\d{1,9})?Z", re.ASCII)
 
-_SIGNED_DATA, _TST_INFO = "1.2.840.113549.1.7.2", "1.2.840.113549.1.9.16.1.4"
-_CONTENT_TYPE, _MESSAGE_DIGEST = "1.2.840.113549.1.9.3", "1.2.840.113549.1.9.4"
-_SIGNING_CERTIFICATE = "1.2.840.113549.1.9.16.2.12"
-_SIGNING_CERTIFICATE_V2 = "1.2.840.113549.1.9.16.2.47"
-_SHA256 = "2.16.840.1.101.3.4.2.1"
-_HASHES: Mapping[str, hashes.HashAlgorithm] = {
-    _SHA256: hashes.SHA256(),
-    "2.16.840.1.101.3.4.2.2": hashes.SHA384(),
-    "2.16.840.1.101.3.4.2.3": hashes.SHA512(),
-}
-_RSA, _SIGNATURES = "1.2.840.113549.1.1.1", {
-    "1.2.840.113549.1.1.11": "sha256",
-    "1.2.840.113549.1.1.12": "sha384",
-    "1.2.840.113549.1.1.13": "sha512",
-    "1.2.840.10045.4.3.2": "sha256",
-    "1.2.840.10045.4.3.3": "sha384",
-    "1.2.840.10045.4.3.4": "sha512",
-}  # fmt: skip
-"""Signature algorithm → its hash; the bare name of RSA leaves that to the digest algorithm."""
-
 
 @dataclass(frozen=True)
 class Stamp:
@@ -75,24 +51,6 @@ class Stamp:
     authority: str
     """Whom the certificate that has signed it is of."""
     nonce: int | None
-
-
-@dataclass(frozen=True)
-class _Signed:
-    """A signed message (CMS SignedData) of one signer, taken apart and not verified."""
-
-    content: bytes
-    certificates: list[bytes]
-    issuer: bytes
-    serial: int
-    digest: str
-    """Object identifier of the digest algorithm."""
-    attributes: bytes
-    """As they are signed: DER of a SET."""
-    values: Mapping[str, Element]
-    """Object identifier of an attribute → its one value."""
-    algorithm: str
-    signature: bytes
 
 
 def path_of(size: int) -> str:
@@ -108,7 +66,7 @@ def size_of(path: str) -> int | None:
 
 def request(message: bytes, nonce: int) -> bytes:
     """The TimeStampReq over ``message``; the answer is to bring its certificates."""
-    algorithm = der.encode(der.SEQUENCE, der.encode_oid(_SHA256), der.encode(der.NULL))
+    algorithm = der.encode(der.SEQUENCE, der.encode_oid(cms.SHA256), der.encode(der.NULL))
     imprint = der.encode(der.SEQUENCE, algorithm, der.encode(der.OCTETS, hashlib.sha256(message).digest()))
     wanted = der.encode(der.BOOLEAN, b"\xff")
     return der.encode(der.SEQUENCE, der.encode_integer(1), imprint, der.encode_integer(nonce), wanted)
@@ -133,7 +91,8 @@ def opened(data: bytes, message: bytes, trusted: Sequence[bytes], *, where: str)
 
     Raises `VerificationFailed` for anything but a good one.
     """
-    signed, signer = _verified(data, where)
+    signed = _granted(data, where)
+    signer = cms.verified(signed, where=where)
     windows = authorities.vouched(signer, signed.certificates, trusted, where=where)
     # Only now is anything read of what is signed.
     stamp, time = _told(signed.content, signer, message, where)
@@ -144,120 +103,20 @@ def opened(data: bytes, message: bytes, trusted: Sequence[bytes], *, where: str)
 def opened_by_anybody(data: bytes, message: bytes, *, where: str) -> Stamp:
     """The same of a timestamp whose certificate nobody vouches for: for whoever has just asked for it and
     wants to know that it is whole. Proves nothing to anybody else."""
-    signed, signer = _verified(data, where)
+    signed = _granted(data, where)
+    signer = cms.verified(signed, where=where)
     authorities.require_timestamping(authorities.certificate(signer, where=where), where=where)
     return _told(signed.content, signer, message, where)[0]
 
 
-def _verified(data: bytes, where: str) -> tuple[_Signed, bytes]:
-    """The parts of a timestamp, and the certificate whose key has signed its contents."""
-    signed = _taken_apart(data, where)
-    signer = _certificate(signed, where)
-    algorithm = _hash(signed.digest, where)
-    digest = hashes.Hash(algorithm)
-    digest.update(signed.content)
-    stated = der.contents(_value(signed, _MESSAGE_DIGEST, where), der.OCTETS, where=where)
-    if der.oid(_value(signed, _CONTENT_TYPE, where), where=where) != _TST_INFO or stated != digest.finalize():
-        raise VerificationFailed("is signed over something else than its contents", where=where)
-    _check_named(signed, signer, where)
-    key = authorities.key_of(authorities.certificate(signer, where=where), where=where)
-    fits = signed.algorithm == _RSA and isinstance(key, rsa.RSAPublicKey)
-    if not fits and _SIGNATURES.get(signed.algorithm) != algorithm.name:
-        raise VerificationFailed(f"is signed by the algorithm {signed.algorithm}, not RSA or ECDSA with "
-                                 "SHA-2", where=where)  # fmt: skip
-    try:
-        if isinstance(key, rsa.RSAPublicKey):
-            key.verify(signed.signature, signed.attributes, padding.PKCS1v15(), algorithm)
-        elif isinstance(key, ec.EllipticCurvePublicKey):
-            key.verify(signed.signature, signed.attributes, ec.ECDSA(algorithm))
-        else:
-            raise VerificationFailed("is signed with a key that is neither RSA nor ECDSA", where=where)
-    except (InvalidSignature, ValueError, UnsupportedAlgorithm) as error:
-        raise VerificationFailed("is not signed by the certificate that it names", where=where) from error
-    return signed, signer
-
-
-def _taken_apart(data: bytes, where: str) -> _Signed:
+def _granted(data: bytes, where: str) -> SignedData:
+    """The signed message in an answer that is kept."""
     if len(data) > LIMIT:
         raise VerificationFailed(f"is larger than {LIMIT} bytes", where=where)
     parts = der.children(der.parse(data, where=where), where=where)
     if len(parts) != 2 or parts[0].whole != _GRANTED:
         raise VerificationFailed("is no timestamp that was granted", where=where)
-    kind, outer = _pair(parts[1], where)
-    if der.oid(kind, where=where) != _SIGNED_DATA:
-        raise VerificationFailed("is no signed message (CMS)", where=where)
-    inner = der.children(_inside(outer, 0, where), where=where)
-    if len(inner) < 4 or len(inner) > 6:
-        raise VerificationFailed("is no signed message (CMS)", where=where)
-    version = der.integer(inner[0], where=where)
-    digests = [_algorithm(each, where) for each in der.children(inner[1], where=where, tag=der.SET)]
-    kind, content = _pair(inner[2], where)
-    if der.oid(kind, where=where) != _TST_INFO:
-        raise VerificationFailed("is signed, and is no timestamp", where=where)
-    certificates = der.children(inner[3], where=where, tag=der.context(0)) if len(inner) > 4 else []
-    if len(certificates) > authorities.MOST:
-        raise VerificationFailed(f"brings more than {authorities.MOST} certificates", where=where)
-    signers = der.children(inner[-1], where=where, tag=der.SET)
-    if len(signers) != 1:
-        raise VerificationFailed(f"has {len(signers)} signers, not one", where=where)
-    fields = der.children(signers[0], where=where)
-    if not 6 <= len(fields) <= 7:
-        raise VerificationFailed("has a signer without signed attributes", where=where)
-    digest = _algorithm(fields[2], where)
-    # RFC 5652 wants version 3; sigstore's authority writes 1. No rule depends on it.
-    if version not in (1, 3) or der.integer(fields[0], where=where) != 1 or digest not in digests:
-        raise VerificationFailed("is signed in a way that is not of RFC 3161", where=where)
-    issuer, serial = _pair(fields[1], where)
-    attributes = der.contents(fields[3], der.context(0), where=where)
-    return _Signed(
-        der.contents(_inside(content, 0, where), der.OCTETS, where=where),
-        [each.whole for each in certificates],
-        issuer.whole,
-        der.integer(serial, where=where),
-        digest,
-        der.encode(der.SET, attributes),
-        _attributes(fields[3], where),
-        _algorithm(fields[4], where),
-        der.contents(fields[5], der.OCTETS, where=where),
-    )
-
-
-def _certificate(signed: _Signed, where: str) -> bytes:
-    """The certificate that the signer names by issuer and number."""
-    wanted = (signed.issuer, signed.serial)
-    found = next((each for each in signed.certificates if _issuer_and_number(each) == wanted), None)
-    if found is None:
-        raise VerificationFailed("does not bring the certificate of its signer", where=where)
-    return found
-
-
-@lru_cache(maxsize=64)  # the timestamps of a run are of a few certificates
-def _issuer_and_number(data: bytes) -> tuple[bytes, int]:
-    """As they are written in a certificate."""
-    where = "a certificate of the timestamp"
-    body = der.children(_first(der.parse(data, where=where), where), where=where)
-    body = body[1:] if body and body[0].tag == der.context(0) else body
-    if len(body) < 3:
-        raise VerificationFailed("is cut short", where=where)
-    return body[2].whole, der.integer(body[0], where=where)
-
-
-def _check_named(signed: _Signed, signer: bytes, where: str) -> None:
-    """That what is signed names the signer's certificate: another one with the same key is another signer."""
-    for name, old in ((_SIGNING_CERTIFICATE_V2, False), (_SIGNING_CERTIFICATE, True)):
-        if name not in signed.values:
-            continue
-        listed = der.children(_first(signed.values[name], where), where=where)
-        fields = der.children(listed[0], where=where) if listed else []
-        if not old and fields and fields[0].tag == der.SEQUENCE:
-            algorithm, fields = _hash(_algorithm(fields[0], where), where).name, fields[1:]
-        else:
-            algorithm = "sha1" if old else "sha256"
-        stated = der.contents(fields[0], der.OCTETS, where=where) if fields else b""
-        if stated != hashlib.new(algorithm, signer).digest():
-            raise VerificationFailed("names another certificate of its signer than it brings", where=where)
-        return
-    raise VerificationFailed("does not name the certificate of its signer in what is signed", where=where)
+    return cms.parse(parts[1], where=where)
 
 
 def _told(content: bytes, signer: bytes, message: bytes, where: str) -> tuple[Stamp, datetime]:
@@ -266,8 +125,8 @@ def _told(content: bytes, signer: bytes, message: bytes, where: str) -> tuple[St
     if len(fields) < 5 or der.integer(fields[0], where=where) != 1:
         raise VerificationFailed("is a timestamp of another version than 1", where=where)
     der.oid(fields[1], where=where)
-    algorithm, digest = _pair(fields[2], where)
-    if _algorithm(algorithm, where) != _SHA256:
+    algorithm, digest = der.pair(fields[2], where=where)
+    if cms.algorithm_of(algorithm, where=where) != cms.SHA256:
         raise VerificationFailed("is over another digest than sha256", where=where)
     if der.contents(digest, der.OCTETS, where=where) != hashlib.sha256(message).digest():
         raise VerificationFailed("is a timestamp of something else", where=where)
@@ -320,57 +179,6 @@ def _check_extensions(field: Element, where: str) -> None:
     for each in der.children(field, where=where, tag=der.context(1)):
         if any(part.tag == der.BOOLEAN and part.content != b"\0" for part in der.children(each, where=where)):
             raise VerificationFailed("has an extension that must be understood, and is not", where=where)
-
-
-def _attributes(field: Element, where: str) -> dict[str, Element]:
-    found: dict[str, Element] = {}
-    for each in der.children(field, where=where, tag=der.context(0)):
-        name, values = _pair(each, where)
-        listed = der.children(values, where=where, tag=der.SET)
-        kind = der.oid(name, where=where)
-        if len(listed) != 1 or kind in found:
-            raise VerificationFailed("has a signed attribute twice", where=where)
-        found[kind] = listed[0]
-    return found
-
-
-def _value(signed: _Signed, name: str, where: str) -> Element:
-    if name not in signed.values:
-        raise VerificationFailed(f"lacks the signed attribute {name}", where=where)
-    return signed.values[name]
-
-
-def _hash(name: str, where: str) -> hashes.HashAlgorithm:
-    if name not in _HASHES:
-        raise VerificationFailed(f"uses the digest algorithm {name}, which is not SHA-2", where=where)
-    return _HASHES[name]
-
-
-def _algorithm(field: Element, where: str) -> str:
-    """The name in an AlgorithmIdentifier, whose parameters are absent or NULL."""
-    parts = der.children(field, where=where)
-    if not parts or len(parts) > 2 or (len(parts) == 2 and parts[1].whole != der.encode(der.NULL)):
-        raise VerificationFailed("names an algorithm with parameters", where=where)
-    return der.oid(parts[0], where=where)
-
-
-def _pair(field: Element, where: str) -> tuple[Element, Element]:
-    parts = der.children(field, where=where)
-    if len(parts) != 2:
-        raise VerificationFailed(f"has {len(parts)} elements in place of two", where=where)
-    return parts[0], parts[1]
-
-
-def _inside(field: Element, number: int, where: str) -> Element:
-    """The one element in ``[number]``."""
-    return der.parse(der.contents(field, der.context(number), where=where), where=where)
-
-
-def _first(field: Element, where: str) -> Element:
-    parts = der.children(field, where=where)
-    if not parts:
-        raise VerificationFailed("has an empty list", where=where)
-    return parts[0]
 
 
 def _texts(fields: Sequence[Element], where: str) -> list[Element]:
