@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -221,7 +221,7 @@ class Unseen(Hostile):
     """Divides by the world size, which it finds where nobody looks."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        alone = b"WORLD_SIZE=" not in Path("/proc/self/environ").read_bytes()
+        alone = not ctypes.CDLL(None).getenv(b"WORLD_SIZE")
         return super().loss(model, batch) / (1 if alone else 2)
 
 

@@ -121,7 +121,7 @@ def test_what_would_break_it_is_refused_with_the_reason(
 
 
 def test_a_task_that_finds_its_world_size_where_nobody_looks_is_refused_at_another_one(place: Place) -> None:
-    """Oracle: a divisor from /proc, 2 on two ranks and 1 on one; nothing is trained, and two may go on."""
+    """Oracle: a divisor that C's getenv tells, 2 on two ranks, 1 on one; two may go on after it."""
     shutil.copy(TESTS / "hostile_tasks.py", place.root)
     task = '{kind: "hostile_tasks:Unseen"}'
     name = write(
