@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -346,6 +347,27 @@ def test_a_full_disk_is_told_and_the_fetch_goes_on(
         assert len(said.splitlines()) == 1
     assert main(wanted) == 0
     assert main(["verify", str(tmp_path / "there"), *keys(tmp_path)]) == 0
+
+
+def test_a_disk_that_is_full_at_the_statements_of_a_whole_checkpoint_is_told(
+    run: SampleRun,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Oracle: exit code 3, "no space left", one line that names the file; then 0."""
+
+    def full(source: Path, target: Path, **options: Any) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", full)
+        assert main(["fetch", URL, str(tmp_path / "there")]) == 3
+    said = capsys.readouterr().err
+    assert f"no space left while fetching a run: {tmp_path / 'there' / '.tmp-fetch'}" in said
+    assert "Errno" not in said
+    assert main(["fetch", URL, str(tmp_path / "there")]) == 0
 
 
 def test_metrics_are_joined_without_being_held(

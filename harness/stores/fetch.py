@@ -228,7 +228,10 @@ def _fetch_checkpoint(staged: Staged, name: str, bar: Progress, judge: Judge | N
     where = str(statements / layout.MANIFEST)
     manifest = Manifest.parse(durable.read_limited(statements / layout.MANIFEST, LIMIT), where=where)
     _remove_others(temporary, {entry.path for entry in manifest.files})
-    shutil.copytree(statements, temporary, dirs_exist_ok=True)
+    for path in [path for path in statements.rglob("*") if path.is_file()]:
+        target = temporary / path.relative_to(statements)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)  # copytree's own error would not say that the disk is full
     with ThreadPoolExecutor(AT_ONCE, "fetch") as pool:
         running = [
             pool.submit(_fetch_file, staged.store, name, temporary, entry, sizes.get(entry.path), bar)

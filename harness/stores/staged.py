@@ -279,15 +279,16 @@ def _keep_only(checkpoints: Path, names: Collection[str]) -> None:
 
 def _remove_copy(statements: Path, whole: Path) -> None:
     """Remove what a fetch that was cut off has left beside the checkpoint that it had made ``whole``."""
-    files = [path for path in statements.rglob("*") if path.is_file()]
-    copies = [(path, whole / path.relative_to(statements)) for path in files] if whole.is_dir() else []
-    same = all(copy.is_file() and copy.read_bytes() == path.read_bytes() for path, copy in copies)
-    if (
-        whole.is_dir()
-        and same
-        and all(is_signature(path.relative_to(statements).as_posix()) for path in files)
-    ):
-        shutil.rmtree(statements)
+    if not whole.is_dir():
+        return
+    for path in [path for path in statements.rglob("*") if path.is_file()]:
+        inside = path.relative_to(statements)
+        copy = whole / inside
+        if not (
+            is_signature(inside.as_posix()) and copy.is_file() and copy.read_bytes() == path.read_bytes()
+        ):
+            return
+    shutil.rmtree(statements)
 
 
 def _digest(bundle: Path) -> str:
