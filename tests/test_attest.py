@@ -241,6 +241,8 @@ def test_a_crash_before_the_rename_leaves_the_checkpoint_as_it_was(
     assert (code, ".tmp-step-00000020-svr-0" in text) == (0, True)
 
 
+NAMING = b"format: harness-policy/1\nidentities: [{name: a, keys: [../other.ed25519.pub]}]\n"
+"""No copy of a policy names files, and this one would accept the other's key."""
 ME = "{name: me, keys: [me.ed25519.pub, me.p256.pub]%s}"
 RULES = {
     # name → rules of the other identity, more rules, what is said where it is refused
@@ -311,7 +313,7 @@ def test_a_countersignature_is_asked_about_by_the_time_of_the_checkpoint(
         assert main(["verify", str(run.root), "--policy", str(file)]) == codes[1]
 
 
-@pytest.mark.parametrize("spoilt", [None, b"", b"{}", b"\xff\xfe", b"format: harness-policy/9"])
+@pytest.mark.parametrize("spoilt", [None, b"", b"{}", b"\xff\xfe", b"format: harness-policy/9", NAMING])
 def test_a_named_policy_that_is_not_at_hand_is_said_and_asked_nothing(
     spoilt: bytes | None, run: SampleRun, other: Signer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

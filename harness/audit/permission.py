@@ -72,4 +72,7 @@ def _copy(opened: OpenedCheckpoint, sha256: str) -> Policy:
     data = files.read_limited(run.policy, canonical.LIMIT)
     if canonical.digest(data) != sha256:
         raise VerificationFailed("is another policy's copy", where=str(run.policy))
-    return reader.parse(data.decode("utf-8", "replace"), where=str(run.policy), folder=run.root)
+    read = reader.parse(data.decode("utf-8", "replace"), where=str(run.policy), folder=run.root)
+    if canonical.written(read) != data:  # it may name files of this machine, which its author has not read
+        raise VerificationFailed("is no copy as this version writes one", where=str(run.policy))
+    return read
