@@ -268,12 +268,13 @@ def damaged(chance: random.Random, other: bytes, signer: keys.Signer) -> Change:
 
     def change(path: Path) -> None:
         data = path.read_bytes()
-        if path.name.endswith(".sigstore.json") and chance.random() < 0.5:
-            with contextlib.suppress(ValueError, KeyError):
-                payload = base64.b64decode(json.loads(data)["dsseEnvelope"]["payload"])
-                path.write_bytes(signed(fuzz.mutated(payload, other, chance), signer))
-                return
-        path.write_bytes(fuzz.mutated(data, other, chance))
+        while path.read_bytes() == data:
+            new = fuzz.mutated(data, other, chance)
+            if path.name.endswith(".sigstore.json") and chance.random() < 0.5:
+                with contextlib.suppress(ValueError, KeyError):
+                    payload = base64.b64decode(json.loads(data)["dsseEnvelope"]["payload"])
+                    new = signed(fuzz.mutated(payload, other, chance), signer)
+            path.write_bytes(new)
 
     return change
 
