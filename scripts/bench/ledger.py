@@ -38,13 +38,14 @@ from same_bits import launched
 from throughput import BATCH, SIZES
 
 from harness import config
-from harness.determinism import ledger as ledgers
 from harness.determinism.double import Double
 from harness.determinism.ledger import Ledger
 from harness.errors import Interrupted
 from harness.format import chain, layout
+from harness.format import ledger as ledgers
 from harness.provenance.signing import keys
 from harness.settings import Checkpoint, Determinism
+from harness.training import recorder
 from harness.training.loop import train
 from harness.training.ranks import exchange
 from harness.training.step import session
@@ -129,7 +130,7 @@ def watched(folder: Path, steps: int, batch: int) -> Watch:
     table_task.on_batch = watch.fetched
     small = ((session, "batch_digest"), (session, "rng_digest"), (exchange.Exchange, "begin"))
     small += ((exchange.Exchange, "end"), (chain, "advance"))
-    saving = ((Ledger, "scan"), (Ledger, "to_bytes"), (ledgers, "merge"), (ledgers, "summary"))
+    saving = ((Ledger, "scan"), (Ledger, "to_bytes"), (recorder, "unite_files"), (ledgers, "summary"))
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(StepDigests, "gradients", counted_twice(StepDigests.gradients)))
         stack.enter_context(watch.around(Ledger, "_keep", "census"))
