@@ -505,7 +505,7 @@ class Settings(Section):
         return self.train.global_batch // self.train.micro_batch
 
     def _elastic_problem(self) -> str | None:
-        """Why the micro-batches of an update are no shards that can be added in a tree, or not to one sum."""
+        """Why the micro-batches of an update are no shards that can be added in a tree."""
         asked, found = self.determinism.shards, self.micro_batches
         if not self.determinism.elastic:
             return None if asked is None else "determinism.shards says nothing without determinism.elastic"
@@ -517,12 +517,6 @@ class Settings(Section):
             return f"determinism.elastic needs a power of two of micro-batches; {batches}"
         if asked is not None and asked != found:
             return f"determinism.shards is {asked}, and {batches}"
-        if self.compile and self.train.activation_checkpointing and self.parallel == "fsdp2":
-            # Seen with torch 2.13: what is checkpointed then runs as it is written, which is other bits.
-            return (
-                "determinism.elastic has other bits under parallel: fsdp2 with compile and "
-                "train.activation_checkpointing together; turn one of the two off, or use ddp"
-            )
         return None
 
     @property

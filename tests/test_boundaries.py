@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from harness.errors import ConfigError, TrainingFailed
 from harness.training.elastic import boundaries, unfit
 from harness.training.optimizer import local
-from harness.training.step import cutting
+from harness.training.step import building, cutting
 
 
 class Block(nn.Module):
@@ -78,6 +78,15 @@ def test_what_a_unit_gives_back_is_added_up_as_fsdp2_does() -> None:
     for found in (gradients(boundaries.join), both):
         assert all(map(torch.equal, found, expected))
     assert not all(map(torch.equal, gradients(lambda _: None), expected))
+
+
+def test_what_is_compiled_is_the_same_with_and_without_fsdp2() -> None:
+    """Oracle: the blocks, each for itself; with FSDP2 the model was taken, of which a block that is
+    checkpointed then ran as it is written."""
+    model = Branching()
+    blocks = list(model.blocks)
+    assert building._units(model) == blocks
+    assert building._units(sharded(model)) == blocks
 
 
 def test_differentiating_twice_under_fsdp2_is_refused_by_the_name_of_the_model() -> None:

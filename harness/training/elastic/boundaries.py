@@ -52,14 +52,15 @@ def _units(model: nn.Module) -> Iterator[nn.Module]:
     """What accelerate's `fsdp2_prepare_model` makes units of: the classes that the model names, embeddings,
     head and last norm, and the model."""
     names = set(getattr(model, "_no_split_modules", None) or ())
-    kinds = tuple({type(each) for each in model.modules() if type(each).__name__ in names})
+    found = {type(each) for each in model.modules() if type(each).__name__.removeprefix("FSDP") in names}
+    kinds = tuple(found)
     for each in model.modules():
         if isinstance(getattr(each, "_checkpoint_wrapped_module", each), kinds):
             yield each
     for getter in ("get_input_embeddings", "get_output_embeddings"):
-        found = getattr(model, getter, lambda: None)()
-        if isinstance(found, nn.Module):
-            yield found
+        embedding = getattr(model, getter, lambda: None)()
+        if isinstance(embedding, nn.Module):
+            yield embedding
     for base in (model, getattr(model, getattr(model, "base_model_prefix", "") or "_", None)):
         if isinstance(base, nn.Module):
             yield from (each for each in base.children() if "Norm" in type(each).__name__)

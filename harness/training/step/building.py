@@ -178,7 +178,8 @@ def _units(model: nn.Module) -> list[nn.Module]:
     """What FSDP2 gathers at a time, and an elastic run compiles at a time: between them FSDP2 interrupts what
     is compiled, and other operators fused are other bits. The model itself where it names none."""
     names = set(getattr(model, "_no_split_modules", None) or ())
-    return [each for each in model.modules() if type(each).__name__ in names] or [model]
+    # FSDP2 makes a class of its own, `FSDPBlock` of `Block`.
+    return [each for each in model.modules() if type(each).__name__.removeprefix("FSDP") in names] or [model]
 
 
 def _is_cut(settings: Settings, workers: Workers) -> bool:
