@@ -276,16 +276,20 @@ GOOD = {"vocabulary": "9", "split": "train"}
 
 
 def test_more_shards_than_a_process_may_open_are_refused_with_the_limit(tmp_path: Path) -> None:
-    """Oracle: the limit that this test sets; with the old one they are all mapped."""
+    """Oracle: the limits that this test sets, at the first of which the folder cannot even be listed; with
+    the old one they are all mapped."""
     for number in range(40):
         write_shard(tmp_path / f"{number:02}.safetensors", np.arange(9, dtype=np.uint16), GOOD)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
-    try:
-        with pytest.raises(EnvironmentFault, match="ulimit -n"):
-            prepared(tmp_path, kind="tokens", files=["*.safetensors"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    lowest = os.open(os.devnull, os.O_RDONLY)  # files below it are open: those of this process and its tests
+    os.close(lowest)
+    for more, where in ((0, f"{tmp_path}; "), (20, "")):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, hard))
+        try:
+            with pytest.raises(EnvironmentFault, match=f"{where}raise the limit"):
+                prepared(tmp_path, kind="tokens", files=["*.safetensors"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert len(prepared(tmp_path, kind="tokens", files=["*.safetensors"]).train) == 40
 
 

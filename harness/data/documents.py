@@ -8,16 +8,19 @@ A file that cannot be read, or a line of one, is an error that names it; none is
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from glob import glob
+from glob import glob, has_magic
 from pathlib import Path
 
 from harness.audit.folders import prepared
 from harness.data import chat
 from harness.errors import ConfigError, EnvironmentFault
+from harness.format.files import unreadable
 from harness.settings import CHATS, Data
 
 # A long text becomes several documents, so that some of one book can be held out.
@@ -41,12 +44,14 @@ def matching_files(patterns: Sequence[str], base: Path) -> dict[str, Path]:
     """Paths that match ``patterns`` (relative to ``base``), sorted, by the name they have in a digest.
 
     A file under ``base`` is named relative to it, so that a moved folder stays the same corpus. Raises
-    `ConfigError` when there are no patterns or one matches no file.
+    `ConfigError` when there are no patterns or one matches no file, `EnvironmentFault` for a folder that
+    cannot be listed.
     """
     if not patterns:
         raise ConfigError("`files` is empty", remedy="list paths or patterns, relative to the config file")
     matched: dict[str, Path] = {}
     for pattern in patterns:
+        _require_readable(pattern, base)
         # Not glob(base / pattern): a folder may have a bracket in its name.
         paths = [base / found for found in glob(pattern, root_dir=base, recursive=True)]
         files = [path for path in paths if path.is_file()]
@@ -58,6 +63,20 @@ def matching_files(patterns: Sequence[str], base: Path) -> dict[str, Path]:
             name = path.relative_to(base) if path.is_relative_to(base) else path
             matched[name.as_posix()] = path
     return dict(sorted(matched.items()))
+
+
+def _require_readable(pattern: str, base: Path) -> None:
+    """Raise `EnvironmentFault` for a folder that ``pattern`` leads into and that `glob` would pass over."""
+
+    def refuse(error: OSError) -> None:
+        raise unreadable(error, str(error.filename))
+
+    parts = Path(pattern).parts
+    root = base.joinpath(*itertools.takewhile(lambda part: not has_magic(part), parts))
+    if root.is_dir():
+        for _ in os.walk(root, onerror=refuse):
+            if "**" not in parts:
+                break
 
 
 def prepared_folder(data: Data, base: Path) -> Path:
