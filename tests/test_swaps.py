@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ import pytest
 import run_folder
 import torch
 from attack import edit_json, flip, trusted
+from memory_store import Store
 from run_folder import SampleRun
 from safetensors.numpy import save_file
 from torch import nn
@@ -495,32 +496,6 @@ def test_evaluate_computes_with_what_it_verified(run: SampleRun, monkeypatch: py
     assert found.checkpoint_id == run.saved[20].checkpoint
     with pytest.raises(VerificationFailed):
         examples.with_weights(Weights(), found, cpu)
-
-
-class Store:
-    """A store with the files of a run, as `harness.stores.client.ObjectStore` shows them."""
-
-    url = "s3://bucket/run"
-
-    def __init__(self, run: SampleRun) -> None:
-        paths = [path for path in run.root.rglob("*") if path.is_file()]
-        self.content = {path.relative_to(run.root).as_posix(): path.read_bytes() for path in paths}
-        lines = self.content.pop(layout.METRICS).splitlines(keepends=True)
-        for step in run.saved:
-            part = f"{layout.METRICS_PARTS}/{layout.checkpoint_name(step)}.jsonl"
-            self.content[part] = b"".join(lines[step - 10 : step])
-
-    def objects(self, prefix: str = "") -> dict[str, int]:
-        return {path: len(data) for path, data in self.content.items()}
-
-    def get(self, path: str, limit: int) -> bytes:
-        return self.content[path]
-
-    def pieces(self, path: str, size: int) -> Iterator[memoryview]:
-        yield memoryview(self.content[path])
-
-    def at(self, path: str) -> str:
-        return f"{self.url}/{path}"
 
 
 SWAPS: dict[str, tuple[str, Swap]] = {

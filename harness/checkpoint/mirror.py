@@ -269,10 +269,8 @@ class Mirror:
         path, step = f"{layout.METRICS_PARTS}/{name}.jsonl", layout.parse_checkpoint_name(name)
         if path in self._objects or step is None:
             return
-        names = [
-            folder.name.removeprefix(layout.PRUNED) for folder in [*self.run.complete(), *self.run.pruned()]
-        ]
-        steps = (layout.parse_checkpoint_name(each) or 0 for each in names)
+        folders = [*self.run.complete(), *self.run.pruned()]
+        steps = (layout.step_of(folder.name.removeprefix(layout.PRUNED)) for folder in folders)
         self._put(path, self._metrics(max((each for each in steps if each < step), default=0), step))
 
     def _send_added(self) -> None:

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from harness.commands import Outcome
-from harness.commands.trust import add_trust, require_own, required, trusted
+from harness.commands.trust import add_heads, add_trust, require_own, required, trusted
 from harness.format import leftovers
 from harness.format.layout import RunFolder
 from harness.stores.client import ObjectStore
@@ -46,15 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoints to bring whole: newest (default), all, none, or steps: 100,200",
     )
     add_trust(parser)
-    parser.add_argument(
-        "--head",
-        type=Path,
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="kept log heads: a run that was rolled back or rewritten since is not put in place",
-    )
+    add_heads(parser, "is not put in place")
 
 
 def run(arguments: argparse.Namespace) -> Outcome:

@@ -28,6 +28,19 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     trust.add_argument("--policy", type=Path, metavar="FILE", help="who may sign what (docs/verify.md)")
 
 
+def add_heads(parser: argparse.ArgumentParser, consequence: str) -> None:
+    """Add ``--head``; ``consequence``: of a run that does not continue them."""
+    parser.add_argument(
+        "--head",
+        type=Path,
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help=f"kept log heads: a run that was rolled back or rewritten since {consequence}",
+    )
+
+
 def add_ancestors(parser: argparse.ArgumentParser) -> None:
     """Add ``--with``."""
     parser.add_argument(

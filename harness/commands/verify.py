@@ -17,7 +17,7 @@ from pathlib import Path
 from harness.audit.verification import text as verdict
 from harness.audit.verification import verify
 from harness.commands import Outcome
-from harness.commands.trust import add_ancestors, add_trust, require_own, required
+from harness.commands.trust import add_ancestors, add_heads, add_trust, require_own, required
 
 EXAMPLE = "harness verify runs/tiny --key alice.ed25519.pub --key alice.p256.pub"
 
@@ -27,15 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, metavar="PATH", help="run, checkpoint, export or prepared corpus")
     add_trust(parser)
     add_ancestors(parser)
-    parser.add_argument(
-        "--head",
-        type=Path,
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="kept log heads: a run that was rolled back or rewritten since fails",
-    )
+    add_heads(parser, "fails")
     parser.add_argument(
         "--since",
         type=Path,

@@ -19,7 +19,7 @@ from harness.commands import Outcome
 from harness.errors import UsageError
 from harness.format import files
 from harness.format.json_lines import Line, Tail
-from harness.format.layout import RunFolder, parse_checkpoint_name
+from harness.format.layout import RunFolder, step_of
 from harness.report import facts, frame, runs
 from harness.report.frame import View
 from harness.report.runs import Incident
@@ -102,7 +102,7 @@ def _newest(complete: list[Path]) -> tuple[int, float] | None:
     """Step and time of the last of ``complete``; None when there is none, or when it was just pruned."""
     for path in reversed(complete):
         try:
-            return parse_checkpoint_name(path.name) or 0, path.stat().st_mtime
+            return step_of(path.name), path.stat().st_mtime
         except OSError:  # also where it is no folder but a link that leads nowhere
             continue
     return None

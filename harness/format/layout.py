@@ -85,6 +85,11 @@ def parse_checkpoint_name(name: str) -> int | None:
     return step if checkpoint_name(step) == name else None
 
 
+def step_of(name: str) -> int:
+    """The same, for order: 0 for any other name."""
+    return parse_checkpoint_name(name) or 0
+
+
 def parse_nonfinite_name(name: str) -> tuple[int, int] | None:
     """Step and number, from 1, of a state that was kept before a NaN or an infinity; None for other names."""
     match = _NONFINITE_NAME.fullmatch(name)

@@ -37,7 +37,7 @@ class Contents:
     def all(self) -> list[str]:
         """Names of checkpoints with payload or without, by step."""
         names = {*self.complete, *self.pruned}
-        return sorted(names, key=lambda name: layout.parse_checkpoint_name(name) or 0)
+        return sorted(names, key=layout.step_of)
 
     @cached_property
     def complete(self) -> list[str]:

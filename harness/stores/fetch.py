@@ -31,7 +31,7 @@ from harness.provenance.transparency import log
 from harness.stores.client import ObjectStore
 from harness.stores.contents import Contents, Selection, newest
 from harness.stores.judged import Judge
-from harness.stores.staged import AT_ONCE, LIMIT, Staged
+from harness.stores.staged import AT_ONCE, LIMIT, Staged, files_in
 from harness.terminal import Progress, progress
 
 _READINGS = 5
@@ -166,7 +166,9 @@ def _newest_in_order(
     """The name of the one that was made whole; nothing where there was no newer one."""
     run, contents = staged.run, staged.contents
     here = [folder.name for folder in run.complete()]
-    newer = [name for name in contents.complete if not here or _step(name) > _step(here[-1])]
+    newer = [
+        name for name in contents.complete if not here or layout.step_of(name) > layout.step_of(here[-1])
+    ]
     for name in reversed(newer):
         try:
             check(run.checkpoints / f"{layout.PRUNED}{name}", staged.logged)
@@ -228,7 +230,7 @@ def _fetch_checkpoint(staged: Staged, name: str, bar: Progress, judge: Judge | N
     where = str(statements / layout.MANIFEST)
     manifest = Manifest.parse(durable.read_limited(statements / layout.MANIFEST, LIMIT), where=where)
     _remove_others(temporary, {entry.path for entry in manifest.files})
-    for path in [path for path in statements.rglob("*") if path.is_file()]:
+    for path in files_in(statements):
         target = temporary / path.relative_to(statements)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)  # copytree's own error would not say that the disk is full
@@ -251,7 +253,7 @@ def _fetch_checkpoint(staged: Staged, name: str, bar: Progress, judge: Judge | N
 
 def _remove_others(folder: Path, payload: Collection[str]) -> None:
     """What an interrupted fetch of another state of the store has left."""
-    for path in [path for path in folder.rglob("*") if path.is_file()]:
+    for path in files_in(folder):
         if path.relative_to(folder).as_posix() not in payload:
             path.unlink()
 
@@ -285,7 +287,3 @@ def _is_here(path: Path, entry: FileEntry) -> bool:
         return False
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest() == entry.sha256
-
-
-def _step(name: str) -> int:
-    return layout.parse_checkpoint_name(name) or 0

@@ -20,7 +20,7 @@ from harness.errors import EvidenceIncomplete, HarnessError, VerificationFailed
 from harness.format import layout
 from harness.provenance.findings import Finding, Findings
 from harness.provenance.policy.rules import Policy
-from harness.stores.staged import SMALL_FILES, Staged, is_signature
+from harness.stores.staged import SMALL_FILES, Staged, files_in, is_signature
 
 
 @dataclass
@@ -46,8 +46,8 @@ class Judge:
             what = f"the store's log has {theirs} records, and this folder's has {ours}: it was rolled back"
             remedy = "get the newest state of the run from its maker, unless a job trains in this folder"
             raise VerificationFailed(what, where=staged.store.url, remedy=remedy)
-        last = _step(next(reversed(list(staged.told)), ""))
-        beyond = [name for name in staged.contents.all if _step(name) > last]
+        last = layout.step_of(next(reversed(list(staged.told)), ""))
+        beyond = [name for name in staged.contents.all if layout.step_of(name) > last]
         if len(beyond) > 1 or beyond == staged.contents.all:
             what = (
                 f"holds {len(beyond)} checkpoints that its log does not name, and a save enters its own last"
@@ -80,7 +80,7 @@ def _complete(staged: Staged) -> None:
     run, folder = staged.run, staged.folder
     if not staged.ahead:
         shutil.rmtree(folder.log, ignore_errors=True)
-    for path in [path for path in run.log.rglob("*") if path.is_file()] if run.log.is_dir() else ():
+    for path in files_in(run.log):
         _copy(path, folder.root / path.relative_to(run.root))
     kept = [name for name in SMALL_FILES if not (name == layout.POLICY and staged.drops_policy)]
     for name in [*kept, layout.METRICS]:
@@ -88,7 +88,7 @@ def _complete(staged: Staged) -> None:
     for source in [*run.complete(), *run.pruned()]:
         name = source.name.removeprefix(layout.PRUNED)
         if source not in staged.superseded:
-            for path in [path for path in source.rglob("*") if path.is_file()]:
+            for path in files_in(source):
                 inside = path.relative_to(source).as_posix()
                 if is_signature(inside):
                     _copy(path, folder.checkpoints / f"{layout.PRUNED}{name}" / inside)
@@ -115,7 +115,3 @@ def _error(failed: Sequence[Finding], staged: Staged) -> HarnessError:
         where=staged.told_of(first.where),
         remedy=f"nothing was put in place; {first.remedy}",
     )
-
-
-def _step(name: str) -> int:
-    return layout.parse_checkpoint_name(name) or 0

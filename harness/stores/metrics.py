@@ -39,7 +39,7 @@ def bring(
     Raises `EvidenceIncomplete` for a part that is not there, `VerificationFailed` for one that is too large.
     """
     names = [name for name in contents.all if name not in without]
-    if not names or (not ahead and last_step(current) >= (layout.parse_checkpoint_name(names[-1]) or 0)):
+    if not names or (not ahead and last_step(current) >= layout.step_of(names[-1])):
         return False
     durable.make_folder(target.parent)
     with open(target, "wb") as stream:

@@ -270,6 +270,11 @@ def is_signature(path: str) -> bool:
     return path in fixed or later.name_of(path) is not None
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder of our own and of those in it; none of one that is not there."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def _keep_only(checkpoints: Path, names: Collection[str]) -> None:
     """Remove what an interrupted fetch of another state of the store has left."""
     for path in checkpoints.iterdir() if checkpoints.is_dir() else ():
@@ -281,7 +286,7 @@ def _remove_copy(statements: Path, whole: Path) -> None:
     """Remove what a fetch that was cut off has left beside the checkpoint that it had made ``whole``."""
     if not whole.is_dir():
         return
-    for path in [path for path in statements.rglob("*") if path.is_file()]:
+    for path in files_in(statements):
         inside = path.relative_to(statements)
         copy = whole / inside
         if not (

@@ -112,4 +112,4 @@ def shared_text(loaded: config.Loaded) -> str:
 def reached(member: Member) -> int:
     """The step of the newest complete checkpoint, by its name; 0 when there is none."""
     complete = layout.RunFolder(member.folder).complete()
-    return (layout.parse_checkpoint_name(complete[-1].name) or 0) if complete else 0
+    return layout.step_of(complete[-1].name) if complete else 0

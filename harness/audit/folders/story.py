@@ -80,7 +80,7 @@ def last(path: Path) -> Path:
     if layout.kind_of(path) == "checkpoint":
         return path
     run = RunFolder(path)
-    reached = max((layout.parse_checkpoint_name(each.name) or 0 for each in run.complete()), default=0)
+    reached = max((layout.step_of(each.name) for each in run.complete()), default=0)
     kept = [folder for step, folder in run.nonfinite() if step >= reached]
     return kept[-1] if kept else newest(path)
 

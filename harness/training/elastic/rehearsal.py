@@ -227,11 +227,8 @@ class _Rehearsal:
         session = self._session
         batch = self._samples(shard)
         seed_shard(session.seed, shard, 0)
-        try:
-            with session.autocast():
-                loss = session.task.loss(session.wrapped, batch)
-        except RuntimeError as error:
-            raise unfit.explained(error, session.model) from error
+        with unfit.explaining(session.model), session.autocast():
+            loss = session.task.loss(session.wrapped, batch)
         if loss.ndim:
             self._note_wrong(
                 f"the loss has shape {tuple(loss.shape)}, and must be a scalar", "return its mean or sum"
@@ -244,10 +241,8 @@ class _Rehearsal:
                 "add it in its own order",
                 f"call no backward in `loss`: return the sum of what is to be minimised, {_TURN_OFF}",
             )
-        try:
+        with unfit.explaining(session.model):
             loss.backward()
-        except RuntimeError as error:
-            raise unfit.explained(error, session.model) from error
         ends("back")
         gradients: dict[str, Piece] = {}
         for name, parameter in session.model.named_parameters():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -70,8 +72,19 @@ def once(model: nn.Module) -> None:
     model.register_forward_hook(watch)
 
 
-def explained(error: RuntimeError, model: nn.Module) -> Exception:
-    """Torch's ``error`` in a pass of ``model`` as a refusal, where it is known; else as it is."""
+@contextmanager
+def explaining(model: nn.Module) -> Iterator[None]:
+    """Around a pass of ``model``: raise a refusal for an error of torch that is known; any other stays."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = _explained(error, model)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _explained(error: RuntimeError, model: nn.Module) -> TrainingFailed | None:
     text, place = str(error), _innermost(error.__traceback__, model)
     if "got mixed torch.Tensor and DTensor" in text:
         return TrainingFailed(
@@ -85,7 +98,7 @@ def explained(error: RuntimeError, model: nn.Module) -> Exception:
             where=_WHERE,
             remedy=f"make a new tensor there (x = x + y for x += y, inplace=False), {_TURN_OFF}",
         )
-    return error
+    return None
 
 
 def _innermost(traceback: TracebackType | None, model: nn.Module) -> str:
