@@ -106,13 +106,15 @@ def test_differentiating_twice_under_fsdp2_is_refused_by_the_name_of_the_model()
 def test_weights_that_are_used_past_the_model_under_fsdp2_are_named() -> None:
     """Oracle: the layer that was called by itself."""
     model = sharded(Branching())
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(TrainingFailed) as raised, unfit.explaining(model):
         model.first(torch.randn(4, 8))  # type: ignore[operator]
-    found = unfit.explained(raised.value, model)
-    assert isinstance(found, TrainingFailed)
-    assert "the parameters of `first` are used while FSDP2 has them cut" in str(found)
+    assert "the parameters of `first` are used while FSDP2 has them cut" in str(raised.value)
+    assert isinstance(raised.value.__cause__, RuntimeError)
     other = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-    assert unfit.explained(other, model) is other
+    with pytest.raises(RuntimeError) as kept, unfit.explaining(model):
+        raise other
+    assert kept.value is other
+    assert other.__cause__ is None
 
 
 @pytest.mark.parametrize(
