@@ -264,6 +264,18 @@ class Strided(Hostile):
     net = StridedNet
 
 
+class LazyNet(Net):
+    """A layer that takes its size from its first input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.LazyLinear(16)
+
+
+class Lazy(Hostile):
+    net = LazyNet
+
+
 class Unit(nn.Linear):
     """A unit of FSDP2 that writes to what it gets."""
 

@@ -86,6 +86,7 @@ def run(root: Path, kind: str, **sections: str) -> Path:
         ("Sparse", "`table` has sparse gradients"),
         ("Synced", "`normal` is a SyncBatchNorm, whose statistics are of what all ranks compute at a time"),
         ("Strided", "the parameter `first.weight` of shape (16, 8) is not contiguous in memory"),
+        ("Lazy", "the parameter `first.weight` has no shape yet"),
         ("Writes", "`unit` writes to the input of a unit in place"),
         ("Unused", "`unused.weight` gets no gradient from a micro-batch"),
         ("Backward", "`first.weight` has a gradient before the loss is returned"),
